@@ -1,0 +1,1 @@
+"""Benchmarks: the standard cases, the peers they are timed against, and `python -m benchmarks.run`."""

@@ -1,0 +1,47 @@
+"""fastrec as one more way to serve a case."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from torch import Tensor
+
+import fastrec
+from fastrec.backends.base import Session
+
+from .models import Batch
+from .peers import Call, Work
+
+__all__ = ["Served", "prepare"]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A compressed model as a call, the name of the session it chose for each size, and those sessions bare.
+
+    `bare[rows]` is the session that serves `rows` rows without the wrapper's guards and conversions. Sessions take flat
+    tensors, which is what a case's batch is.
+    """
+
+    call: Call
+    chosen: Mapping[int, str]
+    bare: Mapping[int, Call]
+
+
+def prepare(work: Work, sizes: Sequence[int]) -> Served:
+    """Compress a private copy of the case's model, exactly, for `sizes`, with everything left at its default."""
+    fast = fastrec.compress(work.model(), work.example, batch_sizes=tuple(sizes), progress=False)
+
+    def call(batch: Batch) -> Tensor:
+        return cast("Tensor", fast(*batch))
+
+    def bare(session: Session) -> Call:
+        return lambda batch: session(*batch)[0]
+
+    return Served(
+        call,
+        {size.rows: size.session for size in fast.report.sizes},
+        {rows: bare(fast.session(rows)) for rows in sizes},
+    )

@@ -1,0 +1,195 @@
+"""Results as a Markdown table and as a bar chart."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+from fastrec.measure import Latency, Ratio
+from fastrec.wording import amount, clean, difference, duration, spans, times
+
+from .peers import FP32, PEERS
+from .results import OURS, CaseResult, Cell, Results
+
+__all__ = ["chart", "markdown"]
+
+INTRODUCTION = (
+    "Medians on one thread, fresh uniform ids on each call, turns taken call by call, each timed "
+    "call right after an untimed one of the same way on another input; the fastest fp32 way in bold, 95 % "
+    f"intervals in brackets. fp32 peers: {', '.join(FP32)}. The others round more coarsely, so their scores differ "
+    "(below)."
+)
+
+
+def markdown(results: Results) -> str:
+    """Medians of every way to serve, one row per case and number of rows; then what stands behind them."""
+    ways = [*PEERS, OURS]
+    head = [
+        "case",
+        "N",
+        *ways,
+        "speed-up over eager",
+        "over the best fp32 peer",
+        "fastrec serves with",
+        "rounds",
+    ]
+    lines = [_line(head), _line(["---", "---:", *["---:"] * (len(ways) + 2), "---", "---:"])]
+    for case in results.cases.values():
+        for cell in case.cells:
+            lines.append(_line(_row(case, cell, ways)))
+    parts = [
+        INTRODUCTION,
+        "\n".join(lines),
+        *_sections(results),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _row(case: CaseResult, cell: Cell, ways: list[str]) -> list[str]:
+    exact = [name for name in (*FP32, OURS) if name in cell.latency]
+    fastest = min(exact, key=lambda name: cell.latency[name].p50)
+    medians = [_median(cell.latency.get(name), bold=name == fastest) for name in ways]
+    best = cell.best
+    over_best = cell.speedup.get(best) if best is not None else None
+    return [
+        case.name,
+        f"{cell.rows:,}",
+        *medians,
+        _speedup(cell.speedup.get("eager")),
+        _speedup(over_best) + (f" {best}" if over_best is not None else ""),
+        clean(cell.chosen, 60).replace("|", "/") or "-",
+        f"{next(iter(cell.latency.values())).n:,}",
+    ]
+
+
+def _sections(results: Results) -> Iterator[str]:
+    cases = results.cases.values()
+    yield "### Ways to serve\n\n" + "\n".join(f"- {peer.name}: {peer.what}" for peer in PEERS.values())
+    notes = [f"- {case.name}: {case.note}" for case in cases if case.note]
+    if notes:
+        yield "### Notes\n\n" + "\n".join(notes)
+    absent = [
+        f"- {case.name}, {name}: {_plain(reason)}" for case in cases for name, reason in case.absent.items()
+    ]
+    if absent:
+        yield "### Could not run\n\n" + "\n".join(absent)
+    yield (
+        "### Preparation (seconds to prepare + seconds of the first calls; memory by which the process grew)\n\n"
+        + (
+            _table(
+                ["case", *PEERS, OURS, "process"],
+                [
+                    [
+                        case.name,
+                        *(_prepared(case, name) for name in (*PEERS, OURS)),
+                        amount(case.resident_bytes),
+                    ]
+                    for case in cases
+                ],
+            )
+        )
+    )
+    yield "### p95\n\n" + _table(
+        ["case", "N", *PEERS, OURS],
+        [
+            [case.name, f"{cell.rows:,}", *(_p95(cell.latency.get(name)) for name in (*PEERS, OURS))]
+            for case in cases
+            for cell in case.cells
+        ],
+    )
+    others = [name for name in (*PEERS, OURS) if name != "eager"]
+    yield "### Largest difference of a score from eager's, over one batch\n\n" + _table(
+        ["case", "N", *others],
+        [
+            [case.name, f"{cell.rows:,}", *(_difference(cell, name) for name in others)]
+            for case in cases
+            for cell in case.cells
+        ],
+    )
+    overheads = [
+        f"- {case.name}, N={found.rows}: {duration(found.seconds)} "
+        f"[{spans(duration(found.low), duration(found.high))}], {found.n:,} rounds"
+        for case in cases
+        for found in case.wrapper
+    ]
+    if overheads:
+        yield "### What fastrec's wrapper (guards, conversions) adds to its session\n\n" + "\n".join(
+            overheads
+        )
+    yield "### Machine\n\n" + "\n".join(
+        f"- {case.name}: {case.machine}; {' '.join(case.machine.flags)}; "
+        f"{case.processes} process{'es' if case.processes > 1 else ''}"
+        for case in cases
+    )
+
+
+def chart(results: Results) -> str | None:
+    """Latency relative to eager (lower is better) as an SVG, or None without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    cells = [(case.name, cell) for case in results.cases.values() for cell in case.cells]
+    ways = [
+        name for name in (*FP32, OURS) if name != "eager" and any(name in cell.latency for _, cell in cells)
+    ]
+    figure = Figure(figsize=(max(6.0, 0.55 * len(cells)), 4.2), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / max(1, len(ways))
+    for k, name in enumerate(ways):
+        spots = [
+            (i + (k - (len(ways) - 1) / 2) * width, cell.latency[name].p50 / cell.latency["eager"].p50)
+            for i, (_, cell) in enumerate(cells)
+            if name in cell.latency
+        ]
+        axes.bar([x for x, _ in spots], [y for _, y in spots], width, label=name, color=f"C{k}")
+    axes.axhline(1.0, color="black", linewidth=0.8)
+    axes.set_ylabel("median latency, eager = 1")
+    axes.set_xticks(
+        range(len(cells)), [f"{name} {cell.rows}" for name, cell in cells], rotation=60, ha="right"
+    )
+    axes.set_title("One thread, fp32; lower is faster")
+    axes.margins(x=0.01)
+    figure.legend(ncols=len(FP32), fontsize="small", loc="outside upper center")
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join([_line(head), _line(["---", *["---:"] * (len(head) - 1)]), *map(_line, rows)])
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _median(latency: Latency | None, *, bold: bool) -> str:
+    if latency is None:
+        return "-"
+    return f"**{duration(latency.p50)}**" if bold else duration(latency.p50)
+
+
+def _p95(latency: Latency | None) -> str:
+    return "-" if latency is None else duration(latency.p95)
+
+
+def _speedup(ratio: Ratio | None) -> str:
+    return "-" if ratio is None else f"{times(ratio.value)} [{spans(times(ratio.low), times(ratio.high))}]"
+
+
+def _prepared(case: CaseResult, name: str) -> str:
+    found = case.prepared.get(name)
+    return (
+        "-"
+        if found is None
+        else f"{found.seconds:.1f} + {found.first_calls:.1f} s, {amount(found.grown_bytes)}"
+    )
+
+
+def _difference(cell: Cell, name: str) -> str:
+    return difference(cell.difference[name]) if name in cell.difference else "-"
+
+
+def _plain(text: str) -> str:
+    return clean(text, 400).replace("|", "/").replace("<", "‹").replace(">", "›")

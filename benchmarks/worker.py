@@ -1,0 +1,201 @@
+"""One case in one process: everything prepared, then timed turn by turn on the same fresh inputs."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastrec.measure import machine, resident_bytes
+
+from . import ours
+from .models import Batch, Case
+from .peers import PEERS, Call, Peer, Work
+from .results import OURS, CaseResult, Cell, Overhead, Prepared
+from .turns import take_turns
+
+__all__ = ["measure_case"]
+
+EXAMPLE_ROWS, CALIBRATION_BATCHES = 8, 32
+WARM_CALLS = 2
+MIN_ROUNDS, MIN_ROUNDS_SLOW, SLOW = 36, 18, 0.5  # rounds; a round slower than SLOW seconds gets fewer of them
+WRAPPER_ROWS = (1, 100)
+LEFT_OUT = "left out of this run"
+
+
+@dataclass
+class _Bench:
+    """The case being measured, and what is known of it so far."""
+
+    case: Case
+    sizes: Sequence[int]
+    seconds: float
+    seed: int
+    say: Callable[[str], None]
+    calls: dict[str, Call] = field(default_factory=dict)
+    prepared: dict[str, Prepared] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+
+    def generator(self, stream: int) -> torch.Generator:
+        """A random stream of this process and purpose."""
+        return torch.Generator().manual_seed(1_000_003 * self.seed + stream)
+
+    def inputs(self, rows: int, stream: int) -> Callable[[], Batch]:
+        """Fresh batches, one per call."""
+        generator = self.generator(stream)
+        return lambda: self.case.make_batch(rows, generator)
+
+    def prepare(self, name: str, build: Callable[[], Call]) -> None:
+        """Build one way to serve and call it at every size; what fails is listed with its reason."""
+        before, start = resident_bytes(), time.perf_counter()
+        try:
+            call = build()
+            built = time.perf_counter()
+            for rows in self.sizes:
+                make = self.inputs(rows, 1)
+                for _ in range(WARM_CALLS):
+                    call(make())
+        except Exception as error:  # noqa: BLE001  (a foreign library may raise anything: listed, the others go on)
+            self.absent[name] = _reason(error)
+            self.say(f"  {name}: cannot run: {self.absent[name]}")
+            return
+        end = time.perf_counter()
+        self.calls[name] = call
+        self.prepared[name] = Prepared(built - start, end - built, resident_bytes() - before)
+        self.say(f"  {name}: prepared in {built - start:.1f} s, first calls {end - built:.1f} s")
+
+    def differences(self, rows: int) -> dict[str, float]:
+        """Largest |score - score of eager| of each call over one batch; a call of another shape is struck off."""
+        batch = self.case.make_batch(rows, self.generator(2))
+        expected = self.calls["eager"](batch)
+        found = {}
+        for name, call in list(self.calls.items()):
+            got = call(batch)
+            delta = float((got - expected).abs().max()) if got.shape == expected.shape else float("nan")
+            if np.isfinite(delta):
+                found[name] = delta
+            else:
+                del self.calls[name]
+                self.absent[name] = f"wrong at N={rows}: {_short(got)} instead of {_short(expected)}"
+                self.say(f"  {name}: {self.absent[name]}")
+        return found
+
+    def cell(self, rows: int, chosen: str) -> Cell:
+        """Time every call at this number of rows."""
+        difference = self.differences(rows)
+        make = self.inputs(rows, 10 + rows)
+        start = time.perf_counter()
+        for call in self.calls.values():
+            call(make())
+        slow = time.perf_counter() - start > SLOW
+        samples = take_turns(
+            self.calls, make, seconds=self.seconds, min_rounds=MIN_ROUNDS_SLOW if slow else MIN_ROUNDS
+        )
+        latency = {name: samples.latency(name) for name in self.calls}
+        speedup = {
+            name: samples.ratio(name, OURS) for name in self.calls if OURS in self.calls and name != OURS
+        }
+        load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+        times = "  ".join(f"{name} {value.p50 * 1e3:.3f}" for name, value in latency.items())
+        self.say(f"  N={rows} ({samples.rounds} rounds), ms: {times}")
+        return Cell(rows, latency, speedup, difference, chosen, load)
+
+
+def measure_case(
+    case: Case,
+    *,
+    sizes: Sequence[int],
+    peers: Sequence[str],
+    fastrec: bool,
+    seconds: float,
+    seed: int,
+    say: Callable[[str], None],
+) -> CaseResult:
+    """Prepare `peers` and fastrec on one case, and time them together for `seconds` at each of `sizes`.
+
+    Torch is set to one thread: call this in a process of its own.
+    """
+    torch.set_num_threads(1)
+    names = ["eager", *(name for name in peers if name != "eager")]  # the others are compared with eager
+    with tempfile.TemporaryDirectory() as folder:
+        # Compiled code of an earlier run would make the seconds to prepare look like nothing.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder + "/inductor"
+        bench = _Bench(case, sizes, seconds, seed, say)
+        calibration = [
+            case.make_batch(EXAMPLE_ROWS, generator)
+            for generator in [bench.generator(0)]
+            for _ in range(CALIBRATION_BATCHES)
+        ]
+        work = Work(case, calibration, Path(folder))
+        bench.absent.update({name: LEFT_OUT for name in PEERS if name not in names})
+        for name in names:
+            peer = PEERS[name]
+            if reason := peer.missing():
+                bench.absent[name] = reason
+                say(f"  {name}: {reason}")
+            else:
+                bench.prepare(name, _builder(peer, work))
+        served: list[ours.Served] = []
+        if fastrec:
+            bench.prepare(OURS, lambda: _ours(work, sizes, served))
+        else:
+            bench.absent[OURS] = LEFT_OUT
+        chosen = served[0].chosen if served else {}
+        cells = tuple(bench.cell(rows, chosen.get(rows, "")) for rows in sizes)
+        timed = [rows for rows in WRAPPER_ROWS if rows in sizes and OURS in bench.calls]
+        wrapper = tuple(_overhead(bench, served[0], rows) for rows in timed)
+        return CaseResult(
+            name=case.name,
+            note=case.note,
+            machine=machine(),
+            prepared=bench.prepared,
+            absent=bench.absent,
+            cells=cells,
+            wrapper=wrapper,
+            resident_bytes=resident_bytes(),
+        )
+
+
+def _builder(peer: Peer, work: Work) -> Callable[[], Call]:
+    return lambda: peer.prepare(work)
+
+
+def _ours(work: Work, sizes: Sequence[int], served: list[ours.Served]) -> Call:
+    served.append(ours.prepare(work, sizes))
+    return served[0].call
+
+
+def _overhead(bench: _Bench, served: ours.Served, rows: int) -> Overhead:
+    """What the wrapper adds to its session, by turns on the same inputs."""
+    samples = take_turns(
+        {"wrapped": served.call, "bare": served.bare[rows]},
+        bench.inputs(rows, 10_000 + rows),
+        seconds=bench.seconds / 2,
+        min_rounds=MIN_ROUNDS,
+    )
+    wrapped, bare = samples.seconds["wrapped"], samples.seconds["bare"]
+    draws = np.random.default_rng(0).integers(0, len(bare), (2000, len(bare)))
+    low, high = np.quantile(
+        np.median(wrapped[draws], axis=1) - np.median(bare[draws], axis=1), (0.025, 0.975)
+    )
+    value = float(np.median(wrapped) - np.median(bare))
+    bench.say(f"  wrapper at N={rows}: {value * 1e6:.1f} us ({low * 1e6:.1f} to {high * 1e6:.1f})")
+    return Overhead(rows, value, float(low), float(high), samples.rounds)
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines)
+    return f"{type(error).__name__}: {text[:300]}{'…' if len(text) > 300 else ''}"
+
+
+def _short(scores: Tensor) -> str:
+    finite = "finite" if bool(torch.isfinite(scores).all()) else "not finite"
+    return f"{tuple(scores.shape)} {finite}"

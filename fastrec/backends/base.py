@@ -1,0 +1,51 @@
+"""The one shape of a backend: settings, and `compile(program) -> Session`."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ..program import Program
+
+__all__ = ["Backend", "Session"]
+
+
+class Session(abc.ABC):
+    """A compiled program, called with the flat inputs of the graph, returning its flat outputs.
+
+    Calls are thread-safe. `resident_bytes` is what the session holds beyond the tensors it shares
+    with the graph it was compiled from (weights copied into another library, packed copies).
+    """
+
+    resident_bytes: int = 0
+
+    @abc.abstractmethod
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Run one batch."""
+
+
+@dataclass(frozen=True)
+class Backend(abc.ABC):
+    """A way to run a captured graph: frozen settings, inert until `compile`."""
+
+    name: ClassVar[str]
+
+    @abc.abstractmethod
+    def unavailable(self) -> str | None:
+        """Why this backend cannot run on this machine (with the cure), or None when it can."""
+
+    @abc.abstractmethod
+    def compile(self, program: Program) -> Session:
+        """Compile `program.model`, an `fx.GraphModule`, for any number of rows.
+
+        Raises `BackendUnavailable` when its package is missing and `BackendError` when it cannot run
+        this graph. Uses `torch.get_num_threads()` threads, as read when it is called.
+        """
+
+    @property
+    def label(self) -> str:
+        """The name with the settings that differ from the default, for reports."""
+        return self.name

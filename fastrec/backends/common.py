@@ -1,0 +1,116 @@
+"""What the compiling backends share: reading the program, sizes, quiet calls, and short reasons."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import threading
+import warnings
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, fx
+
+from ..errors import BackendError
+from ..program import Program
+
+__all__ = ["COMPILING", "GIB", "captured", "example_of", "export_free", "failure", "quiet", "reason_of", "tensor_bytes"]
+
+GIB = 2**30
+
+# Exporters and compilers keep global caches and settings: one at a time.
+COMPILING = threading.RLock()
+
+_NOISE = re.compile(r"^(Failed to|<class|⬆|##|={3,}|-{3,}|\[\d|Traceback|While executing|Original traceback|set TORCH)")
+
+
+def captured(program: Program, backend: str) -> fx.GraphModule:
+    """The program's graph. Raises `BackendError` when it has not been captured."""
+    if not isinstance(program.model, fx.GraphModule):
+        raise BackendError("compiles captured graphs only: capture the program first", backend=backend)
+    return program.model
+
+
+def export_free(gm: fx.GraphModule, backend: str) -> torch.export.ExportedProgram:
+    """The graph exported afresh, its free sizes still free, with nothing printed.
+
+    A fresh export has a size environment of its own, so what a compiler learns of sizes stays out of `gm`.
+
+    Raises `BackendError` when a size that was free would be frozen.
+    """
+    inputs = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    auto = torch.export.Dim.AUTO
+    sizes = tuple(
+        {axis: auto for axis, size in enumerate(node.meta["val"].shape) if isinstance(size, torch.SymInt)}
+        for node in inputs
+    )
+    with torch.no_grad():
+        exported = torch.export.export(gm, example_of(inputs), dynamic_shapes=sizes, strict=False)
+    frozen = _frozen(inputs, exported)
+    if frozen:
+        raise BackendError(f"the batch size would be frozen on {', '.join(frozen)}", backend=backend)
+    return exported
+
+
+def example_of(nodes: Iterable[fx.Node]) -> tuple[Tensor, ...]:
+    """Zeros in the shapes and types the graph was captured with, one per node."""
+    found = []
+    for node in nodes:
+        value = node.meta["val"]
+        found.append(torch.zeros(tuple(_hint(size) for size in value.shape), dtype=value.dtype))
+    return tuple(found)
+
+
+def tensor_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the tensors, those that share their storage counted once."""
+    sizes: dict[int, int] = {}
+    for tensor in tensors:
+        place = tensor.untyped_storage().data_ptr()
+        sizes[place] = max(sizes.get(place, 0), tensor.numel() * tensor.element_size())
+    return sum(sizes.values())
+
+
+def failure(error: BaseException, what: str, backend: str) -> BackendError:
+    """The error as a `BackendError` that says what failed and, in one line, why."""
+    return error if isinstance(error, BackendError) else BackendError(f"{what}: {reason_of(error)}", backend=backend)
+
+
+def reason_of(error: BaseException) -> str:
+    """The first telling line of an error, without colours, graph dumps or stack traces."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = (line.strip() for line in text.splitlines())
+    telling = next((line for line in lines if line and not _NOISE.match(line)), "")
+    return f"{type(error).__name__}: {telling[:200]}" if telling else type(error).__name__
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence torch's exporters and compilers, one caller at a time; levels and filters are put back after."""
+    with COMPILING:
+        loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._inductor", "torch._dynamo")]
+        levels = [logger.level for logger in loggers]
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.CRITICAL)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _hint(size: int | torch.SymInt) -> int:
+    return size if isinstance(size, int) else int(size.node.hint if size.node.has_hint() else 2)
+
+
+def _frozen(inputs: list[fx.Node], exported: torch.export.ExportedProgram) -> list[str]:
+    """Inputs with a size that was free before the export and is fixed after it."""
+    nodes = {node.name: node for node in exported.graph.nodes if node.op == "placeholder"}
+    frozen = []
+    for node, name in zip(inputs, exported.graph_signature.user_inputs, strict=True):
+        pairs = zip(node.meta["val"].shape, nodes[str(name)].meta["val"].shape, strict=True)
+        if any(isinstance(a, torch.SymInt) and not isinstance(b, torch.SymInt) for a, b in pairs):
+            frozen.append(str(node.target))
+    return frozen

@@ -1,0 +1,151 @@
+"""torch's own compiler, ahead of time: one shared library in which everything but matrix products is fused."""
+
+from __future__ import annotations
+
+import operator
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, fx
+
+from ..errors import BackendError, BackendUnavailable, InputError
+from ..program import Program
+from .base import Backend, Session
+from .common import captured, export_free, failure, quiet, tensor_bytes
+
+__all__ = ["Inductor"]
+
+_SHARED = 1024 * 1024
+_FORMS = 4096
+
+
+@dataclass(frozen=True)
+class Inductor(Backend):
+    """Compile the graph with AOTInductor, for any number of rows.
+
+    Lookups, pooling, crosses and activations become a few fused loops, so it suits models of many small
+    operations. With `freeze`, weight matrices are packed for oneDNN: faster at many rows, slower at few.
+
+    Cost: a C++ compiler and 5 to 60 s to compile; constants under 1 MiB are copied into the library, larger
+    ones are shared with the graph.
+
+    Example: `Inductor().compile(capture(program))(ids, dense)`.
+    """
+
+    name: ClassVar[str] = "inductor"
+
+    freeze: bool = False
+
+    def unavailable(self) -> str | None:
+        """Why it cannot run here, or None."""
+        compiler = os.environ.get("CXX", "g++")
+        if shutil.which(compiler) is None and shutil.which("clang++") is None:
+            return f"no C++ compiler ({compiler}): install g++, or set CXX to one"
+        return None
+
+    @property
+    def label(self) -> str:
+        """`inductor`, saying so when weights are packed."""
+        return f"{self.name} (packed weights)" if self.freeze else self.name
+
+    def compile(self, program: Program) -> Session:
+        """Generate, compile and load the library; its files are removed once it is loaded.
+
+        Raises `BackendUnavailable` without a compiler, `BackendError` for a graph it cannot take.
+        """
+        reason = self.unavailable()
+        if reason is not None:
+            raise BackendUnavailable(reason, backend=self.name)
+        gm = captured(program, self.name)
+        lifted, constants = _lift(gm)
+        try:
+            with quiet(), tempfile.TemporaryDirectory(prefix="fastrec-", ignore_cleanup_errors=True) as folder:
+                exported = export_free(lifted, self.name)
+                runner = _build(exported, os.path.join(folder, "graph.so"), self.freeze)
+            inputs = [node.meta["val"] for node in gm.graph.nodes if node.op == "placeholder"]
+            session = _InductorSession(runner, constants, inputs, tensor_bytes(exported.state_dict.values()))
+            session(*program.batch)
+        except Exception as error:
+            raise failure(error, "cannot be compiled", self.name) from error
+        return session
+
+
+class _InductorSession(Session):
+    """A loaded library; large constants are handed to it with every call, as pointers.
+
+    Generated code trusts its inputs' types, sizes and row-major order, so these are checked here: what does not
+    fit would be read out of bounds.
+    """
+
+    def __init__(self, runner: Any, constants: tuple[Tensor, ...], inputs: list[Tensor], size: int) -> None:
+        self._run: Callable[[tuple[Tensor, ...]], list[Tensor]] = runner.run
+        self._constants = constants
+        self._inputs = inputs
+        self._fitting: set[tuple[Any, ...]] = set()
+        self.resident_bytes = size
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Run one batch. Raises `InputError` for tensors of other types or sizes than those captured."""
+        form = tuple([(tensor.shape, tensor.dtype) for tensor in tensors])
+        if form not in self._fitting:
+            self._check(form)
+        for tensor in tensors:
+            if tensor.requires_grad or not tensor.is_contiguous():
+                tensors = tuple([tensor.detach().contiguous() for tensor in tensors])
+                break
+        return tuple(self._run(self._constants + tensors))
+
+    def _check(self, form: tuple[tuple[torch.Size, torch.dtype], ...]) -> None:
+        if len(form) != len(self._inputs):
+            raise InputError(f"{len(form)} tensors given, the graph takes {len(self._inputs)}")
+        sizes: dict[str, int] = {}
+        for index, ((shape, dtype), expected) in enumerate(zip(form, self._inputs, strict=True)):
+            fits = dtype is expected.dtype and len(shape) == expected.ndim
+            for got, size in zip(shape, expected.shape, strict=False):
+                fits = fits and got == (sizes.setdefault(str(size), got) if isinstance(size, torch.SymInt) else size)
+            if not fits:
+                raise InputError(
+                    f"input {index}: got {dtype} of shape {tuple(shape)}, expected {expected.dtype} of shape "
+                    f"{tuple(expected.shape)} (the same letter, the same size)"
+                )
+        if len(self._fitting) < _FORMS:
+            self._fitting.add(form)
+
+
+def _lift(gm: fx.GraphModule) -> tuple[fx.GraphModule, tuple[Tensor, ...]]:
+    """The graph with its large constants as leading inputs, and those constants.
+
+    What stays inside is written into the library, so tables would be copied there.
+    """
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    constants: list[Tensor] = []
+    for node in gm.graph.nodes:
+        value = operator.attrgetter(node.target)(gm) if node.op == "get_attr" else None
+        if isinstance(value, Tensor) and value.numel() * value.element_size() >= _SHARED:
+            copies[node] = graph.placeholder(f"shared_{len(constants)}")
+            constants.append(value.detach())
+            copies[node].meta["val"] = constants[-1]
+    for node in gm.graph.nodes:
+        if node not in copies:
+            copies[node] = graph.node_copy(node, lambda old: copies[old])
+    return fx.GraphModule(gm, graph), tuple(constants)
+
+
+def _build(exported: torch.export.ExportedProgram, path: str, freeze: bool) -> Any:
+    from torch._inductor import aot_compile, config
+
+    gm = exported.module(check_guards=False)
+    assert isinstance(gm, fx.GraphModule)
+    args, _ = exported.example_inputs
+    with torch.no_grad(), config.patch({"aot_inductor.output_path": path, "freezing": freeze}):
+        library = aot_compile(gm, args)
+    if not isinstance(library, str):
+        raise BackendError("the compiler gave no shared library", backend=Inductor.name)
+    # As many models as threads that may call at once: calls beyond that wait for one another.
+    return torch._C._aoti.AOTIModelContainerRunnerCpu(library, min(16, max(4, os.cpu_count() or 1)))

@@ -1,0 +1,89 @@
+"""A graph as an ONNX model in memory: free batch sizes, large constants left outside, nothing printed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from ..errors import BackendError
+from .common import GIB, export_free, failure, quiet, tensor_bytes
+
+__all__ = ["OnnxModel", "export_onnx"]
+
+_OUTSIDE = 64 * 1024
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """A serialised model, its input names in call order, and the constants it expects from outside by name.
+
+    `copied_bytes` is what a session will hold of its own: the model itself, and the constants that are not only
+    gathered from (weight matrices get packed).
+    """
+
+    proto: bytes
+    inputs: tuple[str, ...]
+    constants: dict[str, Tensor]
+    copied_bytes: int
+
+
+def export_onnx(gm: fx.GraphModule, backend: str, *, outside: bool) -> OnnxModel:
+    """The graph as an ONNX model whose free sizes are those of the capture.
+
+    With `outside`, constants of 64 KiB and more stay in the graph's own tensors, to be handed to the session
+    beside the model; without, all are inside, and 2 GiB is the limit of an ONNX model in one piece.
+
+    Raises `BackendError` when an operator has no ONNX form, a size would be frozen, or the limit is passed.
+    """
+    if any("embedding_bag" in str(node.target) for node in gm.graph.nodes):
+        raise BackendError(
+            "embedding_bag becomes a loop over rows in ONNX: leave the lookups to torch (lookups='torch')",
+            backend=backend,
+        )
+    size = tensor_bytes([*gm.parameters(), *gm.buffers()])
+    if not outside and size > 2 * GIB - 2**20:
+        raise BackendError(
+            f"constants take {size / GIB:.1f} GiB, an ONNX model in one piece holds 2: leave the lookups to torch "
+            "(lookups='torch')",
+            backend=backend,
+        )
+    with quiet():
+        try:
+            program = torch.onnx.export(export_free(gm, backend), dynamo=True, verbose=False)
+        except Exception as error:
+            raise failure(error, "cannot be written as ONNX", backend) from error
+    assert program is not None
+    constants, copied = _take_out(program.model) if outside else ({}, 0)
+    proto = program.model_proto
+    names = tuple(value.name for value in proto.graph.input)
+    expected = sum(node.op == "placeholder" for node in gm.graph.nodes)
+    if len(names) != expected:
+        raise BackendError(f"the ONNX model has {len(names)} inputs, the graph {expected}", backend=backend)
+    data = proto.SerializeToString()
+    return OnnxModel(data, names, constants, len(data) + copied)
+
+
+def _take_out(model: object) -> tuple[dict[str, Tensor], int]:
+    """Replace large initializers of an onnx_ir model by references.
+
+    Gives the tensors they refer to, and the bytes of those with another reader than `Gather`.
+    """
+    import onnx_ir
+
+    assert isinstance(model, onnx_ir.Model)
+    taken: dict[str, Tensor] = {}
+    copied = 0
+    for name, value in model.graph.initializers.items():
+        inside = value.const_value
+        if inside is None or inside.nbytes < _OUTSIDE:
+            continue
+        raw = inside.raw
+        tensor = raw.detach() if isinstance(raw, Tensor) else torch.from_numpy(inside.numpy().copy())
+        taken[name] = tensor.contiguous()
+        copied += 0 if all(user.op_type == "Gather" for user, _ in value.uses()) else inside.nbytes
+        value.const_value = onnx_ir.ExternalTensor(
+            "outside", 0, inside.nbytes, inside.dtype, shape=inside.shape, name=name
+        )
+    return taken, copied

@@ -1,0 +1,110 @@
+"""ONNX Runtime: packed matrix products, the fastest of the libraries at few rows.
+
+Its `Gather` is slow over many rows and cheap over few, so who gathers is a setting; either way the tables are
+shared with the graph, not copied.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import BackendUnavailable
+from ..program import Program
+from .base import Backend, Session
+from .common import captured, failure
+from .direct import direct
+from .onnx_export import OnnxModel, export_onnx
+from .split import split_lookups
+
+__all__ = ["OnnxRuntime"]
+
+
+@dataclass(frozen=True)
+class OnnxRuntime(Backend):
+    """Run the graph in one ONNX Runtime session, in float32.
+
+    `lookups` says who gathers embedding rows: "torch", before the session (best at many rows), or "session",
+    inside it (best at few, where each torch call counts).
+
+    Cost: seconds to compile; the session keeps packed copies of its weight matrices, tables stay shared.
+
+    Example: `OnnxRuntime().compile(capture(program))(ids, dense)`.
+    """
+
+    name: ClassVar[str] = "onnxruntime"
+
+    lookups: Literal["torch", "session"] = "torch"
+
+    def unavailable(self) -> str | None:
+        """Why it cannot run here, or None."""
+        for package in ("onnxruntime", "onnx", "onnxscript"):
+            if importlib.util.find_spec(package) is None:
+                return f"{package} is not installed: pip install onnxruntime onnx onnxscript"
+        return None
+
+    @property
+    def label(self) -> str:
+        """`onnxruntime`, saying so when the lookups run inside."""
+        return self.name if self.lookups == "torch" else f"{self.name} (lookups inside)"
+
+    def compile(self, program: Program) -> Session:
+        """Export the graph with free batch sizes and load it.
+
+        Raises `BackendUnavailable` without the package, `BackendError` for a graph it cannot take.
+        """
+        reason = self.unavailable()
+        if reason is not None:
+            raise BackendUnavailable(reason, backend=self.name)
+        gm = captured(program, self.name)
+        front = None
+        try:
+            if self.lookups == "torch":
+                split = split_lookups(gm)
+                if split.tables:
+                    front, gm = direct(split.lookups, tuple(program.batch)), split.dense
+            session = _OnnxSession(export_onnx(gm, self.name, outside=True), front)
+            session(*program.batch)
+        except Exception as error:
+            raise failure(error, "cannot run the example", self.name) from error
+        return session
+
+
+class _OnnxSession(Session):
+    """One `InferenceSession`, fed with views of the caller's tensors."""
+
+    def __init__(self, model: OnnxModel, front: Callable[..., tuple[Tensor, ...]] | None) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.inter_op_num_threads = 1
+        # Spinning threads burn a core between calls and fight with other sessions.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        # The session reads these in place: they must live as long as it does.
+        self._constants = model.constants
+        arrays = [tensor.numpy() for tensor in model.constants.values()]
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays]
+        options.add_external_initializers(list(model.constants), values)
+        self._kept = (options, arrays, values)
+        session = onnxruntime.InferenceSession(model.proto, options, providers=["CPUExecutionProvider"])
+        self._session = session
+        # The Python wrapper checks the feed's names again on each call: some 2 us.
+        self._run: Callable[..., list[Any]] = getattr(session, "_sess", session).run
+        self._front = front
+        self._feeds = tuple(enumerate(model.inputs))
+        self._outputs = [item.name for item in session.get_outputs()]
+        self.resident_bytes = model.copied_bytes
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Run one batch."""
+        if self._front is not None:
+            tensors = self._front(*tensors)
+        feed = {name: tensors[index].numpy(force=True) for index, name in self._feeds}
+        return tuple([torch.from_numpy(array) for array in self._run(self._outputs, feed, None)])

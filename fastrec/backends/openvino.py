@@ -1,0 +1,114 @@
+"""OpenVINO: strong matrix products at many rows, a high fixed cost per call."""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import BackendUnavailable
+from ..program import Program
+from .base import Backend, Session
+from .common import captured, failure
+from .direct import direct
+from .onnx_export import OnnxModel, export_onnx
+from .split import split_lookups
+
+__all__ = ["OpenVino"]
+
+
+@dataclass(frozen=True)
+class OpenVino(Backend):
+    """Run the graph in OpenVINO's CPU plugin, in float32.
+
+    `lookups` says who gathers embedding rows: "torch", before the session, sharing the tables, or "session",
+    inside it, with a copy of them (refused at 2 GiB). float32 is asked for by name: on many processors OpenVINO
+    computes in bfloat16 unless told.
+
+    Cost: seconds to compile; one infer request, with its activations, for each thread that calls.
+
+    Example: `OpenVino().compile(capture(program))(ids, dense)`.
+    """
+
+    name: ClassVar[str] = "openvino"
+
+    lookups: Literal["torch", "session"] = "torch"
+
+    def unavailable(self) -> str | None:
+        """Why it cannot run here, or None."""
+        for package in ("openvino", "onnx", "onnxscript"):
+            if importlib.util.find_spec(package) is None:
+                return f"{package} is not installed: pip install openvino onnx onnxscript"
+        return None
+
+    @property
+    def label(self) -> str:
+        """`openvino`, saying so when the lookups run inside."""
+        return self.name if self.lookups == "torch" else f"{self.name} (lookups inside)"
+
+    def compile(self, program: Program) -> Session:
+        """Export the graph with free batch sizes and compile it.
+
+        Raises `BackendUnavailable` without the package, `BackendError` for a graph it cannot take.
+        """
+        reason = self.unavailable()
+        if reason is not None:
+            raise BackendUnavailable(reason, backend=self.name)
+        gm = captured(program, self.name)
+        front = None
+        try:
+            if self.lookups == "torch":
+                split = split_lookups(gm)
+                if split.tables:
+                    front, gm = direct(split.lookups, tuple(program.batch)), split.dense
+            session = _OpenVinoSession(export_onnx(gm, self.name, outside=False), front)
+            session(*program.batch)
+        except Exception as error:
+            raise failure(error, "cannot run the example", self.name) from error
+        return session
+
+
+class _OpenVinoSession(Session):
+    """One compiled model; each thread has an infer request of its own."""
+
+    def __init__(self, model: OnnxModel, front: Callable[..., tuple[Tensor, ...]] | None) -> None:
+        import openvino
+
+        core = openvino.Core()
+        self._model = core.compile_model(
+            core.read_model(model.proto),
+            "CPU",
+            {
+                "INFERENCE_PRECISION_HINT": "f32",
+                "PERFORMANCE_HINT": "LATENCY",
+                "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+                "NUM_STREAMS": 1,
+                "ENABLE_CPU_PINNING": False,
+            },
+        )
+        names = {name: index for index, port in enumerate(self._model.inputs) for name in port.names}
+        self._feeds = tuple((names[name], index) for index, name in enumerate(model.inputs) if name in names)
+        self._count = len(self._model.outputs)
+        self._tensor = openvino.Tensor
+        self._front = front
+        self._local = threading.local()
+        self.resident_bytes = model.copied_bytes
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Run one batch."""
+        if self._front is not None:
+            tensors = self._front(*tensors)
+        request: Any = getattr(self._local, "request", None)
+        if request is None:
+            request = self._local.request = self._model.create_infer_request()
+        arrays = [(port, tensors[index].contiguous().numpy(force=True)) for port, index in self._feeds]
+        for port, array in arrays:
+            request.set_input_tensor(port, self._tensor(array, shared_memory=True))
+        request.infer()
+        # The request reuses its output memory on the next call.
+        return tuple([torch.from_numpy(request.get_output_tensor(i).data.copy()) for i in range(self._count)])

@@ -1,0 +1,242 @@
+"""A graph in two: the embedding lookups, and the dense rest.
+
+    outputs = dense(*lookups(*inputs))
+
+Gathering rows is slow in inference libraries and fast in torch, matrix products the other way round, so a
+backend may run each part where it is fastest. `lookups` holds every lookup in a constant table whose ids come
+from the inputs by integer arithmetic, selections and reshapes alone, and what those ids need.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+from torch._ops import OpOverload
+
+__all__ = ["Split", "split_lookups"]
+
+_aten = torch.ops.aten
+
+# Operators that gather rows of their table, the argument at this position.
+_TABLES = {"embedding": 0, "embedding_bag": 0, "_embedding_bag": 0, "index_select": 0, "index": 0}
+_PACKED = "quantized::embedding_"
+_VIEWS = frozenset(
+    "view reshape _unsafe_view flatten unflatten unsqueeze squeeze select slice alias detach transpose permute t "
+    "expand split split_with_sizes chunk unbind contiguous clone narrow".split()
+)
+# Views of a row-major tensor that stay row-major: the joined rows can be handed over without a copy.
+_FLAT_VIEWS = frozenset("view reshape flatten unflatten unsqueeze squeeze".split())
+_JOINS = frozenset(("cat", "concat", "stack"))
+
+
+@dataclass(frozen=True)
+class Split:
+    """`lookups` maps the graph's flat inputs to a tuple of tensors, `dense` maps those to its flat outputs.
+
+    `tables` counts the lookups that moved; with none, `lookups` only passes inputs on.
+    """
+
+    lookups: fx.GraphModule
+    dense: fx.GraphModule
+    tables: int
+
+
+def split_lookups(gm: fx.GraphModule) -> Split:
+    """The graph's lookups and its dense rest, sharing every tensor with it; `gm` is not changed.
+
+    A lookup whose ids are computed from other lookups, or that a graph with in-place writes makes, stays in
+    the dense part. Cost: one pass over the nodes.
+    """
+    moved = _moved(gm.graph)
+    tables = sum(_is_lookup(node) for node in moved)
+    passed = _boundary(gm.graph, moved)
+    return Split(_front(gm, moved, passed), _rest(gm, moved, passed), tables)
+
+
+def _name(node: fx.Node) -> str:
+    target = node.target
+    return target._schema.name.removeprefix("aten::") if isinstance(target, OpOverload) else ""
+
+
+def _is_lookup(node: fx.Node) -> bool:
+    """Whether the node gathers rows of a constant table."""
+    name = _name(node)
+    if name.startswith(_PACKED):
+        table: object = node.args[0]
+    elif name in _TABLES and len(node.args) > 1:
+        table = node.args[_TABLES[name]]
+        if name == "index_select" and node.args[1] != 0:
+            return False
+        if name == "index" and not _indexes_rows(node):
+            return False
+    else:
+        return False
+    return isinstance(table, fx.Node) and table.op == "get_attr"
+
+
+def _indexes_rows(node: fx.Node) -> bool:
+    indices = node.args[1]
+    return isinstance(indices, (list, tuple)) and len(indices) == 1 and isinstance(indices[0], fx.Node)
+
+
+def _is_exact(value: object) -> bool:
+    """Whether a fake value is made of whole numbers: integer or boolean tensors, or sizes."""
+    if isinstance(value, Tensor):
+        return not (value.is_floating_point() or value.is_complex())
+    if isinstance(value, (tuple, list)):
+        return all(_is_exact(item) for item in value)
+    return isinstance(value, (int, bool, torch.SymInt))
+
+
+def _moved(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes of the lookup part: lookups, what their ids need, and joins of nothing but lookups."""
+    calls = [node for node in graph.nodes if node.op == "call_function"]
+    if any(isinstance(node.target, OpOverload) and node.target._schema.is_mutable for node in calls):
+        return set()
+    ids: set[fx.Node] = set()
+    moved: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            ids.add(node)
+        elif node.op == "call_function":
+            sources = [arg for arg in node.all_input_nodes if arg.op != "get_attr"]
+            if _is_lookup(node):
+                if sources and all(arg in ids for arg in sources):
+                    moved |= {node, *_ancestors(sources)}
+            elif all(arg in ids for arg in sources):
+                if _is_exact(node.meta.get("val")) or _name(node) in _VIEWS and sources:
+                    ids.add(node)
+    return moved | _joined(graph, moved)
+
+
+def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    left = list(nodes)
+    while left:
+        node = left.pop()
+        if node not in found and node.op == "call_function":
+            found.add(node)
+            left.extend(node.all_input_nodes)
+    return found
+
+
+def _joined(graph: fx.Graph, moved: set[fx.Node]) -> set[fx.Node]:
+    """Nodes after the lookups that are better left with them.
+
+    The parts of a lookup that gives several results must follow it; a join of lookups nobody else reads makes
+    one tensor to hand over of many, which costs less than handing over each.
+    """
+    rows = {node for node in moved if _is_lookup(node)}
+    followers: set[fx.Node] = set()
+    joins: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node in moved or node.op != "call_function":
+            continue
+        sources = [arg for arg in node.all_input_nodes if arg.op != "get_attr"]
+        if node.target is operator.getitem and sources[0] in rows:
+            rows.add(node)
+            followers.add(node)
+        elif sources and all(arg in rows and len(arg.users) == 1 for arg in sources):
+            if _name(node) in _FLAT_VIEWS:
+                rows.add(node)
+            elif _name(node) in _JOINS and len(sources) > 1:
+                rows.add(node)
+                joins.add(node)
+    # Views that no join took up stay in the dense part, where they are free.
+    chosen = followers | joins
+    for join in joins:
+        chosen |= {node for node in _ancestors([join]) if node in rows}
+    return chosen
+
+
+def _boundary(graph: fx.Graph, moved: set[fx.Node]) -> list[fx.Node]:
+    """The tensors handed over: inputs and moved results that the dense part reads."""
+    passed = []
+    for node in graph.nodes:
+        if node.op == "placeholder" or node in moved:
+            outside = [user for user in node.users if user not in moved]
+            if isinstance(node.meta.get("val"), Tensor) and any(_reads_values(user) for user in outside):
+                passed.append(node)
+    sizes = {_symbol(size) for node in passed for size in node.meta["val"].shape}
+    for node in _sizes_read(graph, moved):
+        if _name(node) == "sym_size" and _symbol(node.meta["val"]) not in sizes:
+            source = node.args[0]
+            if isinstance(source, fx.Node) and source not in passed and _available(source, moved):
+                passed.append(source)
+                sizes |= {_symbol(size) for size in source.meta["val"].shape}
+    return passed
+
+
+def _sizes_read(graph: fx.Graph, moved: set[fx.Node]) -> list[fx.Node]:
+    """The sizes, and sums and products of sizes, that the dense part reads, in graph order."""
+    read: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if _is_size(node) and any(user not in moved or user in read for user in node.users):
+            read.add(node)
+    return [node for node in graph.nodes if node in read]
+
+
+def _is_size(node: fx.Node) -> bool:
+    return node.op == "call_function" and isinstance(node.meta.get("val"), (int, torch.SymInt))
+
+
+def _reads_values(user: fx.Node) -> bool:
+    return _name(user) != "sym_size"
+
+
+def _available(node: fx.Node, moved: set[fx.Node]) -> bool:
+    return node.op == "placeholder" or node in moved
+
+
+def _symbol(size: object) -> object:
+    """A size as something that compares equal exactly when the sizes always are."""
+    return size.node.expr if isinstance(size, torch.SymInt) else size
+
+
+def _front(gm: fx.GraphModule, moved: set[fx.Node], passed: list[fx.Node]) -> fx.GraphModule:
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    needed = moved | {arg for node in moved for arg in node.all_input_nodes if arg.op == "get_attr"}
+    for node in gm.graph.nodes:
+        if node.op == "placeholder" or node in needed:
+            copies[node] = graph.node_copy(node, lambda old: copies[old])
+    graph.output(tuple(copies[node] for node in passed))
+    return fx.GraphModule(gm, graph, "Lookups")
+
+
+def _rest(gm: fx.GraphModule, moved: set[fx.Node], passed: list[fx.Node]) -> fx.GraphModule:
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for index, node in enumerate(passed):
+        copies[node] = graph.placeholder(f"input_{index}")
+        copies[node].meta["val"] = node.meta["val"]
+    symbols: dict[object, tuple[fx.Node, int]] = {}
+    for node in passed:
+        for axis, size in enumerate(node.meta["val"].shape):
+            if isinstance(size, torch.SymInt):
+                symbols.setdefault(_symbol(size), (copies[node], axis))
+
+    def size_of(node: fx.Node) -> fx.Node | None:
+        """A size read off a tensor that was handed over, in place of one that was not."""
+        home = symbols.get(_symbol(node.meta.get("val"))) if _name(node) == "sym_size" else None
+        if home is None:
+            return None
+        copy = graph.call_function(_aten.sym_size.int, home)
+        copy.meta["val"] = node.meta["val"]
+        return copy
+
+    kept = set(_sizes_read(gm.graph, moved))
+    for node in gm.graph.nodes:
+        if node.op == "placeholder" or node in copies:
+            continue
+        if node not in moved or node in kept:
+            copies[node] = size_of(node) or graph.node_copy(node, lambda old: copies[old])
+    graph.eliminate_dead_code()
+    for node in list(graph.nodes):
+        if node.op == "get_attr" and not node.users:
+            graph.erase_node(node)
+    return fx.GraphModule(gm, graph, "Dense")

@@ -1,0 +1,186 @@
+"""What a rendered report says, before any layout: headline, tables, facts.
+
+Names that come from a model are cleaned here (one line, bounded, no control characters); each layout escapes what is
+special to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from ..measure import Fidelity, Latency
+from ..report import Memory, Report, SizeResult, Step
+from ..techniques import Change, Skip
+from ..wording import amount, clean, count, difference, duration, share, spans, times
+
+__all__ = ["Cell", "Table", "facts", "tables"]
+
+SHOWN = 20  # rows of skipped sites and trials; the rest is counted
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A text, a lesser note to it, and whether it is good or bad news."""
+
+    text: str
+    note: str = ""
+    tone: Literal["", "good", "bad"] = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table; columns named in `numbers` are aligned right. `more` says what was left out."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    numbers: frozenset[str] = frozenset()
+    more: str = ""
+
+
+def tables(report: Report) -> tuple[Table, ...]:
+    """The tables of a report, the empty ones left out."""
+    made = (_latency(report), _steps(report), _trials(report), _skipped(report.skipped))
+    return tuple(table for table in made if table.rows)
+
+
+def facts(report: Report) -> tuple[tuple[str, str], ...]:
+    """The rest, as pairs of a word and what there is to say."""
+    said = [("Notes", clean(note, 400)) for note in report.notes]
+    if report.fidelity is not None:
+        said += _fidelity(report.fidelity)
+    said.append(("Memory", _memory(report.memory)))
+    said.append(("Recipe", ", ".join(clean(t.name) for t in report.recipe) or "none"))
+    said.append(("Machine", clean(str(report.machine), 400)))
+    said.append(("Compression", f"took {duration(report.seconds)}, not part of any latency above"))
+    return tuple(said)
+
+
+def _latency(report: Report) -> Table:
+    columns = ("rows", "before", "after", "speed-up", "calls", "session")
+    rows = tuple(
+        (
+            Cell(f"{size.rows:,}"),
+            _percentiles(size.before),
+            _percentiles(size.after),
+            _speedup(size),
+            Cell(f"{size.after.n:,}"),
+            Cell(clean(size.session, 40)),
+        )
+        for size in report.sizes
+    )
+    return Table("Latency of one call: median, p95, 95 % intervals", columns, rows, frozenset(columns[:-1]))
+
+
+def _percentiles(latency: Latency) -> Cell:
+    doubt = max(latency.high - latency.p50, latency.p50 - latency.low) / latency.p50 if latency.p50 else 0.0
+    return Cell(f"{duration(latency.p50)} ±{doubt * 100:.1f} %", f"p95 {duration(latency.p95)}")
+
+
+def _speedup(size: SizeResult) -> Cell:
+    value, interval = times(size.speedup.value), spans(times(size.speedup.low), times(size.speedup.high))
+    if size.verdict == "slower":
+        return Cell(f"slower {value}", interval, "bad")
+    return Cell(value, interval, "good" if size.verdict == "faster" else "")
+
+
+def _steps(report: Report) -> Table:
+    columns = ("step", "rule", "sites", "added", "first site")
+    rows: list[tuple[Cell, ...]] = []
+    for step in report.steps:
+        name = Cell(
+            clean(step.technique), f"{'exact' if step.exact else 'approximate'}, {duration(step.seconds)}"
+        )
+        if not step.changes:
+            rows.append((name, Cell("nothing to do here"), Cell("0"), Cell(""), Cell("")))
+        for rule, changes in _by_rule(step).items():
+            first = changes[0]
+            rows.append(
+                (
+                    name,
+                    Cell(clean(rule, 60)),
+                    Cell(f"{len(changes):,}"),
+                    Cell(amount(sum(change.added_bytes for change in changes))),
+                    Cell(clean(first.site, 50), clean(first.detail, 80)),
+                )
+            )
+            name = Cell("")
+    return Table("What was done", columns, tuple(rows), frozenset({"sites", "added"}))
+
+
+def _by_rule(step: Step) -> dict[str, list[Change]]:
+    grouped: dict[str, list[Change]] = {}
+    for change in step.changes:
+        grouped.setdefault(change.rule, []).append(change)
+    return grouped
+
+
+def _trials(report: Report) -> Table:
+    columns = ("rows", "session", "p50", "speed-up", "outcome")
+    rows = tuple(
+        (
+            Cell(f"{trial.rows:,}"),
+            Cell(clean(trial.session, 40)),
+            Cell("-" if trial.p50 is None else duration(trial.p50)),
+            Cell("-" if trial.speedup is None else times(trial.speedup)),
+            Cell(clean(trial.reason, 200)),
+        )
+        for trial in report.trials
+    )
+    return _bounded(Table("What was tried", columns, rows, frozenset({"rows", "p50", "speed-up"})), "trial")
+
+
+def _skipped(skips: Iterable[Skip]) -> Table:
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for skip in skips:
+        grouped.setdefault((skip.rule, skip.reason), []).append(skip.site)
+    rows = tuple(
+        (Cell(clean(rule, 60)), Cell(f"{len(sites):,}"), Cell(clean(sites[0], 50)), Cell(clean(reason, 200)))
+        for (rule, reason), sites in grouped.items()
+    )
+    columns = ("rule", "sites", "first site", "reason")
+    return _bounded(Table("What was not done, and why", columns, rows, frozenset({"sites"})), "more reason")
+
+
+def _bounded(table: Table, noun: str) -> Table:
+    left = len(table.rows) - SHOWN
+    if left <= 0:
+        return table
+    more = f"{count(left, noun)} left out here; the JSON has all"
+    return Table(table.title, table.columns, table.rows[:SHOWN], table.numbers, more)
+
+
+def _fidelity(found: Fidelity) -> list[tuple[str, str]]:
+    if found.identical:
+        said = "none: equal bit for bit"
+    else:
+        parts = [difference(found.max_abs)]
+        if found.max_relative_to_spread is not None:
+            parts.append(f"{difference(found.max_relative_to_spread)} of the outputs' spread")
+        parts.append("within float rounding" if found.exact else "beyond float rounding")
+        if found.differing:
+            parts.append(f"{count(found.differing, 'integer')} differ")
+        if not found.nonfinite_alike:
+            parts.append("NaN or infinities in other places")
+        said = ", ".join(parts)
+    pairs = [("Largest difference", f"{said} (over {count(found.rows, 'row')})")]
+    if found.rank_kept is not None and found.kendall_tau is not None:
+        pairs.append(
+            (
+                "Ranking",
+                f"{share(found.rank_kept)} of scores keep their rank, Kendall tau {found.kendall_tau:.6f} at worst",
+            )
+        )
+    return pairs
+
+
+def _memory(memory: Memory) -> str:
+    change = ""
+    if memory.before_bytes:
+        change = f" ({(memory.after_bytes / memory.before_bytes - 1) * 100:+.1f} %)"
+    sessions = f"; sessions hold {amount(memory.session_bytes)} beyond that" if memory.session_bytes else ""
+    return (
+        f"tensors {amount(memory.before_bytes)} before, {amount(memory.after_bytes)} after{change}{sessions}"
+    )

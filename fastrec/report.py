@@ -1,0 +1,199 @@
+"""What was done to a model, what it gains and what it costs, as plain data that travels as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from .errors import InputError
+from .measure import Fidelity, Latency, Machine, Ratio
+from .plain import dumps, from_plain, loads, to_plain
+from .recipe import Recipe
+from .techniques import TECHNIQUES, Change, Skip, Technique
+from .wording import amount, clean, count, difference, duration, spans, times
+
+__all__ = ["Memory", "Report", "SizeResult", "Step", "Trial"]
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class SizeResult:
+    """One batch size: the original against the session that was chosen for it, interleaved."""
+
+    rows: int
+    before: Latency
+    after: Latency
+    speedup: Ratio
+    session: str
+
+    @property
+    def verdict(self) -> Literal["faster", "no difference", "slower"]:
+        """What the interval of the speed-up allows to say."""
+        return "faster" if self.speedup.faster else "slower" if self.speedup.slower else "no difference"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One technique of the recipe: whether it kept the answer, its edits, and the seconds it took."""
+
+    technique: str
+    exact: bool
+    changes: tuple[Change, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One session tried at one batch size: median in seconds and speed-up where it ran, and what became of it."""
+
+    rows: int
+    session: str
+    p50: float | None
+    speedup: float | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of distinct tensors before and after, and bytes that sessions hold beyond them."""
+
+    before_bytes: int
+    after_bytes: int
+    session_bytes: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """The account of one `compress` call; `seconds` is what the call took.
+
+    `print(report)` gives the short of it; `fastrec.render` the whole, for terminals and as Markdown.
+    """
+
+    status: Literal["improved", "unchanged"]
+    sizes: tuple[SizeResult, ...]
+    steps: tuple[Step, ...]
+    skipped: tuple[Skip, ...]
+    trials: tuple[Trial, ...]
+    fidelity: Fidelity | None
+    memory: Memory
+    machine: Machine
+    recipe: Recipe
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def headline(self) -> str:
+        """The result in one sentence, the slower batch sizes included."""
+        if self.status == "unchanged":
+            return "Unchanged: nothing was measured faster than the original, which goes on serving"
+        if not self.sizes:
+            return "Changed, and not timed"
+        faster = [size for size in self.sizes if size.verdict == "faster"]
+        parts = []
+        if faster:
+            low, high = (times(pick(size.speedup.value for size in faster)) for pick in (min, max))
+            span = high if low == high else spans(low, high)
+            parts.append(f"{span} faster {_at(faster)}")
+        for verdict, words in (("no difference", "no measurable difference"), ("slower", "slower")):
+            if some := [size for size in self.sizes if size.verdict == verdict]:
+                parts.append(f"{words} {_at(some)}")
+        text = "; ".join(parts)
+        return text[0].upper() + text[1:]
+
+    def __str__(self) -> str:
+        lines = [self.headline]
+        if self.sizes:
+            lines += _aligned([("rows", "before p50", "after p50", "speed-up", "95 % interval", "calls", "session")] + [
+                (
+                    f"{size.rows:,}",
+                    duration(size.before.p50),
+                    duration(size.after.p50),
+                    times(size.speedup.value),
+                    spans(times(size.speedup.low), times(size.speedup.high)),
+                    f"{size.after.n:,}",
+                    clean(size.session, 40),
+                )
+                for size in self.sizes
+            ])  # fmt: skip
+        if self.fidelity is not None:
+            lines.append(f"largest difference of outputs: {_largest(self.fidelity)}")
+        done = count(sum(len(step.changes) for step in self.steps), "change")
+        memory = f"{amount(self.memory.before_bytes)} before, {amount(self.memory.after_bytes)} after"
+        if self.memory.session_bytes:
+            memory += f" and {amount(self.memory.session_bytes)} in sessions"
+        lines.append(f"{done}, {len(self.skipped)} skipped; tensors: {memory}; took {duration(self.seconds)}")
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """The report as strict JSON, with a `schema` number.
+
+        Raises `InputError` at a number that is not finite.
+        """
+        data = {
+            f.name: to_plain(getattr(self, f.name), f"report.{f.name}")
+            for f in fields(self)
+            if f.name != "recipe"
+        }
+        return dumps({"schema": SCHEMA, **data, "recipe": self.recipe.to_plain()})
+
+    @classmethod
+    def from_json(cls, text: str, *, techniques: Mapping[str, type[Technique]] = TECHNIQUES) -> Report:
+        """The report that `to_json` wrote.
+
+        Raises `InputError`, naming the place, at another schema or anything that does not fit. `techniques` is
+        handed to `Recipe.from_json`.
+        """
+        data: dict[str, Any] = loads(text, "report", SCHEMA)
+        if "recipe" not in data:
+            raise InputError("report lacks ['recipe']")
+        recipe = Recipe.from_plain(data.pop("recipe"), techniques=techniques)
+        rest = from_plain(_WithoutRecipe, data, "report")
+        return cls(**{f.name: getattr(rest, f.name) for f in fields(rest)}, recipe=recipe)
+
+
+@dataclass(frozen=True)
+class _WithoutRecipe:
+    """The fields of a report that plain data can be read into by type alone."""
+
+    status: Literal["improved", "unchanged"]
+    sizes: tuple[SizeResult, ...]
+    steps: tuple[Step, ...]
+    skipped: tuple[Skip, ...]
+    trials: tuple[Trial, ...]
+    fidelity: Fidelity | None
+    memory: Memory
+    machine: Machine
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+def _at(sizes: list[SizeResult]) -> str:
+    """The batch sizes, in words."""
+    numbers = [f"{size.rows:,}" for size in sizes]
+    listed = numbers[0] if len(numbers) == 1 else f"{', '.join(numbers[:-1])} and {numbers[-1]}"
+    return f"at {listed} row{'' if numbers == ['1'] else 's'}"
+
+
+def _largest(fidelity: Fidelity) -> str:
+    """The largest difference of outputs, in words."""
+    if fidelity.identical:
+        return f"none, bit for bit ({count(fidelity.rows, 'row')})"
+    text = difference(fidelity.max_abs)
+    if fidelity.max_relative_to_spread is not None:
+        text += f", {difference(fidelity.max_relative_to_spread)} of their spread"
+    if fidelity.differing:
+        text += f", {count(fidelity.differing, 'integer')} differ"
+    if not fidelity.nonfinite_alike:
+        text += ", NaN or infinities in other places"
+    return f"{text} ({count(fidelity.rows, 'row')})"
+
+
+def _aligned(table: Sequence[tuple[str, ...]]) -> list[str]:
+    """Rows of text with the columns flush right, the last flush left."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        "  " + "  ".join([*(cell.rjust(w) for cell, w in zip(row[:-1], widths, strict=False)), row[-1]])
+        for row in table
+    ]

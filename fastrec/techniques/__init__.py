@@ -1,0 +1,14 @@
+"""Ways to make a model cheaper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from .base import Applied, Change, Skip, Technique
+from .fusion import Fuse
+
+__all__ = ["TECHNIQUES", "Applied", "Change", "Fuse", "Skip", "Technique"]
+
+TECHNIQUES: Mapping[str, type[Technique]] = MappingProxyType({kind.name: kind for kind in (Fuse,)})
+"""Every technique by its name, in order of application."""

@@ -1,0 +1,72 @@
+"""The one shape of a technique: settings, and `apply(program) -> Applied`."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self
+
+from torch import nn
+
+from ..program import Program
+
+__all__ = ["Applied", "Change", "Skip", "Technique"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One edit at one site.
+
+    `rule` names what was done, `site` the module path or graph node it was done to, `detail` says it in
+    a few words, and `added_bytes` is the size of the constants it created (tables, folded weights).
+    """
+
+    rule: str
+    site: str
+    detail: str = ""
+    added_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Something that was not done, and why."""
+
+    rule: str
+    site: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What a technique gives back: the model, its edits, and what it left alone with the reason."""
+
+    model: nn.Module
+    changes: tuple[Change, ...] = ()
+    skipped: tuple[Skip, ...] = ()
+
+
+@dataclass(frozen=True)
+class Technique(abc.ABC):
+    """A way to make a model cheaper: frozen settings that never touch the program they are given.
+
+    `level` says what `apply` expects: "module", the caller's model before capture, to be edited on
+    `program.draft()`; or "graph", a captured `fx.GraphModule`. `changes` is empty exactly when nothing
+    was done. While `exact` holds, outputs are equal up to float rounding.
+    """
+
+    name: ClassVar[str]
+    level: ClassVar[Literal["module", "graph"]]
+
+    @property
+    @abc.abstractmethod
+    def exact(self) -> bool:
+        """Whether these settings keep the answer."""
+
+    @abc.abstractmethod
+    def apply(self, program: Program) -> Applied:
+        """Make the model cheaper."""
+
+    @classmethod
+    def ladder(cls) -> tuple[Self, ...]:
+        """Settings from mild to strong."""
+        return (cls(),)

@@ -1,0 +1,157 @@
+"""Small recommenders as captured programs, and batches for them: what the backend tests run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim
+from torch.nn import functional as F
+
+from fastrec.inputs import read_layout
+from fastrec.program import Program
+
+ROWS = 40
+
+Batch = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, how to make a batch of `rows` rows for it, and how many lookups its graph has."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    batch: Callable[[int, torch.Generator], Batch]
+    lookups: int
+
+
+class _Flat(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        answer = self.model(*tensors)
+        return answer if isinstance(answer, tuple) else (answer,)
+
+
+def captured(model: nn.Module, batch: Batch) -> Program:
+    """The captured program of a model called with flat tensors whose axis 0 counts rows."""
+    sizes = tuple({0: Dim.AUTO} for _ in batch)
+    with torch.no_grad():
+        exported = torch.export.export(_Flat(model.eval()), batch, dynamic_shapes=(sizes,), strict=False)
+    gm = exported.module(check_guards=False)
+    gm.graph.set_codegen(fx.graph.CodeGen())
+    output = gm.graph.output_node()
+    output.args = (tuple(output.args[0]),)
+    gm = fx.GraphModule(gm, gm.graph)
+    layout, _ = read_layout(gm.forward, batch)
+    return Program(gm, batch, layout)
+
+
+def program_of(case: Case, seed: int = 0) -> tuple[Program, nn.Module]:
+    """A case's captured program, and the model it was captured from with random weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = case.build().eval()
+    return captured(model, case.batch(5, torch.Generator().manual_seed(seed))), model
+
+
+class Dense(nn.Module):
+    """A tower with no lookup at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower = nn.Sequential(nn.Linear(7, 24), nn.LayerNorm(24), nn.GELU(), nn.Linear(24, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.tower(x))
+
+
+class Factorised(nn.Module):
+    """Lookups per field, a factorisation machine, a first-order part, and a tower with BatchNorm."""
+
+    def __init__(self, fields: int = 4) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(ROWS, 8) for _ in range(fields))
+        self.first = nn.ModuleList(nn.Embedding(ROWS, 1) for _ in range(fields))
+        self.tower = nn.Sequential(
+            nn.Linear(fields * 8 + 3, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.3), nn.Linear(32, 1)
+        )
+        nn.init.uniform_(self.tower[1].running_var, 0.5, 2.0)
+
+    def forward(self, ids: Tensor, x: Tensor) -> Tensor:
+        rows = torch.stack([table(ids[:, i]) for i, table in enumerate(self.tables)], 1)
+        first = torch.cat([table(ids[:, i]) for i, table in enumerate(self.first)], 1).sum(1, keepdim=True)
+        cross = 0.5 * (rows.sum(1).square() - rows.square().sum(1)).sum(1, keepdim=True)
+        deep = self.tower(torch.cat([rows.flatten(1), x], 1))
+        return (first + cross + deep).squeeze(1)
+
+
+class Bags(nn.Module):
+    """Pooled bags of several ids with padding, a bag of one id, and two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.many = nn.EmbeddingBag(ROWS, 8, mode="sum", padding_idx=0)
+        self.one = nn.EmbeddingBag(ROWS, 8, mode="mean")
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, bag: Tensor, single: Tensor) -> tuple[Tensor, Tensor]:
+        joined = torch.cat([self.many(bag), self.one(single.unsqueeze(1))], 1)
+        return self.head(joined), joined.norm(dim=1)
+
+
+class History(nn.Module):
+    """Attention of a candidate over a padded history, with shared tables and a mask from the ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items = nn.Embedding(ROWS, 8, padding_idx=0)
+        self.unit = nn.Sequential(nn.Linear(32, 16), nn.PReLU(), nn.Linear(16, 1))
+        self.head = nn.Linear(16, 1)
+
+    def forward(self, history: Tensor, candidate: Tensor) -> Tensor:
+        keys, query = self.items(history), self.items(candidate)
+        query_each = query.unsqueeze(1).expand(-1, history.shape[1], -1)
+        scores = self.unit(torch.cat([query_each, keys, query_each - keys, query_each * keys], -1)).squeeze(-1)
+        scores = scores.masked_fill(history == 0, -1e9)
+        pooled = (scores.softmax(-1).unsqueeze(-1) * keys).sum(1)
+        return self.head(torch.cat([pooled, query], -1))
+
+
+class Packed(nn.Module):
+    """Ids and numbers in one float matrix, pairwise products, and ids shifted by offsets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(3 * ROWS, 8)
+        self.register_buffer("offsets", torch.tensor([0, ROWS, 2 * ROWS]))
+        self.register_buffer("pairs", torch.triu_indices(3, 3, 1))
+        self.head = nn.Linear(3 + 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = F.embedding(x[:, :3].long() + self.offsets, self.table.weight)
+        products = torch.bmm(rows, rows.transpose(1, 2))[:, self.pairs[0], self.pairs[1]]
+        return self.head(torch.cat([products, x[:, 3:]], 1))
+
+
+def _ids(rows: int, *shape: int, rng: torch.Generator) -> Tensor:
+    return torch.randint(0, ROWS, (rows, *shape), generator=rng)
+
+
+CASES = (
+    Case("dense", Dense, lambda n, rng: (torch.randn(n, 7, generator=rng),), 0),
+    Case("factorised", Factorised, lambda n, rng: (_ids(n, 4, rng=rng), torch.randn(n, 3, generator=rng)), 8),
+    Case("bags", Bags, lambda n, rng: (_ids(n, 6, rng=rng), _ids(n, rng=rng)), 2),
+    Case("history", History, lambda n, rng: (_ids(n, 9, rng=rng), _ids(n, rng=rng)), 2),
+    Case(
+        "packed",
+        Packed,
+        lambda n, rng: (torch.cat([_ids(n, 3, rng=rng).float(), torch.randn(n, 2, generator=rng)], 1),),
+        1,
+    ),
+)

@@ -1,0 +1,113 @@
+"""Reports: JSON there and back, and the short form."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fastrec.errors import InputError
+from fastrec.report import Report
+from tests.reports import improved, size, unchanged
+
+
+@pytest.mark.parametrize("make", [improved, unchanged])
+def test_json_round_trip(make: Callable[[], Report]) -> None:
+    report = make()
+    text = report.to_json()
+    assert json.loads(text)["schema"] == 1
+    assert Report.from_json(text) == report
+    assert Report.from_json(text).to_json() == text
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda d: d.update(schema=2), "report has schema 2"),
+        (lambda d: d.pop("schema"), "report has schema None"),
+        (lambda d: d.pop("memory"), r"report lacks \['memory'\]"),
+        (lambda d: d.pop("recipe"), r"report lacks \['recipe'\]"),
+        (lambda d: d.update(status="better"), r"report\.status"),
+        (lambda d: d["sizes"][2]["before"].update(p50="fast"), r"report\.sizes\[2\]\.before\.p50"),
+        (lambda d: d["steps"][0]["changes"][3].update(code="x"), r"report\.steps\[0\]\.changes\[3\]"),
+        (
+            lambda d: d["recipe"]["techniques"][0].update(name="x"),
+            r"recipe\.techniques\[0\] has an unknown name",
+        ),
+        (lambda d: d["recipe"].update(schema=7), "recipe has schema 7"),
+    ],
+)
+def test_damaged_json_is_refused_with_its_place(
+    edit: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    data = json.loads(improved().to_json())
+    edit(data)
+    with pytest.raises(InputError, match=message):
+        Report.from_json(json.dumps(data))
+
+
+def test_numbers_that_are_not_finite_are_neither_written_nor_read() -> None:
+    with pytest.raises(InputError, match=r"report\.seconds is nan"):
+        replace(improved(), seconds=float("nan")).to_json()
+    with pytest.raises(InputError, match="strict JSON"):
+        Report.from_json(improved().to_json().replace("23.4", "NaN"))
+
+
+def test_the_headline_tells_faster_equal_and_slower_apart() -> None:
+    assert improved().headline == (
+        "2.21 to 2.99x faster at 32, 100 and 500 rows; no measurable difference at 1 row; slower at 1,000 rows"
+    )
+    assert replace(improved(), sizes=(size(100, 2e-3, 1e-3),)).headline == "2.00x faster at 100 rows"
+    assert replace(improved(), sizes=(size(1, 1e-3, 2e-3),)).headline == "Slower at 1 row"
+    assert replace(improved(), sizes=()).headline == "Changed, and not timed"
+    assert unchanged().headline.startswith("Unchanged")
+
+
+def test_print_gives_a_line_per_batch_size() -> None:
+    lines = str(improved()).splitlines()
+    assert lines[0] == improved().headline
+    assert lines[4].split() == [
+        "100",
+        "1.13",
+        "ms",
+        "402",
+        "us",
+        "2.81x",
+        "2.78",
+        "to",
+        "2.84x",
+        "400",
+        "onnxruntime",
+    ]
+    assert len({line.rindex("  ") for line in lines[1:7]}) == 1  # the columns stand below each other
+    assert "6.0e-08" in lines[7] and "28 changes, 3 skipped" in lines[8]
+    assert len(lines) == 9
+    assert max(map(len, lines[1:])) <= 100
+
+
+def test_print_cleans_foreign_names() -> None:
+    hostile = replace(improved(), sizes=(size(1, 2e-3, 1e-3, session="a\n\x1b[31mb" + "x" * 10_000),))
+    assert "\x1b" not in str(hostile)
+    assert len(str(hostile)) < 1000
+    assert len(str(hostile).splitlines()) == 5
+
+
+def test_what_differs_is_said() -> None:
+    fidelity = improved().fidelity
+    assert fidelity is not None
+    same = replace(fidelity, identical=True)
+    assert "bit for bit" in str(replace(improved(), fidelity=same))
+    worse = replace(fidelity, differing=2, nonfinite_alike=False)
+    text = str(replace(improved(), fidelity=worse))
+    assert "2 integers differ" in text and "NaN or infinities in other places" in text
+
+
+def test_reports_need_no_renderer() -> None:
+    code = "import sys, fastrec.report; print([m for m in sys.modules if m == 'rich' or m.startswith('fastrec.render')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
