@@ -11,15 +11,28 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from .errors import InputError
 
-__all__ = ["Branch", "Feature", "Fixed", "Leaf", "Layout", "Tree", "batch_call", "build", "collect", "describe"]
+__all__ = [
+    "Branch",
+    "Feature",
+    "Fixed",
+    "Layout",
+    "Leaf",
+    "Tree",
+    "batch_call",
+    "build",
+    "collect",
+    "describe",
+    "flat_layout",
+    "read_layout",
+]
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 
@@ -55,17 +68,25 @@ Tree = Leaf | Fixed | Branch
 
 @dataclass(frozen=True)
 class Feature:
-    """One flat input: its name in the caller's words, and which of its dimensions counts rows.
+    """One flat input: its name in the caller's words, and how it grows with the number of rows N.
 
-    `role` is "rows" (`axis` counts rows), "fixed" (the same for any number of rows), "offsets" (starts of
-    each row's values, N or N + 1 of them), "lengths" (values per key and row) or "values" (jagged values).
+    `role` is "rows" (dimension `axis` is N), "fixed" (the same for any N), "values" (all rows' values end to
+    end, cut by the feature named `group`), or what cuts them: "starts" (N offsets), "bounds" (N + 1 offsets) or
+    "lengths" (`keys` times N lengths, row by row within each key).
     """
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
     axis: int | None = None
-    role: str = "fixed"
+    role: Literal["rows", "fixed", "values", "starts", "bounds", "lengths"] = "fixed"
+    group: str = ""
+    keys: int = 1
+
+    @property
+    def growing(self) -> int | None:
+        """The dimension whose size changes with the rows, or None."""
+        return self.axis if self.role == "rows" else None if self.role == "fixed" else 0
 
 
 @dataclass(frozen=True)
@@ -73,7 +94,10 @@ class Layout:
     """How a model's entry is called with flat tensors, and how its flat outputs become its answer.
 
     `parameters` are the entry's arguments in order, the first `positional` of them given by position;
-    `trees` holds the structure of each, `outputs` that of the answer.
+    `trees` holds the structure of each, `outputs` that of the answer. `rows` is the example's number of rows
+    (None when no dimension counts rows), `output_axes` the dimension of each flat output that counts them, and
+    `independent` whether each row's answer was seen to depend on that row alone, `exempt` the numbers of rows
+    at which a captured graph does not stand for the model.
     """
 
     features: tuple[Feature, ...]
@@ -82,6 +106,10 @@ class Layout:
     trees: tuple[Tree, ...]
     outputs: Tree = field(default_factory=lambda: Leaf(0))
     signature: inspect.Signature | None = None
+    rows: int | None = None
+    output_axes: tuple[int | None, ...] = ()
+    independent: bool = True
+    exempt: tuple[int, ...] = ()
 
     def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """The flat tensors of one call, in feature order.
@@ -186,6 +214,14 @@ def read_layout(function: Callable[..., Any], batch: Any) -> tuple[Layout, list[
     parameters = (*names, *kwargs)
     layout = Layout(features, parameters, len(args), tuple(trees), signature=signature)
     return layout, [tensor for _, tensor in flat]
+
+
+def flat_layout(layout: Layout, outputs: int) -> Layout:
+    """The layout of the same call with flat tensors by position and a tuple of `outputs` tensors as its answer."""
+    names = tuple(feature.name for feature in layout.features)
+    answer = Branch("tuple", tuple, tuple(range(outputs)), tuple(Leaf(i) for i in range(outputs)))
+    leaves = tuple(Leaf(i) for i in range(len(names)))
+    return replace(layout, parameters=names, positional=len(names), trees=leaves, outputs=answer, signature=None)
 
 
 def describe(value: Any, name: str, flat: list[tuple[str, Tensor]]) -> Tree:

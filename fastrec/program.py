@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from .inputs import Layout
+from .errors import InputError
+from .inputs import Layout, batch_call, describe, read_layout
+from .rows import find_rows
 
-__all__ = ["Program"]
+__all__ = ["Program", "target_of"]
 
 
 @dataclass(frozen=True)
@@ -28,24 +32,87 @@ class Program:
     entry: str = "forward"
     calibration: tuple[Any, ...] = ()
 
-    def draft(self) -> nn.Module:
+    @classmethod
+    def read(cls, target: nn.Module | Callable[..., Any], batch: Any, calibration: Iterable[Any] = ()) -> Program:
+        """The program of a model, or of one of its bound methods, and an example batch.
+
+        The model is run a few times, as a private copy, to see its answer and which dimensions count rows.
+
+        Raises `InputError` where the batch holds no tensor or the model does not take it.
+        """
+        model, entry = target_of(target)
+        layout, tensors = read_layout(getattr(model, entry), batch)
+        if not tensors:
+            raise InputError(f"the batch holds no tensor: got {type(batch).__name__}. Give one real batch.")
+        program = cls(model, batch, layout, entry, tuple(calibration))
+        private = program.with_model(program.draft(private_buffers=True).eval())
+        try:
+            outputs, answer = private.run(tensors)
+        except Exception as error:
+            raise InputError(
+                f"the model does not take this batch: {type(error).__name__}: {error}. "
+                f"It was called with {', '.join(layout.parameters)}."
+            ) from error
+        layout = replace(layout, outputs=answer)
+        return replace(program, layout=find_rows(layout, lambda flat: private.run(flat)[0], tensors, outputs))
+
+    def draft(self, *, private_buffers: bool = False) -> nn.Module:
         """A structural copy of the model that shares every tensor with it.
 
-        Replace tensors on the draft; never write into them.
+        Replace tensors on the draft; never write into them. With `private_buffers` the copy has buffers of its
+        own, so that running it leaves the model as it is even where a forward pass writes to its buffers.
         """
-        memo: dict[int, Any] = {}
-        for tensor in _tensors(self.model):
-            memo[id(tensor)] = tensor
+        memo: dict[int, Any] = {id(tensor): tensor for tensor in _tensors(self.model)}
+        if private_buffers:
+            memo.update((id(buffer), buffer.detach().clone()) for buffer in self.model.buffers())
         return copy.deepcopy(self.model, memo)
 
     def with_model(self, model: nn.Module) -> Program:
         """The same program with another model of the same calling form."""
         return replace(self, model=model)
 
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The method that is served."""
+        found: Callable[..., Any] = getattr(self.model, self.entry)
+        return found
 
-def _tensors(model: nn.Module) -> list[Tensor]:
-    """Every tensor a module tree holds: parameters, buffers, and tensors kept as plain attributes."""
-    found: list[Tensor] = [*model.parameters(), *model.buffers()]
+    def call_of(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """How the model is called with `batch`."""
+        return batch_call(self.function, batch)
+
+    def run(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Any]:
+        """The model's flat outputs for these flat inputs, and the structure of its answer, without gradients."""
+        args, kwargs = self.layout.arguments(tensors)
+        with torch.no_grad():
+            answer = self.function(*args, **kwargs)
+        found: list[tuple[str, Tensor]] = []
+        tree = describe(answer, "output", found)
+        return [tensor for _, tensor in found], tree
+
+
+def target_of(target: Any) -> tuple[nn.Module, str]:
+    """The module and the name of the method that is served. Raises `InputError` for anything else."""
+    if isinstance(target, nn.Module):
+        return target, "forward"
+    owner, name = getattr(target, "__self__", None), getattr(target, "__name__", "")
+    if isinstance(owner, nn.Module) and name:
+        return owner, name
+    cure = "; make an instance of it" if isinstance(target, type) and issubclass(target, nn.Module) else ""
+    raise InputError(f"expected a torch module or a method of one, got {type(target).__name__} {target!r:.80}{cure}")
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    """Every tensor a module tree holds: parameters, buffers, and tensors kept in plain attributes."""
+    yield from model.parameters()
+    yield from model.buffers()
     for module in model.modules():
-        found.extend(value for value in vars(module).values() if isinstance(value, Tensor))
-    return found
+        yield from _held(list(vars(module).values()), 0)
+
+
+def _held(value: Any, depth: int) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple, dict)) and depth < 4:
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _held(item, depth + 1)

@@ -1,28 +1,19 @@
-"""What the compiling backends share: reading the program, sizes, quiet calls, and short reasons."""
+"""What the compiling backends share: reading the program, sizes, and errors."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import re
-import threading
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, fx
 
 from ..errors import BackendError
 from ..program import Program
+from ..quiet import reason_of
 
-__all__ = ["COMPILING", "GIB", "captured", "example_of", "export_free", "failure", "quiet", "reason_of", "tensor_bytes"]
+__all__ = ["GIB", "captured", "example_of", "export_free", "failure", "tensor_bytes"]
 
 GIB = 2**30
-
-# Exporters and compilers keep global caches and settings: one at a time.
-COMPILING = threading.RLock()
-
-_NOISE = re.compile(r"^(Failed to|<class|⬆|##|={3,}|-{3,}|\[\d|Traceback|While executing|Original traceback|set TORCH)")
 
 
 def captured(program: Program, backend: str) -> fx.GraphModule:
@@ -74,31 +65,6 @@ def tensor_bytes(tensors: Iterable[Tensor]) -> int:
 def failure(error: BaseException, what: str, backend: str) -> BackendError:
     """The error as a `BackendError` that says what failed and, in one line, why."""
     return error if isinstance(error, BackendError) else BackendError(f"{what}: {reason_of(error)}", backend=backend)
-
-
-def reason_of(error: BaseException) -> str:
-    """The first telling line of an error, without colours, graph dumps or stack traces."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    lines = (line.strip() for line in text.splitlines())
-    telling = next((line for line in lines if line and not _NOISE.match(line)), "")
-    return f"{type(error).__name__}: {telling[:200]}" if telling else type(error).__name__
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence torch's exporters and compilers, one caller at a time; levels and filters are put back after."""
-    with COMPILING:
-        loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._inductor", "torch._dynamo")]
-        levels = [logger.level for logger in loggers]
-        try:
-            for logger in loggers:
-                logger.setLevel(logging.CRITICAL)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
 
 
 def _hint(size: int | torch.SymInt) -> int:

@@ -16,7 +16,8 @@ from torch import Tensor, fx
 from ..errors import BackendError, BackendUnavailable, InputError
 from ..program import Program
 from .base import Backend, Session
-from .common import captured, export_free, failure, quiet, tensor_bytes
+from ..quiet import quiet
+from .common import captured, export_free, failure, tensor_bytes
 
 __all__ = ["Inductor"]
 

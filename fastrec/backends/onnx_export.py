@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import BackendError
-from .common import GIB, export_free, failure, quiet, tensor_bytes
+from ..quiet import quiet
+from .common import GIB, export_free, failure, tensor_bytes
 
 __all__ = ["OnnxModel", "export_onnx"]
 

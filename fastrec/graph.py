@@ -1,0 +1,227 @@
+"""The graph: an `fx.GraphModule` of ATen calls with constants as attributes, and small helpers to edit it.
+
+Every graph takes flat tensors by position and returns a tuple of tensors; each node's `meta["val"]` holds a fake
+tensor (or number) of its type and shape, in which the number of rows is symbolic.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.graph import CodeGen
+
+__all__ = [
+    "add_constant",
+    "constant",
+    "copy_graph",
+    "emit",
+    "is_call",
+    "is_random",
+    "is_written",
+    "normalise",
+    "sweep",
+    "value",
+]
+
+aten = torch.ops.aten
+
+# Checks that the exporter leaves behind; shapes and ids are checked in front of the graph.
+_CHECKS = (
+    "aten::_assert_async",
+    "aten::_assert_scalar",
+    "aten::_assert_tensor_metadata",
+    "aten::sym_constrain_range",
+    "aten::sym_constrain_range_for_size",
+)
+# Operators tagged as random that are not while their training flag or probability says so: its position.
+_CALM = {
+    "aten::dropout": 2,
+    "aten::dropout_": 2,
+    "aten::feature_dropout": 2,
+    "aten::alpha_dropout": 2,
+    "aten::native_dropout": 2,
+    "aten::scaled_dot_product_attention": 4,
+    "aten::rrelu": 3,
+    "aten::gru": 7,
+    "aten::lstm": 7,
+    "aten::rnn_tanh": 7,
+    "aten::rnn_relu": 7,
+}
+
+
+def copy_graph(gm: fx.GraphModule) -> fx.GraphModule:
+    """A structural copy that shares every tensor with `gm`; values of nodes and `gm.meta` are kept."""
+    graph = fx.Graph()
+    output = graph.graph_copy(gm.graph, {})
+    graph.output(output)
+    made = fx.GraphModule(gm, graph)
+    made.meta.update(gm.meta)
+    return made
+
+
+def constant(gm: fx.GraphModule, node: Any) -> Tensor | None:
+    """The tensor of a constant node, None for anything else."""
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
+        return None
+    found = operator.attrgetter(str(node.target))(gm)
+    return found.detach() if isinstance(found, Tensor) else None
+
+
+def add_constant(gm: fx.GraphModule, name: str, tensor: Tensor) -> fx.Node:
+    """A new constant under a fresh name made from `name`, at the top of the graph."""
+    stem = re.sub(r"\W+", "_", name).strip("_") or "constant"
+    taken = {key.partition(".")[0] for key in gm.state_dict()} | set(vars(gm)) | set(dir(gm))
+    fresh = stem if stem not in taken else next(f"{stem}_{i}" for i in range(1, 1 << 30) if f"{stem}_{i}" not in taken)
+    gm.register_buffer(fresh, tensor.detach())
+    with gm.graph.inserting_before(next(iter(gm.graph.nodes))):
+        node = gm.graph.get_attr(fresh)
+    node.meta["val"] = _fake_mode(gm).from_tensor(tensor.detach(), static_shapes=True)
+    return node
+
+
+def emit(
+    gm: fx.GraphModule, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
+) -> fx.Node:
+    """A call at the graph's current insertion point, its value worked out from those of its arguments."""
+    node = gm.graph.call_function(target, args, dict(kwargs or {}))
+    node.meta["val"] = _evaluate(gm, node)
+    return node
+
+
+def is_call(node: Any, *targets: Any) -> bool:
+    """Whether `node` calls one of `targets`."""
+    return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
+
+
+def value(node: fx.Node) -> Tensor:
+    """The fake tensor that stands for the node's result."""
+    found = node.meta["val"]
+    assert isinstance(found, Tensor), f"{node.name} is not a tensor"
+    return found
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether the node draws random numbers as it is called."""
+    target = node.target
+    if not isinstance(target, OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    place = _CALM.get(target._schema.name)
+    if place is None:
+        return True
+    argument = target._schema.arguments[place]
+    given = node.args[place] if len(node.args) > place else node.kwargs.get(argument.name, argument.default_value)
+    return bool(given)
+
+
+def is_written(node: fx.Node) -> bool:
+    """Whether the node writes to one of its arguments."""
+    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
+
+
+def sweep(gm: fx.GraphModule) -> None:
+    """Removes nodes without effect and tensors without reader, then checks and compiles the graph."""
+    gm.graph.eliminate_dead_code()
+    for node in list(gm.graph.nodes):
+        if node.op == "get_attr" and not node.users:
+            gm.graph.erase_node(node)
+    used = {str(node.target) for node in gm.graph.nodes if node.op in ("get_attr", "call_module")}
+    for path, owner, name in list(_attributes(gm)):
+        if path not in used:
+            delattr(owner, name)
+    gm.delete_all_unused_submodules()
+    gm.graph.lint()
+    gm.recompile()
+
+
+def normalise(gm: fx.GraphModule) -> fx.GraphModule:
+    """An exported module as a plain graph: flat call, tuple of tensors, no checks, every value known."""
+    graph = gm.graph
+    graph.set_codegen(CodeGen())
+    output = graph.output_node()
+    leaves = output.args[0]
+    output.args = (tuple(leaves) if isinstance(leaves, (tuple, list)) else (leaves,),)
+    for node in list(graph.nodes):
+        target = node.target
+        if isinstance(target, OpOverload) and target._schema.name in _CHECKS:
+            node.replace_all_uses_with(None)  # type: ignore[arg-type]
+            graph.erase_node(node)
+        elif target is torch.ops.higher_order.wrap_with_set_grad_enabled:
+            _inline(gm, node)
+        elif is_call(node, aten._native_batch_norm_legit_no_training.default):
+            _plain_batch_norm(gm, node)
+        elif is_call(node, aten._unsafe_view.default):
+            node.target = aten.reshape.default
+    made = fx.GraphModule(gm, graph)
+    for node in made.graph.nodes:
+        if node.op == "get_attr" and "val" not in node.meta:
+            tensor = constant(made, node)
+            if tensor is not None:
+                node.meta["val"] = _fake_mode(made).from_tensor(tensor, static_shapes=True)
+        elif node.op == "call_function" and "val" not in node.meta:
+            node.meta["val"] = _evaluate(made, node)
+    sweep(made)
+    return made
+
+
+def _inline(gm: fx.GraphModule, node: fx.Node) -> None:
+    """A block that only switches gradients, as part of the graph: it is never run with them."""
+    block = operator.attrgetter(str(node.args[1].target))(gm)  # type: ignore[union-attr]
+    copies: dict[fx.Node, Any] = {}
+    arguments = iter(node.args[2:])
+    with gm.graph.inserting_before(node):
+        for inner in block.graph.nodes:
+            if inner.op == "placeholder":
+                copies[inner] = next(arguments)
+            elif inner.op != "output":
+                copies[inner] = gm.graph.node_copy(inner, lambda old: copies[old])
+    results = fx.map_arg(block.graph.output_node().args[0], lambda old: copies[old])
+    for user in list(node.users):
+        if user.target is operator.getitem:
+            user.replace_all_uses_with(results[user.args[1]])
+            gm.graph.erase_node(user)
+    gm.graph.erase_node(node)
+
+
+def _plain_batch_norm(gm: fx.GraphModule, node: fx.Node) -> None:
+    x, weight, bias, mean, variance, momentum, epsilon = node.args
+    with gm.graph.inserting_before(node):
+        plain = gm.graph.call_function(
+            aten.batch_norm.default, (x, weight, bias, mean, variance, False, momentum, epsilon, False)
+        )
+    for user in list(node.users):
+        if user.target is operator.getitem and user.args[1] == 0:
+            plain.meta.update(user.meta)
+            user.replace_all_uses_with(plain)
+        if not user.users:
+            gm.graph.erase_node(user)
+
+
+def _attributes(gm: fx.GraphModule) -> Iterator[tuple[str, torch.nn.Module, str]]:
+    """Every tensor attribute: its path, the module that holds it, and its name there."""
+    for prefix, module in gm.named_modules():
+        names = [*module._parameters, *module._buffers]
+        names += [name for name, held in vars(module).items() if isinstance(held, Tensor)]
+        for name in names:
+            yield f"{prefix}.{name}" if prefix else name, module, name
+
+
+def _fake_mode(gm: fx.GraphModule) -> FakeTensorMode:
+    """The mode that the values of this graph live in."""
+    for node in gm.graph.nodes:
+        found = node.meta.get("val")
+        if isinstance(found, FakeTensor):
+            return found.fake_mode
+    return FakeTensorMode()
+
+
+def _evaluate(gm: fx.GraphModule, node: fx.Node) -> Any:
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda arg: arg.meta["val"])
+    with _fake_mode(gm), torch.no_grad():
+        return node.target(*args, **kwargs)  # type: ignore[operator]
