@@ -38,7 +38,7 @@ def capture(program: Program) -> Program:
     opaque = program.layout.opaque()
     if opaque:
         raise CaptureError(f"holds objects that are neither tensors nor plain values: {'; '.join(opaque)}")
-    tensors = _flat_example(program)
+    tensors = program.flat(program.batch)
     example = _resized(program, tensors)
     reasons = []
     for strict in (False, True):
@@ -64,23 +64,14 @@ class _Flat(nn.Module):
         super().__init__()
         # A draft of its own: exporting leaves traces on modules that keep lists of their weights.
         self.model = program.draft().eval()
-        self.entry, self.layout = program.entry, program.layout
+        self.program = program.with_model(self.model)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        args, kwargs = self.layout.arguments(tensors)
-        answer = getattr(self.model, self.entry)(*args, **kwargs)
+        layout = self.program.layout
+        args, kwargs = layout.arguments(tensors)
         flat: list[Tensor] = []
-        collect(self.layout.outputs, answer, "output", flat)
+        collect(layout.outputs, self.program.function(*args, **kwargs), "output", flat)
         return tuple(flat)
-
-
-def _flat_example(program: Program) -> list[Tensor]:
-    """The example batch as flat tensors that ask for no gradient."""
-    from_batch: list[Tensor] = []
-    args, kwargs = program.call_of(program.batch)
-    for tensor in program.layout.flatten(args, kwargs):
-        from_batch.append(tensor.detach())
-    return from_batch
 
 
 def _resized(program: Program, tensors: list[Tensor]) -> list[Tensor]:

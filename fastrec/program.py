@@ -73,13 +73,18 @@ class Program:
 
     @property
     def function(self) -> Callable[..., Any]:
-        """The method that is served."""
-        found: Callable[..., Any] = getattr(self.model, self.entry)
+        """What is called to serve: the model itself, hooks and all, or one of its methods."""
+        found: Callable[..., Any] = self.model if self.entry == "forward" else getattr(self.model, self.entry)
         return found
 
     def call_of(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """How the model is called with `batch`."""
-        return batch_call(self.function, batch)
+        return batch_call(getattr(self.model, self.entry), batch)
+
+    def flat(self, batch: Any) -> list[Tensor]:
+        """The flat tensors of a batch, which ask for no gradient."""
+        args, kwargs = self.call_of(batch)
+        return [tensor.detach() for tensor in self.layout.flatten(args, kwargs)]
 
     def run(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Any]:
         """The model's flat outputs for these flat inputs, and the structure of its answer, without gradients."""

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor, fx, nn
 
-from fastrec.graph import capture, is_call, sweep
+from fastrec.capture import capture
+from fastrec.graph import is_call, sweep
 from fastrec.inputs import read_layout
 from fastrec.program import Program
 from fastrec.techniques.fusion.stacked_bags import stack_bags

@@ -1,0 +1,348 @@
+"""Guards: what a batch must hold before a fast graph may run on it.
+
+A lookup by an id that its table does not have reads foreign memory in some kernels and another field's row in a
+stacked table, so every id is compared with the size of the tables it reads. Which element of which input reaches
+which table is found by running the arithmetic of the ids on positions in place of values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, fx
+
+from .errors import IdOutOfRangeError, InputError
+from .graph import constant, is_call
+from .inputs import Feature
+from .program import Program
+from .rows import take_rows
+
+__all__ = ["Bounds", "Guard", "read_guard"]
+
+aten = torch.ops.aten
+Array = npt.NDArray[Any]
+NonFinite = Literal["raise", "propagate"]
+
+# Largest whole number up to which float32 holds every whole number.
+_EXACT = {torch.float32: 2**24, torch.float64: 2**53, torch.float16: 2**11, torch.bfloat16: 2**8}
+_MOVES = frozenset(
+    "view reshape _unsafe_view flatten unflatten unsqueeze squeeze select slice alias detach transpose permute t "
+    "expand split split_with_sizes chunk unbind contiguous clone narrow cat concat stack to _to_copy sym_size "
+    "getitem mul floordiv".split()
+)
+_SHIFTS = frozenset(("add", "sub", "rsub"))
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What the elements of one feature may be: `low <= x < high`, arrays that broadcast against a batch of it.
+
+    Elements that are no ids have infinite bounds.
+    """
+
+    low: Array
+    high: Array
+
+    @property
+    def uniform(self) -> bool:
+        """Whether one range holds for every element."""
+        return bool((self.low == self.low.flat[0]).all() and (self.high == self.high.flat[0]).all())
+
+
+class Guard:
+    """Checks flat batches: `guard(tensors)` returns nothing or raises.
+
+    `bounds` gives for each feature the range of its ids, or None. Raises `IdOutOfRangeError` at an id that no
+    table has and `InputError` at a float that is not finite, naming the feature and the row. Cost: 2 to 4 us for
+    each feature, and one pass over the ids.
+    """
+
+    def __init__(
+        self,
+        features: Sequence[Feature],
+        bounds: Sequence[Bounds | None],
+        finite: Sequence[bool],
+        computed: fx.GraphModule | None = None,
+        sizes: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        self.bounds = tuple(bounds)
+        self._features = tuple(features)
+        self._finite = tuple(index for index, check in enumerate(finite) if check)
+        self._computed, self._sizes = computed, tuple(sizes)
+        self._plain: list[tuple[int, int]] = []
+        self._columns: list[tuple[int, Array]] = []
+        self._general: list[tuple[int, Bounds]] = []
+        stacks: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
+        for index, (feature, bound) in enumerate(zip(features, bounds, strict=True)):
+            if bound is None:
+                continue
+            natural = feature.dtype == torch.int64 and bool((bound.low == 0).all())
+            if natural and bound.uniform:
+                key = (feature.shape[1:], feature.role, feature.axis)
+                stacks.setdefault(key, []).append((index, int(bound.high.flat[0])))
+            elif natural:
+                self._columns.append((index, np.where(np.isinf(bound.high), 2**62, bound.high).astype(np.uint64)))
+            else:
+                self._general.append((index, bound))
+        self._stacks: list[tuple[tuple[int, ...], Array]] = []
+        for members in stacks.values():
+            # Many features of one shape are compared as one array: a call costs more than its elements.
+            if len(members) > 3 and features[members[0][0]].role == "rows":
+                limits = np.array([size for _, size in members], dtype=np.uint64)
+                shape = (-1, *(1 for _ in features[members[0][0]].shape))
+                self._stacks.append((tuple(index for index, _ in members), limits.reshape(shape)))
+            else:
+                self._plain += members
+
+    def __call__(self, tensors: Sequence[Tensor]) -> None:
+        """Raise at the first element that does not fit."""
+        for index, size in self._plain:
+            ids = tensors[index].numpy(force=True).view(np.uint64)
+            # As unsigned numbers the negative ones are the largest.
+            if ids.size and ids.max() >= size:
+                self._refuse(index, tensors[index])
+        for index, limits in self._columns:
+            if (tensors[index].numpy(force=True).view(np.uint64) >= limits).any():
+                self._refuse(index, tensors[index])
+        for members, limits in self._stacks:
+            ids = torch.stack([tensors[index] for index in members]).numpy(force=True).view(np.uint64)
+            if (ids >= limits).any():
+                for index in members:
+                    self._refuse(index, tensors[index])
+        for index, bound in self._general:
+            values = _array(tensors[index])
+            # Written so that NaN, which compares with nothing, does not pass.
+            if not ((values > bound.low - 1) & (values < bound.high) | np.isinf(bound.high)).all():
+                self._refuse(index, tensors[index])
+        if self._computed is not None:
+            self._check_computed(tensors)
+        for index in self._finite:
+            if not math.isfinite(tensors[index].sum()):
+                self._refuse_nonfinite(index, tensors[index])
+
+    def _refuse(self, index: int, tensor: Tensor) -> None:
+        """Raise for the first bad id of a feature, if it has one."""
+        bound, feature = self.bounds[index], self._features[index]
+        assert bound is not None
+        values = _array(tensor)
+        bad = ~((values > bound.low - 1) & (values < bound.high) | np.isinf(bound.high))
+        if not bad.any():
+            return
+        place = tuple(int(k) for k in np.argwhere(bad)[0])
+        low, high = (np.broadcast_to(part, values.shape)[place] for part in (bound.low, bound.high))
+        row = place[feature.growing or 0] if place else 0
+        limit = _EXACT.get(tensor.dtype)
+        rest = [str(k) for axis, k in enumerate(place) if axis != (feature.growing or 0)]
+        where = f"feature {feature.name!r}, row {row}" + (f", position {', '.join(rest)}" if rest else "")
+        got = values[place].item()
+        if limit is not None and isinstance(got, float) and got >= limit and high >= limit:
+            cure = f"{tensor.dtype} holds whole numbers only below {limit:,}: give ids as int64."
+        else:
+            cure = "Map unseen ids to a row of the table before the call."
+        raise IdOutOfRangeError(
+            f"{where}: got id {got}, expected {int(low)} <= id < {int(high):,}. {cure}", feature=feature.name, row=row
+        )
+
+    def _check_computed(self, tensors: Sequence[Tensor]) -> None:
+        """Ids that the model computes: run what computes them."""
+        assert self._computed is not None
+        with torch.no_grad():
+            results = self._computed(*tensors)
+        for ids, (low, high) in zip(results, self._sizes, strict=True):
+            if ids.numel() and (int(ids.min()) < low or int(ids.max()) >= high):
+                bad = ((ids < low) | (ids >= high)).nonzero()[0].tolist()
+                names = ", ".join(repr(feature.name) for feature in self._features)
+                row = bad[0] if bad else 0
+                raise IdOutOfRangeError(
+                    f"row {row}: the id computed from {names} is {int(ids[tuple(bad)])}, expected {low} <= id < {high:,}. "
+                    "Map unseen ids to a row of the table before the call.",
+                    row=row,
+                )
+
+    def _refuse_nonfinite(self, index: int, tensor: Tensor) -> None:
+        bad = (~tensor.isfinite()).nonzero()
+        if not len(bad):  # the sum overflowed, the elements did not
+            return
+        feature, place = self._features[index], bad[0].tolist()
+        row = place[feature.growing or 0] if place else 0
+        raise InputError(
+            f"feature {feature.name!r}, row {row}: got {float(tensor[tuple(place)])}, expected finite numbers. "
+            "Clean the batch, or compress with on_nonfinite='propagate'.",
+            feature=feature.name,
+            row=row,
+        )
+
+
+def read_guard(captured: Program, nonfinite: NonFinite = "raise") -> Guard:
+    """The guard of a captured program, from the lookups of its graph.
+
+    Features whose example holds numbers that are not finite are taken to allow them. Cost: a few small runs.
+    """
+    gm = captured.model
+    assert isinstance(gm, fx.GraphModule)
+    features = captured.layout.features
+    tensors = _small(captured)
+    inputs = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    low = [np.full(tuple(t.shape), -np.inf) for t in tensors]
+    high = [np.full(tuple(t.shape), np.inf) for t in tensors]
+    computed: list[fx.Node] = []
+    sizes: list[tuple[int, int]] = []
+    for ids, least, size in _lookups(gm):
+        sources = [node for node in _past(ids) if node.op == "placeholder"]
+        if not any(isinstance(node.meta["val"], Tensor) and _reads(node, ids) for node in sources):
+            continue
+        traced = _trace(gm, ids, inputs, tensors) if _is_affine(gm, ids) else None
+        if traced is None:
+            computed.append(ids)
+            sizes.append((least, size))
+            continue
+        for index, positions, shifts in traced:
+            np.maximum.at(low[index].reshape(-1), positions, least - shifts)
+            np.minimum.at(high[index].reshape(-1), positions, size - shifts)
+    bounds = [_bounds(f, a, b) for f, a, b in zip(features, low, high, strict=True)]
+    finite = [
+        nonfinite == "raise" and tensor.is_floating_point() and bool(tensor.isfinite().all()) and not _all_ids(bound)
+        for tensor, bound in zip(captured.batch, bounds, strict=True)
+    ]
+    return Guard(features, bounds, finite, _subgraph(gm, computed) if computed else None, sizes)
+
+
+def _array(tensor: Tensor) -> Array:
+    array: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy(force=True)
+    return array
+
+
+def _small(captured: Program) -> list[Tensor]:
+    """The example cut to two rows."""
+    rows = captured.layout.rows
+    tensors = list(captured.batch)
+    return tensors if rows is None else take_rows(captured.layout.features, tensors, torch.arange(2) % rows)
+
+
+def _lookups(gm: fx.GraphModule) -> Iterator[tuple[fx.Node, int, int]]:
+    """The ids of each lookup in a constant table, and the range they must lie in."""
+    for node in gm.graph.nodes:
+        if is_call(node, aten.embedding.default, aten.embedding_bag.default, aten.embedding_bag.padding_idx):
+            table, ids, least = node.args[0], node.args[1], 0
+        elif is_call(node, aten.index_select.default) and node.args[1] == 0:
+            table, ids, least = node.args[0], node.args[2], 0
+        elif is_call(node, aten.index.Tensor) and len(node.args[1]) == 1:
+            table, ids, least = node.args[0], node.args[1][0], -1
+        else:
+            continue
+        tensor = constant(gm, table)
+        if tensor is not None and isinstance(ids, fx.Node) and not ids.meta["val"].dtype == torch.bool:
+            yield ids, least * tensor.shape[0], tensor.shape[0]
+
+
+def _past(node: fx.Node) -> list[fx.Node]:
+    """The node and everything it comes from, inputs first."""
+    found: dict[fx.Node, None] = {}
+
+    def visit(current: fx.Node) -> None:
+        if current not in found:
+            for source in current.all_input_nodes:
+                visit(source)
+            found[current] = None
+
+    visit(node)
+    return list(found)
+
+
+def _reads(source: fx.Node, ids: fx.Node) -> bool:
+    """Whether the ids depend on the values of an input, not only on its size."""
+    reach = {source}
+    for node in _past(ids):
+        if _name(node) != "sym_size" and any(arg in reach for arg in node.all_input_nodes):
+            reach.add(node)
+    return ids in reach
+
+
+def _name(node: fx.Node) -> str:
+    schema = getattr(node.target, "_schema", None)
+    return schema.name.removeprefix("aten::") if schema is not None else getattr(node.target, "__name__", "")
+
+
+def _is_affine(gm: fx.GraphModule, ids: fx.Node) -> bool:
+    """Whether each id is one input element, moved, plus a constant."""
+    varying: set[fx.Node] = set()
+    for node in _past(ids):
+        if node.op == "placeholder":
+            varying.add(node)
+        elif node.op == "call_function" and any(arg in varying for arg in node.all_input_nodes):
+            name = _name(node)
+            if name == "sym_size":
+                continue
+            numbers = isinstance(node.meta.get("val"), Tensor)
+            if name in _SHIFTS:
+                if sum(arg in varying for arg in node.all_input_nodes) != 1 or node.args[0] not in varying:
+                    return False
+                if len(node.args) > 2 or node.kwargs or name == "rsub":
+                    return False
+            elif name not in _MOVES or (numbers and name in ("mul", "floordiv")):
+                return False
+            varying.add(node)
+    return True
+
+
+def _trace(
+    gm: fx.GraphModule, ids: fx.Node, inputs: list[fx.Node], tensors: list[Tensor]
+) -> list[tuple[int, Array, Array]] | None:
+    """For each input: the positions that become ids, and the constant added to each.
+
+    With zeros in place of every input the ids are the constants; with positions 1, 2, ... in place of one input,
+    what is added to them says where they come from.
+    """
+    run = _subgraph(gm, [ids])
+    largest = max((tensor.numel() for tensor in tensors), default=0)
+    if any(t.is_floating_point() and largest >= _EXACT.get(t.dtype, 0) for t in tensors):
+        return None
+    zeros = [torch.zeros_like(tensor) for tensor in tensors]
+    with torch.no_grad():
+        base = run(*zeros)[0].flatten().long().numpy()
+        found = []
+        for index, tensor in enumerate(tensors):
+            if tensor.dtype == torch.bool or (not tensor.is_floating_point() and torch.iinfo(tensor.dtype).max < largest):
+                continue
+            probe = list(zeros)
+            probe[index] = torch.arange(1, tensor.numel() + 1).reshape(tensor.shape).to(tensor.dtype)
+            moved = run(*probe)[0].flatten().long().numpy() - base
+            here = moved > 0
+            if here.any():
+                found.append((index, moved[here] - 1, base[here]))
+    return found
+
+
+def _subgraph(gm: fx.GraphModule, results: list[fx.Node]) -> fx.GraphModule:
+    """The part of the graph that computes these nodes, taking all inputs."""
+    wanted = {node for result in results for node in _past(result)}
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in gm.graph.nodes:
+        if node.op == "placeholder" or node in wanted:
+            copies[node] = graph.node_copy(node, lambda old: copies[old])
+    graph.output(tuple(copies[node] for node in results))
+    return fx.GraphModule(gm, graph)
+
+
+def _bounds(feature: Feature, low: Array, high: Array) -> Bounds | None:
+    """The bounds of a feature for any number of rows: those of all its rows together."""
+    if np.isinf(high).all():
+        return None
+    limit = _EXACT.get(feature.dtype)
+    if limit is not None:
+        high = np.where(np.isinf(high), high, np.minimum(high, limit))
+    axis = feature.growing
+    if axis is not None:
+        low, high = low.max(axis=axis, keepdims=True), high.min(axis=axis, keepdims=True)
+    return Bounds(low, high)
+
+
+def _all_ids(bound: Bounds | None) -> bool:
+    return bound is not None and not np.isinf(bound.high).any()

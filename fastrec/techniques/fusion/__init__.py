@@ -1,0 +1,131 @@
+"""Graph fusion: exact rules that remove work and keep the answer, one rule per file.
+
+`RULES` lists them in order. Each is a function that edits the graph it is given and returns its changes; `Fuse`
+applies them until none has anything left to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, fx
+
+from ...errors import InputError, TechniqueError
+from ...graph import copy_graph, sweep
+from ...program import Program
+from ...quiet import reason_of
+from ...rows import take_rows
+from ..base import Applied, Change, Skip, Technique
+from .bags import simplify_bags
+from .stacked_bags import stack_bags
+from .stacked_lookups import stack_lookups
+
+__all__ = ["RULES", "Fuse", "Rule"]
+
+Rule = Callable[[fx.GraphModule], list[Change]]
+
+RULES: tuple[Rule, ...] = (
+    simplify_bags,
+    stack_lookups,
+    stack_bags,
+)
+"""Every rule, in order of application."""
+
+_ROUNDS = 8
+
+
+@dataclass(frozen=True)
+class Fuse(Technique):
+    """Rewrite the captured graph by exact rules until none applies.
+
+    `rules` names those to use, in the order of `RULES`; None means all. After each rule that changed something
+    the graph is run beside the one before, on the example and on single rows of it; a rule whose graph answers
+    differently, or that fails, is rolled back and reported as skipped.
+
+    Raises `InputError` for the name of no rule, `TechniqueError` for a model that was not captured. Cost: seconds.
+
+    Example:
+        >>> Fuse().exact, Fuse(rules=("simplify_bags",)).rules
+        (True, ('simplify_bags',))
+    """
+
+    name: ClassVar[str] = "fuse"
+    level: ClassVar[Literal["module", "graph"]] = "graph"
+
+    rules: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        known = [rule.__name__ for rule in RULES]
+        for name in self.rules or ():
+            if name not in known:
+                raise InputError(f"Fuse(rules=...) has no rule {name!r:.80}; known are {', '.join(known)}")
+
+    @property
+    def exact(self) -> bool:
+        """Always."""
+        return True
+
+    def apply(self, program: Program) -> Applied:
+        """The rewritten graph; the program's own when no rule applies."""
+        if not isinstance(program.model, fx.GraphModule):
+            raise TechniqueError("rewrites captured graphs: capture the program first", technique=self.name)
+        rules = [rule for rule in RULES if self.rules is None or rule.__name__ in self.rules]
+        probes = _probes(program)
+        graph = program.model
+        changes: list[Change] = []
+        skipped: dict[str, Skip] = {}
+        for _ in range(_ROUNDS):
+            before = len(changes)
+            for rule in rules:
+                if rule.__name__ in skipped:
+                    continue
+                trial = copy_graph(graph)
+                try:
+                    found = rule(trial)
+                    if not found:
+                        continue
+                    sweep(trial)
+                    reason = _difference(graph, trial, probes)
+                except Exception as error:  # noqa: BLE001 - rolled back, and the reason reported
+                    found, reason = [], reason_of(error)
+                if reason:
+                    site = found[0].site if found else ""
+                    skipped[rule.__name__] = Skip(rule.__name__.replace("_", " "), site, reason)
+                else:
+                    graph = trial
+                    changes += found
+            if len(changes) == before:
+                break
+        return Applied(graph, tuple(changes), tuple(skipped.values()))
+
+
+def _probes(program: Program) -> list[list[Tensor]]:
+    """Small batches to compare graphs on: some rows of the example backwards, and one row alone."""
+    features, rows = program.layout.features, program.layout.rows
+    tensors = list(program.batch)
+    if rows is None:
+        return [tensors]
+    some = torch.arange(min(rows, 64)).flip(0)
+    return [take_rows(features, tensors, order) for order in (some, some[:1])]
+
+
+def _difference(before: fx.GraphModule, after: fx.GraphModule, probes: list[list[Tensor]]) -> str:
+    """Why the two graphs are not the same function, or nothing."""
+    for tensors in probes:
+        with torch.no_grad():
+            old, new = before(*tensors), after(*tensors)
+        for index, (left, right) in enumerate(zip(old, new, strict=True)):
+            if left.shape != right.shape or left.dtype != right.dtype:
+                return f"output {index} would become {tuple(right.shape)} {right.dtype}"
+            if left.is_floating_point():
+                finite = left[left.isfinite()]
+                scale = float(finite.abs().max()) if finite.numel() else 0.0
+                alike = torch.allclose(right, left, rtol=1e-4, atol=1e-5 * scale + 1e-30, equal_nan=True)
+            else:
+                alike = torch.equal(left, right)
+            if not alike:
+                return f"output {index} would differ"
+    return ""
