@@ -1,0 +1,193 @@
+"""The compressed model: called exactly like the original, each batch served by the session measured fastest."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from .backends import Session
+from .errors import InputError
+from .guards import Guard
+from .plan import ORIGINAL, Plan
+from .program import Program
+from .recipe import Recipe
+from .report import Report
+from .rows import count_rows
+
+__all__ = ["CompressedModel", "OriginalSession", "release_moved"]
+
+_SHAPES = 4096
+
+
+class OriginalSession(Session):
+    """The original behind the face of a session: flat tensors in, flat tensors out."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Run one batch."""
+        return tuple(self._program.run(tensors)[0])
+
+
+class CompressedModel(nn.Module):
+    """A faster equivalent of a model, made by `compress`.
+
+    Called like the model (or the method) it stands for, and answering in the same structure, dtypes and keys,
+    without gradients. Batches in shapes that the fast sessions were not made for go to the original.
+
+    Raises `IdOutOfRangeError` at ids that no table has and `InputError` at batches that do not fit, each naming
+    feature and row. `report` says what was measured, `recipe` what was done.
+    """
+
+    report: Report
+    recipe: Recipe
+
+    def __init__(
+        self, original: Program, sessions: Mapping[str, Session], plan: Plan | None, guard: Guard | None
+    ) -> None:
+        super().__init__()
+        super().train(False)
+        # In a tuple, so that the original is no submodule: its mode must not change with this module's.
+        self._original = (original,)
+        self._layout = original.layout
+        self.sessions = dict(sessions)
+        self.plan = plan
+        self._guard = guard
+        self._expected = tuple(feature.dtype for feature in original.layout.features)
+        self._routes: dict[tuple[torch.Size, ...], Session] = {}
+        self._fallback = OriginalSession(original)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's answer for one batch."""
+        if self.plan is None:
+            return self._call_original(args, kwargs)
+        flat = self._layout.flatten(args, kwargs)
+        shapes = tuple([tensor.shape for tensor in flat])
+        for index, (tensor, dtype) in enumerate(zip(flat, self._expected, strict=True)):
+            if tensor.dtype is not dtype:
+                flat[index] = self._cast(index, tensor)
+        session = self._routes.get(shapes) or self._route(shapes, flat)
+        if session is None:
+            return self._call_unforeseen(args, kwargs, flat)
+        if self._guard is not None:
+            self._guard(flat)
+        return self._layout.result(session(*flat))
+
+    @property
+    def original(self) -> Program:
+        """The original, as it serves what the sessions do not."""
+        return self._original[0]
+
+    def session(self, rows: int) -> Session:
+        """The session that serves `rows` rows: flat tensors in, flat tensors out, nothing checked."""
+        if self.plan is None or rows in self._layout.exempt:
+            return self._fallback
+        return self.sessions.get(self.plan.name_for(rows), self._fallback)
+
+    def train(self, mode: bool = True) -> CompressedModel:
+        """Stays in evaluation mode: there is nothing to train."""
+        if mode:
+            raise InputError("a compressed model cannot be trained: train the original, and compress it again")
+        return self
+
+    def _route(self, shapes: tuple[torch.Size, ...], flat: list[Tensor]) -> Session | None:
+        """The session for batches of these shapes, remembered; None for shapes that nobody foresaw."""
+        features = self._layout.features
+        rows = count_rows(features, flat) if self._layout.rows is not None else 1
+        for feature, shape in zip(features, shapes, strict=True):
+            sizes = list(feature.shape)
+            if feature.growing is not None and len(shape) == len(sizes):
+                sizes[feature.growing] = rows if feature.role == "rows" else shape[feature.growing]
+            if list(shape) != sizes:
+                return None
+        assert rows is not None
+        chosen = self.session(rows)
+        if len(self._routes) < _SHAPES:
+            self._routes[shapes] = chosen
+        return chosen
+
+    def _cast(self, index: int, tensor: Tensor) -> Tensor:
+        """Narrower integers are widened, as lookups would; anything else is refused."""
+        feature = self._layout.features[index]
+        whole = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+        if whole and feature.dtype in (torch.int64, torch.int32) and tensor.element_size() <= feature.dtype.itemsize:
+            return tensor.to(feature.dtype)
+        raise InputError(
+            f"feature {feature.name!r} has dtype {tensor.dtype}, expected {feature.dtype}. "
+            f"Convert it with .to({feature.dtype}).",
+            feature=feature.name,
+        )
+
+    def _call_original(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with torch.no_grad():
+            return self.original.function(*args, **kwargs)
+
+    def _call_unforeseen(self, args: tuple[Any, ...], kwargs: dict[str, Any], flat: list[Tensor]) -> Any:
+        try:
+            return self._call_original(args, kwargs)
+        except Exception as error:
+            odd = [
+                (feature, tensor)
+                for feature, tensor in zip(self._layout.features, flat, strict=True)
+                if _shape(feature.shape, feature.growing) != _shape(tuple(tensor.shape), feature.growing)
+            ]
+            what = ", ".join(f"{f.name!r} is {tuple(t.shape)}, in the example it was {f.shape}" for f, t in odd)
+            sizes = ", ".join(f"{f.name!r} {tuple(t.shape)}" for f, t in zip(self._layout.features, flat, strict=True))
+            raise InputError(
+                f"the model does not take this batch: {what or 'sizes do not agree: ' + sizes}. "
+                f"It says: {type(error).__name__}: {error}",
+                feature=odd[0][0].name if odd else "",
+            ) from error
+
+    def extra_repr(self) -> str:
+        """What serves, for `print`."""
+        return ORIGINAL if self.plan is None else ", ".join(dict.fromkeys(self.plan.names))
+
+
+def _shape(shape: tuple[int, ...], growing: int | None) -> list[int | None]:
+    return [None if axis == growing else size for axis, size in enumerate(shape)]
+
+
+def release_moved(original: Program, gm: fx.GraphModule) -> int:
+    """Let the original read, in place of each table that a rule moved, its part of the new one.
+
+    `original.model` is a draft, and is changed. A model that then answers differently on its example (a kernel
+    may want whole rows) keeps its own tables. Returns how many tables were released.
+    """
+    moved: Mapping[str, tuple[str, int, int, int, int]] = gm.meta.get("moved", {})
+    views: dict[int, Tensor] = {}
+    for old, (new, row, rows, column, columns) in moved.items():
+        place, _, name = old.removeprefix("model.").rpartition(".")
+        try:
+            held = getattr(original.model.get_submodule(place), name)
+            table = operator.attrgetter(new)(gm)
+        except AttributeError:
+            continue
+        views[id(held)] = table.detach()[row : row + rows, column : column + columns]
+    if not views:
+        return 0
+    flat = original.flat(original.batch)
+    before = original.run(flat)[0]
+    swapped: list[tuple[dict[str, Any], str, Any]] = []
+    for module in original.model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in list(tensors.items()):
+                if id(tensor) in views:
+                    view = views[id(tensor)]
+                    made = nn.Parameter(view, requires_grad=False) if tensors is module._parameters else view
+                    swapped.append((tensors, name, tensor))
+                    tensors[name] = made  # type: ignore[assignment]
+    try:
+        same = all(map(torch.equal, before, original.run(flat)[0]))
+    except RuntimeError:
+        same = False
+    if not same:
+        for tensors, name, tensor in swapped:
+            tensors[name] = tensor
+        return 0
+    return len(views)

@@ -1,0 +1,405 @@
+"""`compress`: the story on one page. Read the program, apply the recipe, compile, verify, measure, choose."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from .backends import Backend, Session, installed
+from .capture import capture
+from .compressed import CompressedModel, OriginalSession, release_moved
+from .errors import BackendError, BackendUnavailable, CaptureError, FastrecError, InputError, TechniqueError
+from .fresh import Fresh
+from .guards import Guard, read_guard
+from .inputs import read_layout
+from .measure import fidelity, machine, tensor_bytes
+from .measure.accuracy import Fidelity
+from .plan import ORIGINAL, Call, Plan, as_original, choose, confirm, remaining, share, worth_it
+from .program import Program, target_of
+from .progress import Stages, stages
+from .recipe import Recipe
+from .report import Memory, Report, SizeResult, Step, Trial
+from .techniques import TECHNIQUES, Skip, Technique
+
+__all__ = ["compress"]
+
+_SIZES = (1, 32, 100, 500, 1000)
+_CHECKED = (1, 2, 3, 33)
+_BATCHES = 64
+
+
+def compress(
+    model: nn.Module | Callable[..., Any],
+    batch: Any,
+    *,
+    calibration: Iterable[Any] | None = None,
+    recipe: Technique | Sequence[Technique] | Recipe | None = None,
+    backends: Backend | Sequence[Backend] | None = None,
+    batch_sizes: Sequence[int] = _SIZES,
+    guards: bool = True,
+    on_nonfinite: Literal["raise", "propagate"] = "raise",
+    progress: bool = True,
+    seconds: float = 60.0,
+) -> CompressedModel:
+    """A faster equivalent of a trained recommender, and the report of what it gains and costs.
+
+    `model` is a torch module, or a bound method of one (`model.predict`); `batch` one real batch in whatever form
+    it takes: a tensor, a tuple of positional arguments, a dict of keyword arguments, nested containers. Nothing
+    else is needed: the changes are exact, every session is checked against the original, and one serves only
+    where it was measured faster, with the caller's number of threads.
+
+    `calibration` gives more real batches, whose rows are then used for timing. `recipe` names the techniques
+    (None: every exact one), `backends` who may run them (None: those installed), `batch_sizes` the numbers of
+    rows to measure. `guards=False` drops the checks of ids and finiteness, `on_nonfinite="propagate"` those of
+    finiteness alone. `seconds` is how long it may take, about. The model, global threads, seeds and warnings are left
+    as they were; its tensors are shared, not copied.
+
+    Raises `InputError` for arguments that do not fit, `TechniqueError` for a recipe that cannot be applied to this
+    model, `BackendUnavailable` for a backend that is asked for by name and not installed. A model that cannot be
+    sped up comes back working, with `report.status == "unchanged"` and the reasons.
+
+    Example:
+        >>> import torch
+        >>> from fastrec import compress
+        >>> tower = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 1)).eval()
+        >>> fast = compress(tower, torch.randn(4, 8), batch_sizes=(1,), seconds=1, backends=[], progress=False)
+        >>> fast(torch.zeros(3, 8)).shape, fast.report.status
+        (torch.Size([3, 1]), 'unchanged')
+    """
+    began = time.perf_counter()
+    steps, chosen, sizes = _read_recipe(recipe), _read_backends(backends), _read_sizes(batch_sizes)
+    if on_nonfinite not in ("raise", "propagate"):
+        raise InputError(f"on_nonfinite is 'raise' or 'propagate', got {on_nonfinite!r}")
+    if not seconds > 0:
+        raise InputError(f"seconds must be above 0, got {seconds!r}")
+    work = _Work(began, began + seconds, strict_recipe=recipe is not None)
+    with _own_random_state(), stages(progress) as show:
+        show("reading the model")
+        program = _read(work, model, batch, calibration)
+        if program is None:
+            return _unreadable(work, model, batch, steps)
+        captured = _apply(work, program, steps, show)
+        guard: Guard | None = None
+        sessions: dict[str, Session] = {}
+        results: list[SizeResult] = []
+        if captured is not None:
+            plain, fast = captured
+            program = replace(program, layout=replace(program.layout, exempt=plain.layout.exempt))
+            guard = read_guard(plain, on_nonfinite)
+            fresh = _fresh(work, plain, guard)
+            sessions = _compile(work, program, fast, chosen, fresh, sizes, show)
+            results = _measure(work, program, sessions, guard if guards else None, fresh, sizes, show)
+        made = _assemble(work, program, captured, sessions, results, guard if guards else None)
+        made.report = _report(work, program, made, results, steps, captured)
+        made.recipe = steps
+    return made
+
+
+@dataclass
+class _Work:
+    """What one call gathers for its report."""
+
+    began: float
+    deadline: float
+    strict_recipe: bool
+    steps: list[Step] = field(default_factory=list)
+    skipped: list[Skip] = field(default_factory=list)
+    trials: list[Trial] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    fidelity: Fidelity | None = None
+    calibration: list[list[Tensor]] = field(default_factory=list)
+
+
+def _read(work: _Work, target: Any, batch: Any, calibration: Iterable[Any] | None) -> Program | None:
+    """The program, or None for a model that cannot be copied to be looked at."""
+    model, _ = target_of(target)
+    if any(module.training for module in model.modules()):
+        work.notes.append("the model was in training mode: it was measured, and is served, in evaluation mode")
+    batches = list(itertools.islice(calibration or (), _BATCHES))
+    try:
+        program = Program.read(target, batch, batches)
+    except FastrecError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a stranger's module may refuse to be copied in any way
+        work.skipped.append(Skip("copy", type(model).__name__, f"{type(error).__name__}: {error}"[:300]))
+        return None
+    for index, other in enumerate(batches):
+        try:
+            work.calibration.append(program.flat(other))
+        except InputError as error:
+            raise InputError(f"calibration batch {index}: {error}", feature=error.feature) from error
+    if program.layout.rows is None:
+        work.notes.append("no dimension of the batch was found to count rows: only the example's own shapes are served fast")
+    elif not program.layout.independent:
+        work.notes.append("the answer for a row was seen to depend on the other rows of its batch")
+    return program
+
+
+def _apply(
+    work: _Work, program: Program, recipe: Recipe, show: Stages
+) -> tuple[Program, Program] | None:
+    """The captured program before and after the recipe's graph techniques; None where it cannot be captured."""
+    for technique in recipe:
+        if technique.level == "module":
+            show(technique.name)
+            program = _applied(work, program, technique)
+    show("capturing")
+    try:
+        plain = capture(program)
+    except CaptureError as error:
+        blocked = [technique for technique in recipe if technique.level == "graph"]
+        if blocked and work.strict_recipe:
+            raise TechniqueError(
+                f"{blocked[0].name} works on a captured graph, and the model cannot be captured: {error}",
+                technique=blocked[0].name,
+            ) from error
+        work.skipped += [Skip(t.name, type(program.model).__name__, f"not captured: {error}") for t in blocked]
+        if not blocked:
+            work.skipped.append(Skip("capture", type(program.model).__name__, str(error)))
+        return None
+    fast = plain
+    for technique in recipe:
+        if technique.level == "graph":
+            show(technique.name)
+            fast = _applied(work, fast, technique)
+    return plain, fast
+
+
+def _applied(work: _Work, program: Program, technique: Technique) -> Program:
+    began = time.perf_counter()
+    applied = technique.apply(program)
+    work.steps.append(Step(technique.name, technique.exact, applied.changes, time.perf_counter() - began))
+    work.skipped += applied.skipped
+    return program.with_model(applied.model)
+
+
+def _fresh(work: _Work, plain: Program, guard: Guard) -> Fresh:
+    batches = work.calibration or [list(plain.batch)]
+    return Fresh(plain.layout.features, batches, guard.bounds, redraw=not work.calibration)
+
+
+def _compile(
+    work: _Work,
+    program: Program,
+    fast: Program,
+    backends: Sequence[Backend],
+    fresh: Fresh,
+    sizes: Sequence[int],
+    show: Stages,
+) -> dict[str, Session]:
+    """Every session that answers as the original does, by its label."""
+    sessions: dict[str, Session] = {}
+    budget = work.deadline - work.began
+    original = OriginalSession(program.with_model(program.draft(private_buffers=True).eval()))
+    rows = _checked_rows(fast, sizes)
+    for backend in backends:
+        show(f"compiling for {backend.label}")
+        if sessions and remaining(work.deadline) < 0.6 * budget:
+            work.trials.append(Trial(0, backend.label, None, None, "not tried: the time limit was near"))
+            continue
+        try:
+            session = backend.compile(fast)
+            worst = _verify(original, session, fresh, rows)
+        except BackendError as error:
+            work.trials.append(Trial(0, backend.label, None, None, str(error)))
+            continue
+        except Exception as error:  # noqa: BLE001 - whatever a foreign library raises, the original still serves
+            work.trials.append(Trial(0, backend.label, None, None, f"{type(error).__name__}: {error}"[:300]))
+            continue
+        if isinstance(worst, str):
+            work.trials.append(Trial(0, backend.label, None, None, worst))
+            continue
+        sessions[backend.label] = session
+        if work.fidelity is None or worst.max_abs >= work.fidelity.max_abs:
+            work.fidelity = worst
+    return sessions
+
+
+def _checked_rows(fast: Program, sizes: Sequence[int]) -> list[int]:
+    if fast.layout.rows is None:
+        return [1]
+    rows = sorted({*_CHECKED, min(sizes, key=lambda n: abs(n - 100)), fast.layout.rows})
+    return [count for count in rows if count not in fast.layout.exempt]
+
+
+def _verify(original: Session, session: Session, fresh: Fresh, rows: Sequence[int]) -> Fidelity | str:
+    """The largest difference over batches of these many rows, or why the session may not serve."""
+    found: list[Fidelity] = []
+    for count in rows:
+        flat = fresh(count, 7)
+        found.append(fidelity(original(*flat), session(*flat)))
+        if not found[-1].exact:
+            return f"answers differ from the original's by {found[-1].max_abs:.3g} at {count} rows"
+    return max(found, key=lambda item: (item.rows > 1, item.max_abs))
+
+
+def _measure(
+    work: _Work,
+    program: Program,
+    sessions: Mapping[str, Session],
+    guard: Guard | None,
+    fresh: Fresh,
+    sizes: Sequence[int],
+    show: Stages,
+) -> list[SizeResult]:
+    """For each size the winner, timed again as it will serve, on inputs that did not choose it."""
+    if not sessions:
+        return []
+    results = []
+    private = program.with_model(program.draft().eval())
+    if program.layout.rows is None:
+        sizes = (1,)
+    for index, rows in enumerate(sizes):
+        show(f"measuring at {rows} rows")
+        parts = sizes[index:]
+        batches = fresh
+        before = _original_call(private)
+        winner, trials = choose(rows, before, sessions, batches, share(work.deadline, parts, 4.0) * 0.5)
+        work.trials += trials
+        name = winner if winner != ORIGINAL else min(
+            (trial for trial in trials if trial.p50 is not None), key=lambda trial: trial.p50 or 0.0
+        ).session
+        served = CompressedModel(private, {name: sessions[name]}, Plan((rows,), (name,)), guard)
+        after = _served_call(served)
+        result = confirm(rows, name, before, after, batches, share(work.deadline, parts, 4.0) * 0.5)
+        results.append(result if worth_it(result) else as_original(result))
+    return results
+
+
+def _original_call(program: Program) -> Call:
+    function, layout = program.function, program.layout
+
+    def call(flat: list[Tensor]) -> object:
+        args, kwargs = layout.arguments(flat)
+        with torch.no_grad():
+            return function(*args, **kwargs)
+
+    return call
+
+
+def _served_call(served: CompressedModel) -> Call:
+    layout = served.original.layout
+
+    def call(flat: list[Tensor]) -> object:
+        args, kwargs = layout.arguments(flat)
+        return served(*args, **kwargs)
+
+    return call
+
+
+def _assemble(
+    work: _Work,
+    program: Program,
+    captured: tuple[Program, Program] | None,
+    sessions: dict[str, Session],
+    results: Sequence[SizeResult],
+    guard: Guard | None,
+) -> CompressedModel:
+    """The compressed model, holding only what serves."""
+    names = {result.session for result in results} - {ORIGINAL}
+    for name in set(sessions) - names:
+        del sessions[name]
+    original = program.with_model(program.draft().eval())
+    if captured is None or not names:
+        return CompressedModel(original, {}, None, None)
+    fast = captured[1].model
+    assert isinstance(fast, fx.GraphModule)
+    if any(result.session == ORIGINAL for result in results):
+        work.notes.append("the original serves some batch sizes, so its tables are kept beside the rewritten ones")
+    else:
+        release_moved(original, fast)
+    plan = Plan(tuple(r.rows for r in results), tuple(r.session for r in results))
+    return CompressedModel(original, sessions, plan, guard)
+
+
+def _report(
+    work: _Work,
+    program: Program,
+    made: CompressedModel,
+    results: Sequence[SizeResult],
+    recipe: Recipe,
+    captured: tuple[Program, Program] | None,
+) -> Report:
+    improved = made.plan is not None
+    if captured is not None and not improved and not work.trials:
+        work.notes.append("no backend was given or is installed, so nothing was measured")
+    kept = [made.original.model, *([captured[1].model] if improved and captured is not None else [])]
+    return Report(
+        status="improved" if improved else "unchanged",
+        sizes=tuple(results),
+        steps=tuple(work.steps),
+        skipped=tuple(work.skipped),
+        trials=tuple(work.trials),
+        fidelity=work.fidelity,
+        memory=Memory(
+            tensor_bytes(program.model), tensor_bytes(*kept), sum(s.resident_bytes for s in made.sessions.values())
+        ),
+        machine=machine(),
+        recipe=recipe,
+        seconds=time.perf_counter() - work.began,
+        notes=tuple(work.notes),
+    )
+
+
+def _unreadable(work: _Work, target: Any, batch: Any, recipe: Recipe) -> CompressedModel:
+    """A model that cannot be looked at, served as it is."""
+    model, entry = target_of(target)
+    layout, _ = read_layout(getattr(model, entry), batch)
+    program = Program(model, batch, layout, entry)
+    made = CompressedModel(program, {}, None, None)
+    made.report, made.recipe = _report(work, program, made, (), recipe, None), recipe
+    return made
+
+
+def _read_recipe(recipe: Technique | Sequence[Technique] | Recipe | None) -> Recipe:
+    if recipe is None:
+        return Recipe(tuple(kind() for kind in TECHNIQUES.values() if kind().exact))
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, Technique):
+        return Recipe((recipe,))
+    if isinstance(recipe, Sequence) and not isinstance(recipe, str):
+        return Recipe(tuple(recipe))
+    raise InputError(f"recipe takes a technique, a sequence of them or a Recipe, got {recipe!r:.80}")
+
+
+def _read_backends(backends: Backend | Sequence[Backend] | None) -> tuple[Backend, ...]:
+    if backends is None:
+        return installed()
+    given = (backends,) if isinstance(backends, Backend) else tuple(backends)
+    for index, backend in enumerate(given):
+        if not isinstance(backend, Backend):
+            cure = "; make an instance of it" if isinstance(backend, type) else ""
+            raise InputError(f"backends[{index}] is not a backend: {backend!r:.80}{cure}")
+        reason = backend.unavailable()
+        if reason is not None:
+            raise BackendUnavailable(f"{backend.name} cannot run here: {reason}", backend=backend.name)
+    return given
+
+
+def _read_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
+    good = isinstance(sizes, Sequence) and sizes and all(type(n) is int and n > 0 for n in sizes)
+    if not good:
+        raise InputError(f"batch_sizes takes whole numbers above 0, got {sizes!r:.80}")
+    return tuple(sorted(set(sizes)))
+
+
+@contextlib.contextmanager
+def _own_random_state() -> Iterator[None]:
+    """Whatever is drawn inside, the caller's random numbers go on as if nothing had been."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

@@ -1,0 +1,109 @@
+"""The plan: which session serves which number of rows, chosen by measuring.
+
+The original is a candidate like any other, so a plan is never slower than it: a session takes over only where
+it was faster on inputs that did not choose it.
+"""
+
+from __future__ import annotations
+
+import bisect
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .backends import Session
+from .measure.latency import Ratio, Samples, interleaved
+from .report import SizeResult, Trial
+
+__all__ = ["ORIGINAL", "Plan", "choose", "confirm"]
+
+ORIGINAL = "original"
+"""What the original is called among the candidates."""
+
+# A gain below this is not worth another path through the code, and within what a machine drifts.
+_GAIN = 1.02
+_HELD_OUT = 1 << 20
+
+Flat = list[Tensor]
+Call = Callable[[Flat], object]
+Batches = Callable[[int, int], Flat]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The name of the session for each measured number of rows; others take that of the nearest, by ratio.
+
+    Example:
+        >>> plan = Plan((1, 100), ("eager", "openvino"))
+        >>> plan.name_for(9), plan.name_for(11), plan.name_for(100_000)
+        ('eager', 'openvino', 'openvino')
+    """
+
+    sizes: tuple[int, ...]
+    names: tuple[str, ...]
+
+    def name_for(self, rows: int) -> str:
+        """The session that serves `rows` rows."""
+        cuts = [(low * high) ** 0.5 for low, high in zip(self.sizes, self.sizes[1:], strict=False)]
+        return self.names[bisect.bisect_left(cuts, rows)]
+
+
+def choose(
+    rows: int, original: Call, sessions: Mapping[str, Session], batches: Batches, seconds: float
+) -> tuple[str, list[Trial]]:
+    """The session with the lowest median at `rows` rows, and what was seen of each."""
+    calls: dict[str, Call] = {ORIGINAL: original}
+    for name, session in sessions.items():
+        calls[name] = _spread(session)
+    # A first look drops what is far behind, so that the time goes to what may win.
+    first = interleaved(calls, lambda i: batches(rows, i), seconds=seconds * 0.3, min_rounds=6, max_rounds=60)
+    medians = {name: first.latency(name).p50 for name in calls}
+    best = min(medians.values())
+    close = {name: call for name, call in calls.items() if name == ORIGINAL or medians[name] <= 1.3 * best}
+    second = interleaved(close, lambda i: batches(rows, 1000 + i), seconds=seconds * 0.7, min_rounds=12, max_rounds=400)
+    trials = []
+    for name in sessions:
+        samples: Samples = second if name in close else first
+        reason = "" if name in close else "far behind the fastest"
+        speedup = samples.ratio(ORIGINAL, name).value
+        trials.append(Trial(rows, name, samples.latency(name).p50, speedup, reason))
+    winner = min(close, key=lambda name: second.latency(name).p50)
+    return winner, trials
+
+
+def confirm(rows: int, name: str, before: Call, after: Call, batches: Batches, seconds: float) -> SizeResult:
+    """Before and after at `rows` rows, on inputs that no choice has seen."""
+    samples = interleaved(
+        {"before": before, "after": after},
+        lambda i: batches(rows, _HELD_OUT + i),
+        seconds=seconds,
+        min_rounds=40,
+        max_rounds=1000,
+    )
+    return SizeResult(rows, samples.latency("before"), samples.latency("after"), samples.ratio("before", "after"), name)
+
+
+def as_original(result: SizeResult) -> SizeResult:
+    """The result at a size that the original serves."""
+    return SizeResult(result.rows, result.before, result.before, Ratio(1.0, 1.0, 1.0, result.before.n), ORIGINAL)
+
+
+def worth_it(result: SizeResult) -> bool:
+    """Whether a session earned its place."""
+    return result.speedup.faster and result.speedup.value >= _GAIN
+
+
+def remaining(deadline: float) -> float:
+    """Seconds left."""
+    return max(0.0, deadline - time.perf_counter())
+
+
+def share(deadline: float, parts: Sequence[object], at_most: float) -> float:
+    """An equal share of the time that is left, within reason."""
+    return max(0.05, min(at_most, remaining(deadline) / max(1, len(parts))))
+
+
+def _spread(session: Session) -> Call:
+    return lambda flat: session(*flat)
