@@ -100,7 +100,7 @@ class CompressedModel(nn.Module):
         features = self._layout.features
         rows = count_rows(features, flat) if self._layout.rows is not None else 1
         for feature, shape in zip(features, shapes, strict=True):
-            sizes = list(feature.shape)
+            sizes: list[int | None] = list(feature.shape)
             if feature.growing is not None and len(shape) == len(sizes):
                 sizes[feature.growing] = rows if feature.role == "rows" else shape[feature.growing]
             if list(shape) != sizes:

@@ -16,10 +16,17 @@ from torch import Tensor, fx
 from ...errors import InputError, TechniqueError
 from ...graph import copy_graph, sweep
 from ...program import Program
-from ...quiet import reason_of
+from ...quiet import quiet, reason_of
 from ...rows import take_rows
 from ..base import Applied, Change, Skip, Technique
 from .bags import simplify_bags
+from .common_subexpressions import merge_common
+from .constants import fold_constants
+from .linears import merge_linears
+from .no_ops import remove_no_ops
+from .norms import fold_norms
+from .packed_columns import pack_columns
+from .pair_selection import select_pairs
 from .stacked_bags import stack_bags
 from .stacked_lookups import stack_lookups
 
@@ -28,9 +35,16 @@ __all__ = ["RULES", "Fuse", "Rule"]
 Rule = Callable[[fx.GraphModule], list[Change]]
 
 RULES: tuple[Rule, ...] = (
+    remove_no_ops,
+    fold_constants,
+    merge_common,
+    fold_norms,
+    merge_linears,
     simplify_bags,
     stack_lookups,
     stack_bags,
+    pack_columns,
+    select_pairs,
 )
 """Every rule, in order of application."""
 
@@ -84,7 +98,8 @@ class Fuse(Technique):
                     continue
                 trial = copy_graph(graph)
                 try:
-                    found = rule(trial)
+                    with quiet():
+                        found = rule(trial)
                     if not found:
                         continue
                     sweep(trial)
