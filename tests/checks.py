@@ -1,0 +1,90 @@
+"""What tests ask of an answer: the float64 criterion, the same structure, a model left as it was."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastrec.inputs import Tree, build, describe
+
+__all__ = ["assert_as_good", "assert_same_structure", "call", "double", "flat", "snapshot"]
+
+
+def flat(answer: Any) -> list[Tensor]:
+    """The tensors of an answer, in order."""
+    found: list[tuple[str, Tensor]] = []
+    describe(answer, "answer", found)
+    return [tensor for _, tensor in found]
+
+
+def call(function: Callable[..., Any], batch: Any) -> Any:
+    """The answer for a batch, given as people give it."""
+    with torch.no_grad():
+        if isinstance(batch, tuple):
+            return function(*batch)
+        return function(**batch) if type(batch) is dict and _by_name(function, batch) else function(batch)
+
+
+def double(model: nn.Module, entry: str, batch: Any) -> list[Tensor]:
+    """The model's answer in float64."""
+    wide = copy.deepcopy(model).double()
+    held: list[tuple[str, Tensor]] = []
+    tree: Tree = describe(batch, "batch", held)
+    tensors = [tensor.double() if tensor.is_floating_point() else tensor for _, tensor in held]
+    return flat(call(getattr(wide, entry), build(tree, tensors)))
+
+
+def assert_as_good(fast: list[Tensor], original: list[Tensor], exact: list[Tensor]) -> None:
+    """Each answer is as near the float64 one as the original's float32 one is, up to a small factor.
+
+    |fast - exact| <= 8 max|original - exact| + 16 eps max(1, |exact|)
+    """
+    assert len(fast) == len(original) == len(exact)
+    for new, old, right in zip(fast, original, exact, strict=True):
+        assert new.shape == old.shape and new.dtype == old.dtype
+        if not new.is_floating_point():
+            assert torch.equal(new, old)
+            continue
+        if not new.numel():
+            continue
+        rounding = 16 * torch.finfo(new.dtype).eps * max(1.0, float(right.abs().max()))
+        allowed = 8 * float((old.double() - right).abs().max()) + rounding
+        assert float((new.double() - right).abs().max()) <= allowed
+
+
+def assert_same_structure(left: Any, right: Any) -> None:
+    """The same containers, keys, dtypes and shapes."""
+    a: list[tuple[str, Tensor]] = []
+    b: list[tuple[str, Tensor]] = []
+    assert describe(left, "answer", a) == describe(right, "answer", b)
+    assert [(name, x.dtype, x.shape) for name, x in a] == [(name, x.dtype, x.shape) for name, x in b]
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    """Everything about a model that must not change: its tensors bit for bit, modes, attributes."""
+    state: dict[str, Any] = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for name, module in model.named_modules():
+        state[f"{name}!"] = (module.training, sorted(key for key in vars(module)), type(module))
+    for name, parameter in model.named_parameters():
+        state[f"{name}?"] = (id(parameter), parameter.requires_grad, parameter.grad is None)
+    return state
+
+
+def assert_unchanged(model: nn.Module, before: dict[str, Any]) -> None:
+    """The model is bit for bit as it was."""
+    after = snapshot(model)
+    assert after.keys() == before.keys()
+    for name, value in before.items():
+        same = torch.equal(value, after[name]) if isinstance(value, Tensor) else value == after[name]
+        assert same, name
+
+
+def _by_name(function: Callable[..., Any], batch: dict[str, Any]) -> bool:
+    import inspect
+
+    target = function.forward if isinstance(function, nn.Module) else function
+    return set(batch) <= set(inspect.signature(target).parameters)

@@ -1,0 +1,14 @@
+"""Small recommenders in the styles people write them in: what every technique, backend and `compress` are tested on."""
+
+from __future__ import annotations
+
+from .base import Entry, make
+from .ctr import ENTRIES as CTR
+from .foreign import ENTRIES as FOREIGN
+from .sequence import ENTRIES as SEQUENCE
+from .towers import ENTRIES as TOWERS
+
+__all__ = ["ZOO", "Entry", "make"]
+
+ZOO: tuple[Entry, ...] = (*CTR, *SEQUENCE, *TOWERS, *FOREIGN)
+"""Every model of the zoo."""

@@ -1,0 +1,215 @@
+"""Click models: wide, factorised, crossed, attentive, with several outputs."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .base import Entry, ids, tower
+
+FIELDS = ("user", "item", "city", "device")
+
+
+class WideDeep(nn.Module):
+    """Keyword arguments, a table and a first-order weight for each name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = nn.ModuleDict({name: nn.Embedding(40, 8) for name in FIELDS})
+        self.wide = nn.ModuleDict({name: nn.Embedding(40, 1) for name in FIELDS})
+        self.deep = tower(35, 32, 16, 1, norm=True)
+
+    def forward(self, user: Tensor, item: Tensor, city: Tensor, device: Tensor, dense: Tensor) -> Tensor:
+        features = dict(zip(FIELDS, (user, item, city, device), strict=True))
+        deep = self.deep(torch.cat([*[self.tables[name](x) for name, x in features.items()], dense], dim=-1))
+        wide = sum(self.wide[name](x) for name, x in features.items())
+        return torch.sigmoid(deep + wide)
+
+
+class DeepFM(nn.Module):
+    """Everything cut out of one packed float matrix, ids and numbers alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = nn.ModuleDict({f"C{i}": nn.Embedding(30 + i, 6) for i in range(5)})
+        self.linear = nn.ModuleDict({f"C{i}": nn.Embedding(30 + i, 1) for i in range(5)})
+        self.dense = nn.Parameter(torch.randn(3, 1))
+        self.tower = tower(33, 24, 1)
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = [table(x[:, i : i + 1].long()) for i, table in enumerate(self.tables.values())]
+        linear = torch.cat([table(x[:, i : i + 1].long()) for i, table in enumerate(self.linear.values())], dim=-1)
+        logit = linear.sum(dim=-1) + x[:, 5:].matmul(self.dense)
+        block = torch.cat(rows, dim=1)
+        square = block.sum(dim=1, keepdim=True).pow(2) - (block * block).sum(dim=1, keepdim=True)
+        logit = logit + 0.5 * square.sum(dim=2)
+        logit = logit + self.tower(torch.cat([torch.flatten(block, 1), x[:, 5:]], dim=-1))
+        return torch.sigmoid(logit + self.bias)
+
+
+class DCNv2(nn.Module):
+    """A matrix of ids, cross layers with a residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList([nn.Embedding(40, 4) for _ in range(6)])
+        self.cross = nn.ModuleList([nn.Linear(26, 26) for _ in range(3)])
+        self.deep = tower(26, 24, 12)
+        self.head = nn.Linear(38, 1)
+
+    def forward(self, sparse: Tensor, dense: Tensor) -> Tensor:
+        x0 = torch.cat([*[table(sparse[:, i]) for i, table in enumerate(self.tables)], dense], 1)
+        x = x0
+        for layer in self.cross:
+            x = x0 * layer(x) + x
+        return self.head(torch.cat([x, self.deep(x0)], 1)).squeeze(-1).sigmoid()
+
+
+class DLRM(nn.Module):
+    """Lists of bags with offsets, dot products by triangle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bags = nn.ModuleList([nn.EmbeddingBag(40, 8, mode="sum") for _ in range(3)])
+        self.bottom = tower(5, 16, 8)
+        self.top = tower(8 + 6, 16, 1)
+
+    def forward(self, dense: Tensor, lS_o: Tensor, lS_i: Tensor) -> Tensor:
+        x = torch.relu(self.bottom(dense))
+        rows = [bag(lS_i[:, k], lS_o) for k, bag in enumerate(self.bags)]
+        block = torch.cat([x, *rows], dim=1).view(x.shape[0], -1, 8)
+        products = torch.bmm(block, torch.transpose(block, 1, 2))
+        lower, left = torch.tril_indices(4, 4, offset=-1)
+        return torch.sigmoid(self.top(torch.cat([x, products[:, lower, left]], dim=1)))
+
+
+class XDeepFM(nn.Module):
+    """Compressed interactions by 1 x 1 convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(4 * 20, 6)
+        self.register_buffer("offsets", torch.arange(4) * 20)
+        self.convs = nn.ModuleList([nn.Conv1d(16, 5, 1), nn.Conv1d(20, 5, 1)])
+        self.head = nn.Linear(10, 1)
+        self.tower = tower(24, 16, 1, norm=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        block = self.table(x + self.offsets.unsqueeze(0))
+        hidden, pooled = block, []
+        for conv in self.convs:
+            outer = torch.einsum("bhd,bmd->bhmd", hidden, block)
+            hidden = F.relu(conv(outer.flatten(1, 2)))
+            pooled.append(hidden.sum(-1))
+        return torch.sigmoid(self.head(torch.cat(pooled, 1)) + self.tower(block.flatten(1))).squeeze(1)
+
+
+class AutoInt(nn.Module):
+    """Attention over fields."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList([nn.Embedding(25, 8) for _ in range(5)])
+        self.attention = nn.ModuleList([nn.MultiheadAttention(8, 2, dropout=0.1, batch_first=True) for _ in range(2)])
+        self.residual = nn.Linear(8, 8)
+        self.head = nn.Linear(40, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        block = torch.stack([table(x[:, i]) for i, table in enumerate(self.tables)], dim=1)
+        y = block
+        for layer in self.attention:
+            y, _ = layer(y, y, y, need_weights=False)
+        return self.head(F.relu(y + self.residual(block)).flatten(1)).sigmoid()
+
+
+class FiBiNET(nn.Module):
+    """Squeeze-and-excitation, bilinear products of pairs, one dict as the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = nn.ModuleDict({name: nn.Embedding(40, 6) for name in FIELDS})
+        self.squeeze = nn.Sequential(nn.Linear(4, 2, bias=False), nn.ReLU(), nn.Linear(2, 4, bias=False), nn.ReLU())
+        self.bilinear = nn.Linear(6, 6, bias=False)
+        self.tower = tower(72, 16, 1)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        block = torch.stack([table(batch[name]) for name, table in self.tables.items()], 1)
+        scaled = block * self.squeeze(block.mean(-1)).unsqueeze(-1)
+        pairs = [self.bilinear(x[:, i]) * x[:, j] for x in (block, scaled) for i, j in combinations(range(4), 2)]
+        return self.tower(torch.cat(pairs, dim=1)).sigmoid()
+
+
+class NFM(nn.Module):
+    """One shared table with offsets, a dropped-out bi-interaction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(60, 8)
+        self.first = nn.EmbeddingBag(60, 1, mode="sum")
+        self.offset = (0, 20, 40)
+        self.norm = nn.BatchNorm1d(8)
+        self.tower = tower(8, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + x.new_tensor(self.offset)
+        rows = self.table(x)
+        pooled = 0.5 * (rows.sum(1) ** 2 - (rows**2).sum(1))
+        return self.first(x) + self.tower(F.dropout(self.norm(pooled), 0.3, self.training))
+
+
+class PairwiseFM(nn.Module):
+    """A factorisation machine by loops over pairs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList([nn.Embedding(40, 8) for _ in range(4)])
+
+    def forward(self, *columns: Tensor) -> Tensor:
+        rows = [table(x) for table, x in zip(self.tables, columns, strict=True)]
+        total = torch.zeros_like(rows[0][:, 0])
+        for i in range(len(rows)):
+            for j in range(i + 1, len(rows)):
+                total = total + (rows[i] * rows[j]).sum(1)
+        return total
+
+
+class MMoE(nn.Module):
+    """Experts, gates, one output for each task."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList([nn.Embedding(40, 6) for _ in range(4)])
+        self.experts = nn.ModuleList([tower(24, 16, 8) for _ in range(3)])
+        self.gates = nn.ModuleDict({task: nn.Linear(24, 3) for task in ("click", "buy")})
+        self.heads = nn.ModuleDict({task: tower(8, 8, 1) for task in ("click", "buy")})
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = torch.cat([table(x[..., i]) for i, table in enumerate(self.tables)], -1)
+        experts = torch.stack([expert(x) for expert in self.experts], 1)
+        answers = {}
+        for task, gate in self.gates.items():
+            mixed = (gate(x).softmax(-1).unsqueeze(-1) * experts).sum(1)
+            answers[task] = self.heads[task](mixed).squeeze(-1).sigmoid()
+        return answers
+
+
+def _named(n: int, rng: torch.Generator) -> dict[str, Tensor]:
+    return {name: ids(rng, n) for name in FIELDS}
+
+
+ENTRIES = (
+    Entry("wide_deep", WideDeep, lambda n, r: {**_named(n, r), "dense": torch.randn(n, 3, generator=r)}),
+    Entry("deepfm", DeepFM, lambda n, r: torch.cat([ids(r, n, 5, size=30).float(), torch.randn(n, 3, generator=r)], 1)),
+    Entry("dcnv2", DCNv2, lambda n, r: {"sparse": ids(r, n, 6), "dense": torch.randn(n, 2, generator=r)}),
+    Entry("dlrm", DLRM, lambda n, r: (torch.randn(n, 5, generator=r), torch.arange(n) * 2, ids(r, 2 * n, 3)), sizes=(1, 2, 3, 33, 1000)),
+    Entry("xdeepfm", XDeepFM, lambda n, r: ids(r, n, 4, size=20)),
+    Entry("autoint", AutoInt, lambda n, r: ids(r, n, 5, size=25)),
+    Entry("fibinet", FiBiNET, _named),
+    Entry("nfm", NFM, lambda n, r: ids(r, n, 3, size=20)),
+    Entry("pairwise_fm", PairwiseFM, lambda n, r: tuple(ids(r, n) for _ in range(4))),
+    Entry("mmoe", MMoE, lambda n, r: ids(r, n, 4)),
+)  # fmt: skip

@@ -1,0 +1,163 @@
+"""Models of behaviour sequences."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .base import Entry, ids, tower
+
+STEPS = 12
+
+
+class Dice(nn.Module):
+    """The activation of DIN."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-8)
+        self.alpha = nn.Parameter(torch.full((width,), 0.2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = torch.sigmoid(self.norm(x))
+        return self.alpha * (1 - gate) * x + gate * x
+
+
+class DIN(nn.Module):
+    """A candidate attends to a padded history."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items = nn.Embedding(40, 8, padding_idx=0)
+        self.users = nn.Embedding(40, 8)
+        self.unit = nn.Sequential(nn.Linear(32, 16), nn.PReLU(), nn.Linear(16, 1))
+        self.mlp = nn.Sequential(nn.Linear(24, 16), Dice(16), nn.Linear(16, 1))
+
+    def forward(self, user: Tensor, item: Tensor, history: Tensor) -> Tensor:
+        query, keys = self.items(item), self.items(history)
+        spread = query.unsqueeze(1).expand(-1, history.size(1), -1)
+        score = self.unit(torch.cat([spread, keys, spread - keys, spread * keys], dim=-1))
+        score = score.masked_fill((history == 0).unsqueeze(-1), 0.0)
+        pooled = (score * keys).sum(dim=1)
+        return self.mlp(torch.cat([self.users(user), query, pooled], dim=1)).squeeze(1).sigmoid()
+
+
+class GRU4Rec(nn.Module):
+    """The last state of a GRU against all items, tied weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items = nn.Embedding(40, 8, padding_idx=0)
+        self.gru = nn.GRU(8, 8, batch_first=True)
+
+    def forward(self, history: Tensor) -> Tensor:
+        states, _ = self.gru(self.items(history))
+        return states[:, -1] @ self.items.weight.t()
+
+
+class Block(nn.Module):
+    """Causal self-attention and a feed-forward part."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.feed = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        h = self.first(x)
+        scores = self.query(h) @ self.key(x).transpose(-1, -2) / x.shape[-1] ** 0.5
+        x = x + scores.masked_fill(mask, -1e9).softmax(-1) @ self.value(x)
+        return x + self.feed(self.second(x))
+
+
+class SASRec(nn.Module):
+    """One history scores many candidates, or row by row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items = nn.Embedding(40, 8, padding_idx=0)
+        self.positions = nn.Embedding(STEPS, 8)
+        self.blocks = nn.ModuleList([Block(8) for _ in range(2)])
+        self.norm = nn.LayerNorm(8)
+
+    def encode(self, history: Tensor) -> Tensor:
+        steps = torch.arange(history.shape[1], device=history.device)
+        x = self.items(history) * 8**0.5 + self.positions(steps)
+        mask = torch.triu(torch.ones(len(steps), len(steps), dtype=torch.bool), 1)
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.norm(x)[:, -1]
+
+    def forward(self, history: Tensor, candidates: Tensor) -> Tensor:
+        state = self.encode(history)
+        items = self.items(candidates)
+        return (items * state).sum(-1) if candidates.dim() == 1 else items.matmul(state.unsqueeze(-1)).squeeze(-1)
+
+
+class BERT4Rec(nn.Module):
+    """Bidirectional, read at the mask token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items = nn.Embedding(42, 16, padding_idx=0)
+        self.positions = nn.Parameter(torch.randn(1, STEPS, 16) * 0.1)
+        layer = nn.TransformerEncoderLayer(16, 2, 32, 0.1, "gelu", batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.bias = nn.Parameter(torch.zeros(42))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.encoder(self.items(tokens) + self.positions, src_key_padding_mask=tokens == 0)
+        return F.linear(x[:, -1], self.items.weight, self.bias)
+
+
+class Caser(nn.Module):
+    """Convolutions along and across the sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items, self.users = nn.Embedding(40, 8, padding_idx=0), nn.Embedding(40, 8)
+        self.across = nn.Conv2d(1, 2, (STEPS, 1))
+        self.along = nn.ModuleList([nn.Conv2d(1, 4, (k, 8)) for k in (2, 3)])
+        self.head = nn.Linear(2 * 8 + 2 * 4, 8)
+        self.targets = nn.Embedding(40, 16)
+
+    def forward(self, history: Tensor, user: Tensor, target: Tensor) -> Tensor:
+        x = self.items(history).unsqueeze(1)
+        parts = [self.across(x).flatten(1)]
+        for conv in self.along:
+            y = F.relu(conv(x).squeeze(3))
+            parts.append(F.max_pool1d(y, y.size(2)).squeeze(2))
+        z = torch.cat([torch.relu(self.head(torch.cat(parts, 1))), self.users(user)], 1)
+        return (z * self.targets(target)).sum(1)
+
+
+def _history(n: int, r: torch.Generator) -> Tensor:
+    padding = torch.randint(0, STEPS, (n, 1), generator=r)
+    return ids(r, n, STEPS, low=1) * (torch.arange(STEPS) >= padding)
+
+
+class Interest(nn.Module):
+    """A tower over pooled histories, mean over what is no padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(40, 8, padding_idx=0)
+        self.tower = tower(16, 16, 1)
+
+    def forward(self, history: Tensor, item: Tensor) -> Tensor:
+        mask = (history > 0).float().unsqueeze(-1)
+        mean = (self.table(history) * mask).sum(1) / mask.sum(1).clamp(min=1.0)
+        return self.tower(torch.cat([mean, self.table(item)], 1))
+
+
+ENTRIES = (
+    Entry("din", DIN, lambda n, r: {"user": ids(r, n), "item": ids(r, n, low=1), "history": _history(n, r)}),
+    Entry("gru4rec", GRU4Rec, _history, sizes=(1, 2, 3, 33, 1000)),
+    Entry("sasrec", SASRec, lambda n, r: (_history(1, r), ids(r, 1, n)), sizes=(1, 2, 3, 33, 1000)),
+    Entry("sasrec_rows", SASRec, lambda n, r: (_history(n, r), ids(r, n))),
+    Entry("bert4rec", BERT4Rec, lambda n, r: _history(n, r), sizes=(1, 2, 3, 33, 1000)),
+    Entry("caser", Caser, lambda n, r: (_history(n, r), ids(r, n), ids(r, n))),
+    Entry("interest", Interest, lambda n, r: (_history(n, r), ids(r, n, low=1))),
+)
