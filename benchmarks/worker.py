@@ -62,7 +62,7 @@ class _Bench:
                 make = self.inputs(rows, 1)
                 for _ in range(WARM_CALLS):
                     call(make())
-        except Exception as error:  # noqa: BLE001  (a foreign library may raise anything: listed, the others go on)
+        except Exception as error:
             self.absent[name] = _reason(error)
             self.say(f"  {name}: cannot run: {self.absent[name]}")
             return

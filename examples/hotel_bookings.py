@@ -26,14 +26,20 @@ def load() -> tuple[dict[str, tuple[Tensor, Tensor, Tensor]], list[int]]:
         rows = list(csv.DictReader(file))
     fields = [name for name in rows[0] if name not in ("label", "split", *NUMBERS)]
     vocabularies = [
-        {value: i + 1 for i, value in enumerate(sorted({row[name] for row in rows if row["split"] == "train"}))}
+        {
+            value: i + 1
+            for i, value in enumerate(sorted({row[name] for row in rows if row["split"] == "train"}))
+        }
         for name in fields
     ]
     parts = {}
     for split in ("train", "valid", "test"):
         chosen = [row for row in rows if row["split"] == split]
         # Row 0 of each table stands for values that training has not seen.
-        ids = [[words.get(row[name], 0) for name, words in zip(fields, vocabularies, strict=True)] for row in chosen]
+        ids = [
+            [words.get(row[name], 0) for name, words in zip(fields, vocabularies, strict=True)]
+            for row in chosen
+        ]
         numbers = np.log1p(np.clip([[float(row[name]) for name in NUMBERS] for row in chosen], 0, None))
         labels = [float(row["label"]) for row in chosen]
         parts[split] = (torch.tensor(ids), torch.tensor(numbers, dtype=torch.float32), torch.tensor(labels))
@@ -58,7 +64,9 @@ class DeepFM(nn.Module):
     def forward(self, ids: Tensor, numbers: Tensor) -> Tensor:
         """The chance that the booking is cancelled, (N,)."""
         rows = torch.stack([table(ids[:, i]) for i, table in enumerate(self.tables)], 1)
-        first = torch.cat([weight(ids[:, i]) for i, weight in enumerate(self.weights)], 1).sum(1, keepdim=True)
+        first = torch.cat([weight(ids[:, i]) for i, weight in enumerate(self.weights)], 1).sum(
+            1, keepdim=True
+        )
         pairs = 0.5 * (rows.sum(1).square() - rows.square().sum(1)).sum(1, keepdim=True)
         deep = self.tower(torch.cat([rows.flatten(1), self.norm(numbers)], 1))
         return torch.sigmoid(first + pairs + deep).squeeze(1)
@@ -69,7 +77,9 @@ def train(model: nn.Module, part: tuple[Tensor, Tensor, Tensor], epochs: int = 4
     ids, numbers, labels = part
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-4)
     for epoch in range(epochs):
-        for chosen in track(torch.randperm(len(labels)).split(size), f"epoch {epoch + 1} of {epochs}", transient=True):
+        for chosen in track(
+            torch.randperm(len(labels)).split(size), f"epoch {epoch + 1} of {epochs}", transient=True
+        ):
             loss = nn.functional.binary_cross_entropy(model(ids[chosen], numbers[chosen]), labels[chosen])
             optimiser.zero_grad()
             loss.backward()

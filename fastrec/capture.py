@@ -117,7 +117,9 @@ def _check_free(program: Program, gm: fx.GraphModule) -> None:
     for feature, node in zip(program.layout.features, inputs, strict=True):
         axis = feature.growing
         if axis is not None and not isinstance(node.meta["val"].shape[axis], torch.SymInt):
-            raise CaptureError(f"the number of rows of {feature.name!r} would be fixed: the flow depends on it")
+            raise CaptureError(
+                f"the number of rows of {feature.name!r} would be fixed: the flow depends on it"
+            )
 
 
 def _check_answers(program: Program, gm: fx.GraphModule, tensors: list[Tensor]) -> tuple[int, ...]:
@@ -148,7 +150,9 @@ def _compare(private: Program, gm: fx.GraphModule, tensors: list[Tensor]) -> Non
                 f"output {index} became {tuple(new.shape)} {new.dtype}, expected {tuple(old.shape)} {old.dtype}"
             )
         if not _alike(old, new):
-            raise CaptureError(f"output {index} differs from the model's: the flow depends on values or on chance")
+            raise CaptureError(
+                f"output {index} differs from the model's: the flow depends on values or on chance"
+            )
 
 
 def _alike(old: Tensor, new: Tensor) -> bool:

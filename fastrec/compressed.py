@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from .backends import Session
 from .errors import InputError
 from .guards import Guard
+from .inputs import Leaf
 from .plan import ORIGINAL, Plan
 from .program import Program
 from .recipe import Recipe
@@ -58,25 +59,30 @@ class CompressedModel(nn.Module):
         self.sessions = dict(sessions)
         self.plan = plan
         self._guard = guard
-        self._expected = tuple(feature.dtype for feature in original.layout.features)
-        self._routes: dict[tuple[torch.Size, ...], Session] = {}
+        # The usual call, tensors by position and a tensor as the answer, takes no walk through containers.
+        self._spread = all(isinstance(tree, Leaf) for tree in original.layout.trees)
+        self._single = isinstance(original.layout.outputs, Leaf)
+        self._routes: dict[tuple[tuple[torch.Size, torch.dtype], ...], Session] = {}
         self._fallback = OriginalSession(original)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's answer for one batch."""
         if self.plan is None:
             return self._call_original(args, kwargs)
-        flat = self._layout.flatten(args, kwargs)
-        shapes = tuple([tensor.shape for tensor in flat])
-        for index, (tensor, dtype) in enumerate(zip(flat, self._expected, strict=True)):
-            if tensor.dtype is not dtype:
-                flat[index] = self._cast(index, tensor)
-        session = self._routes.get(shapes) or self._route(shapes, flat)
+        flat = list(args) if self._spread and not kwargs else self._layout.flatten(args, kwargs)
+        try:
+            session = self._routes.get(tuple([(tensor.shape, tensor.dtype) for tensor in flat]))
+        except AttributeError:
+            session = None
+        if session is None:
+            flat = self._layout.flatten(args, kwargs)
+            session = self._route(flat)
         if session is None:
             return self._call_unforeseen(args, kwargs, flat)
         if self._guard is not None:
             self._guard(flat)
-        return self._layout.result(session(*flat))
+        outputs = session(*flat)
+        return outputs[0] if self._single else self._layout.result(outputs)
 
     @property
     def original(self) -> Program:
@@ -92,14 +98,22 @@ class CompressedModel(nn.Module):
     def train(self, mode: bool = True) -> CompressedModel:
         """Stays in evaluation mode: there is nothing to train."""
         if mode:
-            raise InputError("a compressed model cannot be trained: train the original, and compress it again")
+            raise InputError(
+                "a compressed model cannot be trained: train the original, and compress it again"
+            )
         return self
 
-    def _route(self, shapes: tuple[torch.Size, ...], flat: list[Tensor]) -> Session | None:
-        """The session for batches of these shapes, remembered; None for shapes that nobody foresaw."""
+    def _route(self, flat: list[Tensor]) -> Session | None:
+        """The session for batches of these shapes, remembered; None for shapes that nobody foresaw.
+
+        Narrower integers in `flat` are widened in place; other dtypes are refused.
+        """
         features = self._layout.features
+        given = tuple([(tensor.shape, tensor.dtype) for tensor in flat])
         rows = count_rows(features, flat) if self._layout.rows is not None else 1
-        for feature, shape in zip(features, shapes, strict=True):
+        for index, (feature, (shape, dtype)) in enumerate(zip(features, given, strict=True)):
+            if dtype is not feature.dtype:
+                flat[index] = self._cast(index, flat[index])
             sizes: list[int | None] = list(feature.shape)
             if feature.growing is not None and len(shape) == len(sizes):
                 sizes[feature.growing] = rows if feature.role == "rows" else shape[feature.growing]
@@ -107,15 +121,21 @@ class CompressedModel(nn.Module):
                 return None
         assert rows is not None
         chosen = self.session(rows)
-        if len(self._routes) < _SHAPES:
-            self._routes[shapes] = chosen
+        if len(self._routes) < _SHAPES and all(
+            dtype is f.dtype for f, (_, dtype) in zip(features, given, strict=True)
+        ):
+            self._routes[given] = chosen
         return chosen
 
     def _cast(self, index: int, tensor: Tensor) -> Tensor:
         """Narrower integers are widened, as lookups would; anything else is refused."""
         feature = self._layout.features[index]
         whole = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
-        if whole and feature.dtype in (torch.int64, torch.int32) and tensor.element_size() <= feature.dtype.itemsize:
+        if (
+            whole
+            and feature.dtype in (torch.int64, torch.int32)
+            and tensor.element_size() <= feature.dtype.itemsize
+        ):
             return tensor.to(feature.dtype)
         raise InputError(
             f"feature {feature.name!r} has dtype {tensor.dtype}, expected {feature.dtype}. "
@@ -136,8 +156,12 @@ class CompressedModel(nn.Module):
                 for feature, tensor in zip(self._layout.features, flat, strict=True)
                 if _shape(feature.shape, feature.growing) != _shape(tuple(tensor.shape), feature.growing)
             ]
-            what = ", ".join(f"{f.name!r} is {tuple(t.shape)}, in the example it was {f.shape}" for f, t in odd)
-            sizes = ", ".join(f"{f.name!r} {tuple(t.shape)}" for f, t in zip(self._layout.features, flat, strict=True))
+            what = ", ".join(
+                f"{f.name!r} is {tuple(t.shape)}, in the example it was {f.shape}" for f, t in odd
+            )
+            sizes = ", ".join(
+                f"{f.name!r} {tuple(t.shape)}" for f, t in zip(self._layout.features, flat, strict=True)
+            )
             raise InputError(
                 f"the model does not take this batch: {what or 'sizes do not agree: ' + sizes}. "
                 f"It says: {type(error).__name__}: {error}",

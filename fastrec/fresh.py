@@ -54,4 +54,3 @@ class Fresh:
         drawn = np.floor(rng.random(old.shape) * limits)
         kept = (old == 0) | np.isinf(np.broadcast_to(bound.high, old.shape)) | (limits < 2)
         return torch.from_numpy(np.where(kept, old, np.maximum(drawn, 1)).astype(old.dtype))
-

@@ -78,7 +78,11 @@ def add_constant(gm: fx.GraphModule, name: str, tensor: Tensor) -> fx.Node:
     """A new constant under a fresh name made from `name`, at the top of the graph."""
     stem = re.sub(r"\W+", "_", name).strip("_") or "constant"
     taken = {key.partition(".")[0] for key in gm.state_dict()} | set(vars(gm)) | set(dir(gm))
-    fresh = stem if stem not in taken else next(f"{stem}_{i}" for i in range(1, 1 << 30) if f"{stem}_{i}" not in taken)
+    fresh = (
+        stem
+        if stem not in taken
+        else next(f"{stem}_{i}" for i in range(1, 1 << 30) if f"{stem}_{i}" not in taken)
+    )
     gm.register_buffer(fresh, tensor.detach())
     with gm.graph.inserting_before(next(iter(gm.graph.nodes))):
         node = gm.graph.get_attr(fresh)
@@ -116,7 +120,9 @@ def is_random(node: fx.Node) -> bool:
     if place is None:
         return True
     argument = target._schema.arguments[place]
-    given = node.args[place] if len(node.args) > place else node.kwargs.get(argument.name, argument.default_value)
+    given = (
+        node.args[place] if len(node.args) > place else node.kwargs.get(argument.name, argument.default_value)
+    )
     return bool(given)
 
 
@@ -150,7 +156,7 @@ def normalise(gm: fx.GraphModule) -> fx.GraphModule:
     for node in list(graph.nodes):
         target = node.target
         if isinstance(target, OpOverload) and target._schema.name in _CHECKS:
-            node.replace_all_uses_with(None)  # type: ignore[arg-type]
+            node.replace_all_uses_with(None)
             graph.erase_node(node)
         elif target is torch.ops.higher_order.wrap_with_set_grad_enabled:
             _inline(gm, node)

@@ -36,9 +36,39 @@ _EXACT = {torch.float32: 2**24, torch.float64: 2**53, torch.float16: 2**11, torc
 # costs 2 us by itself, and another 10 us by what it pushes out of the instruction cache.
 _FEW = 64
 _MOVES = frozenset(
-    "view reshape _unsafe_view flatten unflatten unsqueeze squeeze select slice alias detach transpose permute t "
-    "expand split split_with_sizes chunk unbind contiguous clone narrow cat concat stack to _to_copy sym_size "
-    "getitem mul floordiv".split()
+    [
+        "view",
+        "reshape",
+        "_unsafe_view",
+        "flatten",
+        "unflatten",
+        "unsqueeze",
+        "squeeze",
+        "select",
+        "slice",
+        "alias",
+        "detach",
+        "transpose",
+        "permute",
+        "t",
+        "expand",
+        "split",
+        "split_with_sizes",
+        "chunk",
+        "unbind",
+        "contiguous",
+        "clone",
+        "narrow",
+        "cat",
+        "concat",
+        "stack",
+        "to",
+        "_to_copy",
+        "sym_size",
+        "getitem",
+        "mul",
+        "floordiv",
+    ]
 )
 _SHIFTS = frozenset(("add", "sub", "rsub"))
 
@@ -127,8 +157,8 @@ class Guard:
             if bad:
                 self._refuse(index, ids)
         for members, limits in self._stacks:
-            ids = torch.stack([tensors[index] for index in members]).numpy(force=True).view(np.uint64)
-            if (ids >= limits).any():
+            together = torch.stack([tensors[index] for index in members])
+            if (together.numpy().view(np.uint64) >= limits).any():
                 for index in members:
                     self._refuse(index, tensors[index])
         for index, bound in self._general:
@@ -139,10 +169,10 @@ class Guard:
         if self._computed is not None:
             self._check_computed(tensors)
         for index in self._finite:
-            x = tensors[index]
-            few = x.numel() <= _FEW
-            if not math.isfinite(sum(x.numpy(force=True).ravel().tolist()) if few else x.sum()):
-                self._refuse_nonfinite(index, x)
+            x = _array(tensors[index]).ravel()
+            # The product with itself is the cheapest pass over an array; where it overflows, a look decides.
+            if not math.isfinite(sum(x.tolist()) if x.size <= _FEW else np.dot(x, x)):
+                self._refuse_nonfinite(index, tensors[index])
 
     def _refuse(self, index: int, tensor: Tensor) -> None:
         """Raise for the first bad id of a feature, if it has one."""
@@ -164,7 +194,9 @@ class Guard:
         else:
             cure = "Map unseen ids to a row of the table before the call."
         raise IdOutOfRangeError(
-            f"{where}: got id {got}, expected {int(low)} <= id < {int(high):,}. {cure}", feature=feature.name, row=row
+            f"{where}: got id {got}, expected {int(low)} <= id < {int(high):,}. {cure}",
+            feature=feature.name,
+            row=row,
         )
 
     def _check_computed(self, tensors: Sequence[Tensor]) -> None:
@@ -206,7 +238,6 @@ def read_guard(captured: Program, nonfinite: NonFinite = "raise") -> Guard:
     assert isinstance(gm, fx.GraphModule)
     features = captured.layout.features
     tensors = _small(captured)
-    inputs = [node for node in gm.graph.nodes if node.op == "placeholder"]
     low = [np.full(tuple(t.shape), -np.inf) for t in tensors]
     high = [np.full(tuple(t.shape), np.inf) for t in tensors]
     computed: list[fx.Node] = []
@@ -215,7 +246,7 @@ def read_guard(captured: Program, nonfinite: NonFinite = "raise") -> Guard:
         sources = [node for node in _past(ids) if node.op == "placeholder"]
         if not any(isinstance(node.meta["val"], Tensor) and _reads(node, ids) for node in sources):
             continue
-        traced = _trace(gm, ids, inputs, tensors) if _is_affine(gm, ids) else None
+        traced = _trace(gm, ids, tensors) if _is_affine(ids) else None
         if traced is None:
             computed.append(ids)
             sizes.append((least, size))
@@ -225,7 +256,10 @@ def read_guard(captured: Program, nonfinite: NonFinite = "raise") -> Guard:
             np.minimum.at(high[index].reshape(-1), positions, size - shifts)
     bounds = [_bounds(f, a, b) for f, a, b in zip(features, low, high, strict=True)]
     finite = [
-        nonfinite == "raise" and tensor.is_floating_point() and bool(tensor.isfinite().all()) and not _all_ids(bound)
+        nonfinite == "raise"
+        and tensor.is_floating_point()
+        and bool(tensor.isfinite().all())
+        and not _all_ids(bound)
         for tensor, bound in zip(captured.batch, bounds, strict=True)
     ]
     return Guard(features, bounds, finite, _subgraph(gm, computed) if computed else None, sizes)
@@ -255,7 +289,7 @@ def _lookups(gm: fx.GraphModule) -> Iterator[tuple[fx.Node, int, int]]:
         else:
             continue
         tensor = constant(gm, table)
-        if tensor is not None and isinstance(ids, fx.Node) and not ids.meta["val"].dtype == torch.bool:
+        if tensor is not None and isinstance(ids, fx.Node) and ids.meta["val"].dtype != torch.bool:
             yield ids, least * tensor.shape[0], tensor.shape[0]
 
 
@@ -287,7 +321,7 @@ def _name(node: fx.Node) -> str:
     return schema.name.removeprefix("aten::") if schema is not None else getattr(node.target, "__name__", "")
 
 
-def _is_affine(gm: fx.GraphModule, ids: fx.Node) -> bool:
+def _is_affine(ids: fx.Node) -> bool:
     """Whether each id is one input element, moved, plus a constant."""
     varying: set[fx.Node] = set()
     for node in _past(ids):
@@ -309,9 +343,7 @@ def _is_affine(gm: fx.GraphModule, ids: fx.Node) -> bool:
     return True
 
 
-def _trace(
-    gm: fx.GraphModule, ids: fx.Node, inputs: list[fx.Node], tensors: list[Tensor]
-) -> list[tuple[int, Array, Array]] | None:
+def _trace(gm: fx.GraphModule, ids: fx.Node, tensors: list[Tensor]) -> list[tuple[int, Array, Array]] | None:
     """For each input: the positions that become ids, and the constant added to each.
 
     With zeros in place of every input the ids are the constants; with positions 1, 2, ... in place of one input,
@@ -326,7 +358,9 @@ def _trace(
         base = run(*zeros)[0].flatten().long().numpy()
         found = []
         for index, tensor in enumerate(tensors):
-            if tensor.dtype == torch.bool or (not tensor.is_floating_point() and torch.iinfo(tensor.dtype).max < largest):
+            if tensor.dtype == torch.bool or (
+                not tensor.is_floating_point() and torch.iinfo(tensor.dtype).max < largest
+            ):
                 continue
             probe = list(zeros)
             probe[index] = torch.arange(1, tensor.numel() + 1).reshape(tensor.shape).to(tensor.dtype)

@@ -189,7 +189,7 @@ def batch_call(function: Callable[..., Any], batch: Any) -> tuple[tuple[Any, ...
     """
     signature = _signature(function)
     if isinstance(batch, (tuple, list)) and not hasattr(batch, "_fields"):
-        if signature is None or isinstance(batch, tuple) and len(batch) == 1:
+        if signature is None or (isinstance(batch, tuple) and len(batch) == 1):
             return tuple(batch), {}
         if _binds(signature, tuple(batch), {}):
             single = len(batch) > 1 and isinstance(batch, list) and _binds(signature, (batch,), {})
@@ -197,7 +197,12 @@ def batch_call(function: Callable[..., Any], batch: Any) -> tuple[tuple[Any, ...
         return (batch,), {}
     if isinstance(batch, Mapping) and type(batch) is dict and batch:
         keys = all(isinstance(key, str) for key in batch)
-        if keys and signature is not None and _binds(signature, (), batch) and not _only_var_keyword(signature):
+        if (
+            keys
+            and signature is not None
+            and _binds(signature, (), batch)
+            and not _only_var_keyword(signature)
+        ):
             return (), dict(batch)
     return (batch,), {}
 
@@ -221,7 +226,9 @@ def flat_layout(layout: Layout, outputs: int) -> Layout:
     names = tuple(feature.name for feature in layout.features)
     answer = Branch("tuple", tuple, tuple(range(outputs)), tuple(Leaf(i) for i in range(outputs)))
     leaves = tuple(Leaf(i) for i in range(len(names)))
-    return replace(layout, parameters=names, positional=len(names), trees=leaves, outputs=answer, signature=None)
+    return replace(
+        layout, parameters=names, positional=len(names), trees=leaves, outputs=answer, signature=None
+    )
 
 
 def describe(value: Any, name: str, flat: list[tuple[str, Tensor]]) -> Tree:
@@ -233,12 +240,14 @@ def describe(value: Any, name: str, flat: list[tuple[str, Tensor]]) -> Tree:
     if kind is None:
         return Fixed(value, opaque=not isinstance(value, _PLAIN))
     keys, children, extra = _open(kind, value)
-    trees = tuple(describe(child, _join(name, kind, key), flat) for key, child in zip(keys, children, strict=True))
+    trees = tuple(
+        describe(child, _join(name, kind, key), flat) for key, child in zip(keys, children, strict=True)
+    )
     branch = Branch(kind, type(value), tuple(keys), trees, extra)
     if kind in ("namedtuple", "dataclass", "dict", "interaction", "jagged"):
         try:
             _rebuild(branch, list(children))
-        except Exception:  # a container that cannot be made anew from its parts is a stranger's object
+        except Exception:  # noqa: BLE001 - a container that cannot be made anew is a stranger's object
             return Fixed(value, opaque=True)
     return branch
 

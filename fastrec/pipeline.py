@@ -123,7 +123,9 @@ def _read(work: _Work, target: Any, batch: Any, calibration: Iterable[Any] | Non
     """The program, or None for a model that cannot be copied to be looked at."""
     model, _ = target_of(target)
     if any(module.training for module in model.modules()):
-        work.notes.append("the model was in training mode: it was measured, and is served, in evaluation mode")
+        work.notes.append(
+            "the model was in training mode: it was measured, and is served, in evaluation mode"
+        )
     batches = list(itertools.islice(calibration or (), _BATCHES))
     try:
         program = Program.read(target, batch, batches)
@@ -138,15 +140,15 @@ def _read(work: _Work, target: Any, batch: Any, calibration: Iterable[Any] | Non
         except InputError as error:
             raise InputError(f"calibration batch {index}: {error}", feature=error.feature) from error
     if program.layout.rows is None:
-        work.notes.append("no dimension of the batch was found to count rows: only the example's own shapes are served fast")
+        work.notes.append(
+            "no dimension of the batch was found to count rows: only the example's own shapes are served fast"
+        )
     elif not program.layout.independent:
         work.notes.append("the answer for a row was seen to depend on the other rows of its batch")
     return program
 
 
-def _apply(
-    work: _Work, program: Program, recipe: Recipe, show: Stages
-) -> tuple[Program, Program] | None:
+def _apply(work: _Work, program: Program, recipe: Recipe, show: Stages) -> tuple[Program, Program] | None:
     """The captured program before and after the recipe's graph techniques; None where it cannot be captured."""
     for technique in recipe:
         if technique.level == "module":
@@ -162,7 +164,9 @@ def _apply(
                 f"{blocked[0].name} works on a captured graph, and the model cannot be captured: {error}",
                 technique=blocked[0].name,
             ) from error
-        work.skipped += [Skip(t.name, type(program.model).__name__, f"not captured: {error}") for t in blocked]
+        work.skipped += [
+            Skip(t.name, type(program.model).__name__, f"not captured: {error}") for t in blocked
+        ]
         if not blocked:
             work.skipped.append(Skip("capture", type(program.model).__name__, str(error)))
         return None
@@ -199,7 +203,7 @@ def _compile(
     """Every session that answers as the original does, by its label."""
     sessions: dict[str, Session] = {}
     budget = work.deadline - work.began
-    original = OriginalSession(program.with_model(program.draft(private_buffers=True).eval()))
+    private = program.with_model(program.draft(private_buffers=True).eval())
     rows = _checked_rows(fast, sizes)
     for backend in backends:
         show(f"compiling for {backend.label}")
@@ -208,7 +212,7 @@ def _compile(
             continue
         try:
             session = backend.compile(fast)
-            worst = _verify(original, session, fresh, rows)
+            worst = _verify(private, session, fresh, rows)
         except BackendError as error:
             work.trials.append(Trial(0, backend.label, None, None, str(error)))
             continue
@@ -231,15 +235,34 @@ def _checked_rows(fast: Program, sizes: Sequence[int]) -> list[int]:
     return [count for count in rows if count not in fast.layout.exempt]
 
 
-def _verify(original: Session, session: Session, fresh: Fresh, rows: Sequence[int]) -> Fidelity | str:
-    """The largest difference over batches of these many rows, or why the session may not serve."""
-    found: list[Fidelity] = []
+def _verify(program: Program, session: Session, fresh: Fresh, rows: Sequence[int]) -> Fidelity | str:
+    """The difference over batches of these many rows, or why the session may not serve.
+
+    The answers of all batches are judged together: what rounding may do to one is known by the spread of many.
+    """
+    original = OriginalSession(program)
+    axes = program.layout.output_axes
+    before: list[list[Tensor]] = []
+    after: list[list[Tensor]] = []
     for count in rows:
-        flat = fresh(count, 7)
-        found.append(fidelity(original(*flat), session(*flat)))
-        if not found[-1].exact:
-            return f"answers differ from the original's by {found[-1].max_abs:.3g} at {count} rows"
-    return max(found, key=lambda item: (item.rows > 1, item.max_abs))
+        for index in range(max(1, 16 // count)):
+            flat = fresh(count, 7 + index)
+            before.append(list(original(*flat)))
+            after.append(list(session(*flat)))
+            for old, new in zip(before[-1], after[-1], strict=True):
+                if old.shape != new.shape or old.dtype != new.dtype:
+                    return f"at {count} rows it answers {tuple(new.shape)} {new.dtype}, the original {tuple(old.shape)} {old.dtype}"
+    found = fidelity(_joined(before, axes), _joined(after, axes))
+    return found if found.exact else f"answers differ from the original's by {found.max_abs:.3g}"
+
+
+def _joined(batches: Sequence[Sequence[Tensor]], axes: Sequence[int | None]) -> list[Tensor]:
+    """The answers of several batches as one, along the dimensions that count rows."""
+    joined = []
+    for index, parts in enumerate(zip(*batches, strict=True)):
+        axis = axes[index] if index < len(axes) else None
+        joined.append(torch.cat(parts, axis) if axis is not None else torch.stack(parts))
+    return joined
 
 
 def _measure(
@@ -265,9 +288,13 @@ def _measure(
         before = _original_call(private)
         winner, trials = choose(rows, before, sessions, batches, share(work.deadline, parts, 4.0) * 0.5)
         work.trials += trials
-        name = winner if winner != ORIGINAL else min(
-            (trial for trial in trials if trial.p50 is not None), key=lambda trial: trial.p50 or 0.0
-        ).session
+        name = (
+            winner
+            if winner != ORIGINAL
+            else min(
+                (trial for trial in trials if trial.p50 is not None), key=lambda trial: trial.p50 or 0.0
+            ).session
+        )
         served = CompressedModel(private, {name: sessions[name]}, Plan((rows,), (name,)), guard)
         after = _served_call(served)
         result = confirm(rows, name, before, after, batches, share(work.deadline, parts, 4.0) * 0.5)
@@ -314,7 +341,9 @@ def _assemble(
     fast = captured[1].model
     assert isinstance(fast, fx.GraphModule)
     if any(result.session == ORIGINAL for result in results):
-        work.notes.append("the original serves some batch sizes, so its tables are kept beside the rewritten ones")
+        work.notes.append(
+            "the original serves some batch sizes, so its tables are kept beside the rewritten ones"
+        )
     else:
         release_moved(original, fast)
     plan = Plan(tuple(r.rows for r in results), tuple(r.session for r in results))
@@ -341,7 +370,9 @@ def _report(
         trials=tuple(work.trials),
         fidelity=work.fidelity,
         memory=Memory(
-            tensor_bytes(program.model), tensor_bytes(*kept), sum(s.resident_bytes for s in made.sessions.values())
+            tensor_bytes(program.model),
+            tensor_bytes(*kept),
+            sum(s.resident_bytes for s in made.sessions.values()),
         ),
         machine=machine(),
         recipe=recipe,

@@ -100,7 +100,7 @@ def loads(text: str, where: str, schema: int) -> dict[str, Any]:
         raise InputError(
             f"{where} has schema {found!r}, this version of fastrec reads schema {schema}: use the version that wrote it"
         )
-    return typing.cast(dict[str, Any], data)
+    return typing.cast("dict[str, Any]", data)
 
 
 def _read(kind: Any, data: Any, where: str) -> Any:
@@ -119,7 +119,7 @@ def _read(kind: Any, data: Any, where: str) -> Any:
         _expect(isinstance(data, dict), where, "an object", data)
         return {key: _read(args[1], item, f"{where}.{key}") for key, item in data.items()}
     if dataclasses.is_dataclass(kind):
-        return from_plain(typing.cast(type, kind), data, where)
+        return from_plain(typing.cast("type", kind), data, where)
     if kind is float:
         _expect(isinstance(data, int | float) and not isinstance(data, bool), where, "a number", data)
         return float(data)

@@ -17,7 +17,7 @@ from .backends import Session
 from .measure.latency import Ratio, Samples, interleaved
 from .report import SizeResult, Trial
 
-__all__ = ["ORIGINAL", "Plan", "choose", "confirm"]
+__all__ = ["ORIGINAL", "Plan", "as_original", "choose", "confirm", "remaining", "share", "worth_it"]
 
 ORIGINAL = "original"
 """What the original is called among the candidates."""
@@ -51,18 +51,32 @@ class Plan:
 
 
 def choose(
-    rows: int, original: Call, sessions: Mapping[str, Session], batches: Batches, seconds: float
+    rows: int,
+    original: Call,
+    sessions: Mapping[str, Session],
+    batches: Batches,
+    seconds: float,
+    clock: Callable[[], int] = time.perf_counter_ns,
 ) -> tuple[str, list[Trial]]:
     """The session with the lowest median at `rows` rows, and what was seen of each."""
     calls: dict[str, Call] = {ORIGINAL: original}
     for name, session in sessions.items():
         calls[name] = _spread(session)
     # A first look drops what is far behind, so that the time goes to what may win.
-    first = interleaved(calls, lambda i: batches(rows, i), seconds=seconds * 0.3, min_rounds=6, max_rounds=60)
+    first = interleaved(
+        calls, lambda i: batches(rows, i), seconds=seconds * 0.3, min_rounds=6, max_rounds=60, clock=clock
+    )
     medians = {name: first.latency(name).p50 for name in calls}
     best = min(medians.values())
     close = {name: call for name, call in calls.items() if name == ORIGINAL or medians[name] <= 1.3 * best}
-    second = interleaved(close, lambda i: batches(rows, 1000 + i), seconds=seconds * 0.7, min_rounds=12, max_rounds=400)
+    second = interleaved(
+        close,
+        lambda i: batches(rows, 1000 + i),
+        seconds=seconds * 0.7,
+        min_rounds=12,
+        max_rounds=400,
+        clock=clock,
+    )
     trials = []
     for name in sessions:
         samples: Samples = second if name in close else first
@@ -82,12 +96,16 @@ def confirm(rows: int, name: str, before: Call, after: Call, batches: Batches, s
         min_rounds=40,
         max_rounds=1000,
     )
-    return SizeResult(rows, samples.latency("before"), samples.latency("after"), samples.ratio("before", "after"), name)
+    return SizeResult(
+        rows, samples.latency("before"), samples.latency("after"), samples.ratio("before", "after"), name
+    )
 
 
 def as_original(result: SizeResult) -> SizeResult:
     """The result at a size that the original serves."""
-    return SizeResult(result.rows, result.before, result.before, Ratio(1.0, 1.0, 1.0, result.before.n), ORIGINAL)
+    return SizeResult(
+        result.rows, result.before, result.before, Ratio(1.0, 1.0, 1.0, result.before.n), ORIGINAL
+    )
 
 
 def worth_it(result: SizeResult) -> bool:

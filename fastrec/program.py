@@ -33,7 +33,9 @@ class Program:
     calibration: tuple[Any, ...] = ()
 
     @classmethod
-    def read(cls, target: nn.Module | Callable[..., Any], batch: Any, calibration: Iterable[Any] = ()) -> Program:
+    def read(
+        cls, target: nn.Module | Callable[..., Any], batch: Any, calibration: Iterable[Any] = ()
+    ) -> Program:
         """The program of a model, or of one of its bound methods, and an example batch.
 
         The model is run a few times, as a private copy, to see its answer and which dimensions count rows.
@@ -104,7 +106,9 @@ def target_of(target: Any) -> tuple[nn.Module, str]:
     if isinstance(owner, nn.Module) and name:
         return owner, name
     cure = "; make an instance of it" if isinstance(target, type) and issubclass(target, nn.Module) else ""
-    raise InputError(f"expected a torch module or a method of one, got {type(target).__name__} {target!r:.80}{cure}")
+    raise InputError(
+        f"expected a torch module or a method of one, got {type(target).__name__} {target!r:.80}{cure}"
+    )
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:

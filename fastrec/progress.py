@@ -15,7 +15,7 @@ Stages = Callable[[str], None]
 def stages(show: bool) -> Iterator[Stages]:
     """A function that names the stage now under way, on standard error if it is a terminal; gone afterwards."""
     if not show or not sys.stderr.isatty():
-        yield lambda text: None
+        yield lambda _: None
         return
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn

@@ -34,7 +34,7 @@ def find_rows(layout: Layout, run: Run, tensors: Sequence[Tensor], outputs: Sequ
     shaped: Layout | None = None
     seen: set[tuple[Feature, ...]] = set()
     for features in _hypotheses(layout, tensors, outputs):
-        if features in seen:
+        if features in seen or (shaped is not None and any(feature.axis == 1 for feature in features)):
             continue
         if len(seen) == _TRIES:
             break
@@ -115,7 +115,9 @@ def _cut(feature: Feature, cutter: Tensor, total: int, rows: Tensor) -> tuple[Te
 
 def _total(features: Sequence[Feature], tensors: Sequence[Tensor], group: str) -> int:
     """How many values a cutter cuts."""
-    sizes = (t.shape[0] for f, t in zip(features, tensors, strict=True) if f.group == group and f.role == "values")
+    sizes = (
+        t.shape[0] for f, t in zip(features, tensors, strict=True) if f.group == group and f.role == "values"
+    )
     return next(sizes, 0)
 
 
@@ -124,7 +126,7 @@ def _hypotheses(
 ) -> Iterator[tuple[Feature, ...]]:
     base = _keyed(layout)
     known = count_rows(base, tensors)
-    pairs = _counts(base, tensors, outputs) if known is None else [(known, 0)]
+    pairs = _counts(tensors, outputs) if known is None else [(known, 0)]
     for count, axis in pairs:
         plain = _along(base, tensors, count, axis)
         yield plain
@@ -138,25 +140,25 @@ def _hypotheses(
                 yield tuple(base[i] if i in left_out else feature for i, feature in enumerate(plain))
 
 
-def _counts(
-    features: Sequence[Feature], tensors: Sequence[Tensor], outputs: Sequence[Tensor]
-) -> list[tuple[int, int]]:
+def _counts(tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[tuple[int, int]]:
     """Likely numbers of rows with the dimension that holds them, the likeliest first.
 
     A first dimension of 1 beside a longer second one is most often a single request with many candidates.
     """
     found: list[tuple[int, int]] = []
     for output in outputs:
-        if output.dim() >= 2 and output.shape[0] == 1 and output.shape[1] > 1:
-            if any(t.dim() >= 2 and t.shape[:2] == output.shape[:2] for t in tensors):
-                found.append((output.shape[1], 1))
+        single = output.dim() >= 2 and output.shape[0] == 1 and output.shape[1] > 1
+        if single and any(t.dim() >= 2 and t.shape[:2] == output.shape[:2] for t in tensors):
+            found.append((output.shape[1], 1))
     found += [(tensor.shape[0], 0) for tensor in outputs if tensor.dim() >= 1]
     found += [(tensor.shape[0], 0) for tensor in tensors if tensor.dim() >= 1]
     found += [(tensor.shape[1], 1) for tensor in outputs if tensor.dim() >= 2]
     return [pair for pair in dict.fromkeys(found) if pair[0] > 0]
 
 
-def _along(features: Sequence[Feature], tensors: Sequence[Tensor], count: int, axis: int) -> tuple[Feature, ...]:
+def _along(
+    features: Sequence[Feature], tensors: Sequence[Tensor], count: int, axis: int
+) -> tuple[Feature, ...]:
     """Every tensor whose size along `axis` is `count` grows there."""
     made = []
     for feature, tensor in zip(features, tensors, strict=True):
@@ -165,7 +167,9 @@ def _along(features: Sequence[Feature], tensors: Sequence[Tensor], count: int, a
     return tuple(made)
 
 
-def _jagged(plain: tuple[Feature, ...], tensors: Sequence[Tensor], count: int) -> Iterator[tuple[Feature, ...]]:
+def _jagged(
+    plain: tuple[Feature, ...], tensors: Sequence[Tensor], count: int
+) -> Iterator[tuple[Feature, ...]]:
     """One hypothesis: every integer vector that can cuts the values nearest to it."""
     cutters: dict[int, tuple[_Cutter, int | None]] = {}
     for i, tensor in enumerate(tensors):
@@ -177,7 +181,11 @@ def _jagged(plain: tuple[Feature, ...], tensors: Sequence[Tensor], count: int) -
         total = cutters[i][1]
         if j in cutters or tensors[j].dim() == 0:
             return False
-        return tensors[j].shape[0] == total if total is not None else tensors[j].shape[0] >= int(tensors[i].max())
+        return (
+            tensors[j].shape[0] == total
+            if total is not None
+            else tensors[j].shape[0] >= int(tensors[i].max())
+        )
 
     def nearest(place: int, choices: list[int]) -> int:
         return min(choices, key=lambda other: (abs(other - place), other))
@@ -241,7 +249,9 @@ def _grown(old: Sequence[Tensor], new: Sequence[Tensor], rows: int) -> tuple[int
         if before.dim() != after.dim() or before.dtype != after.dtype:
             return None
         changed = [k for k, (a, b) in enumerate(zip(before.shape, after.shape, strict=True)) if a != b]
-        if changed and (len(changed) > 1 or (before.shape[changed[0]], after.shape[changed[0]]) != (rows, rows + 1)):
+        if changed and (
+            len(changed) > 1 or (before.shape[changed[0]], after.shape[changed[0]]) != (rows, rows + 1)
+        ):
             return None
         axes.append(changed[0] if changed else None)
     return tuple(axes) if any(axis is not None for axis in axes) else None

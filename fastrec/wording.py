@@ -43,7 +43,7 @@ def amount(size: int) -> str:
     if abs(size) < 1024:
         return f"{size:,} B"
     value = float(size)
-    for unit in ("KiB", "MiB", "GiB", "TiB"):
+    for unit in ("KiB", "MiB", "GiB", "TiB"):  # noqa: B007 - read after the loop
         value /= 1024
         if abs(value) < 999.5:
             break

@@ -15,7 +15,9 @@ def test_runs_repeats_and_varies(entry: Entry) -> None:
     for rows in entry.sizes:
         batch = entry.batch(rows, torch.Generator().manual_seed(rows))
         first = flat(call(getattr(model, entry.entry), batch))
-        again = flat(call(getattr(make(entry), entry.entry), entry.batch(rows, torch.Generator().manual_seed(rows))))
+        again = flat(
+            call(getattr(make(entry), entry.entry), entry.batch(rows, torch.Generator().manual_seed(rows)))
+        )
         for a, b in zip(first, again, strict=True):
             assert a.isfinite().all()
             assert torch.equal(a, b)

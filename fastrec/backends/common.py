@@ -64,7 +64,11 @@ def tensor_bytes(tensors: Iterable[Tensor]) -> int:
 
 def failure(error: BaseException, what: str, backend: str) -> BackendError:
     """The error as a `BackendError` that says what failed and, in one line, why."""
-    return error if isinstance(error, BackendError) else BackendError(f"{what}: {reason_of(error)}", backend=backend)
+    return (
+        error
+        if isinstance(error, BackendError)
+        else BackendError(f"{what}: {reason_of(error)}", backend=backend)
+    )
 
 
 def _hint(size: int | torch.SymInt) -> int:

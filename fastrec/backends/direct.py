@@ -93,7 +93,8 @@ class _Chooser(fx.Interpreter):
         result = super().run_node(n)
         call = _binding(n) if n.op == "call_function" else None
         if call is not None:
-            target, args, kwargs = fx.node.map_arg(call, lambda arg: self.env[arg])
+            target = call[0]
+            args, kwargs = fx.node.map_arg(call[1:], lambda arg: self.env[arg])
             try:
                 twin = target(*args, **kwargs)
             except (TypeError, ValueError, RuntimeError, IndexError):

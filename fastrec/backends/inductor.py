@@ -15,8 +15,8 @@ from torch import Tensor, fx
 
 from ..errors import BackendError, BackendUnavailable, InputError
 from ..program import Program
-from .base import Backend, Session
 from ..quiet import quiet
+from .base import Backend, Session
 from .common import captured, export_free, failure, tensor_bytes
 
 __all__ = ["Inductor"]
@@ -65,7 +65,10 @@ class Inductor(Backend):
         gm = captured(program, self.name)
         lifted, constants = _lift(gm)
         try:
-            with quiet(), tempfile.TemporaryDirectory(prefix="fastrec-", ignore_cleanup_errors=True) as folder:
+            with (
+                quiet(),
+                tempfile.TemporaryDirectory(prefix="fastrec-", ignore_cleanup_errors=True) as folder,
+            ):
                 exported = export_free(lifted, self.name)
                 runner = _build(exported, os.path.join(folder, "graph.so"), self.freeze)
             inputs = [node.meta["val"] for node in gm.graph.nodes if node.op == "placeholder"]
@@ -108,7 +111,9 @@ class _InductorSession(Session):
         for index, ((shape, dtype), expected) in enumerate(zip(form, self._inputs, strict=True)):
             fits = dtype is expected.dtype and len(shape) == expected.ndim
             for got, size in zip(shape, expected.shape, strict=False):
-                fits = fits and got == (sizes.setdefault(str(size), got) if isinstance(size, torch.SymInt) else size)
+                fits = fits and got == (
+                    sizes.setdefault(str(size), got) if isinstance(size, torch.SymInt) else size
+                )
             if not fits:
                 raise InputError(
                     f"input {index}: got {dtype} of shape {tuple(shape)}, expected {expected.dtype} of shape "

@@ -25,11 +25,33 @@ _aten = torch.ops.aten
 _TABLES = {"embedding": 0, "embedding_bag": 0, "_embedding_bag": 0, "index_select": 0, "index": 0}
 _PACKED = "quantized::embedding_"
 _VIEWS = frozenset(
-    "view reshape _unsafe_view flatten unflatten unsqueeze squeeze select slice alias detach transpose permute t "
-    "expand split split_with_sizes chunk unbind contiguous clone narrow".split()
+    [
+        "view",
+        "reshape",
+        "_unsafe_view",
+        "flatten",
+        "unflatten",
+        "unsqueeze",
+        "squeeze",
+        "select",
+        "slice",
+        "alias",
+        "detach",
+        "transpose",
+        "permute",
+        "t",
+        "expand",
+        "split",
+        "split_with_sizes",
+        "chunk",
+        "unbind",
+        "contiguous",
+        "clone",
+        "narrow",
+    ]
 )
 # Views of a row-major tensor that stay row-major: the joined rows can be handed over without a copy.
-_FLAT_VIEWS = frozenset("view reshape flatten unflatten unsqueeze squeeze".split())
+_FLAT_VIEWS = frozenset(["view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze"])
 _JOINS = frozenset(("cat", "concat", "stack"))
 
 
@@ -107,9 +129,10 @@ def _moved(graph: fx.Graph) -> set[fx.Node]:
             if _is_lookup(node):
                 if sources and all(arg in ids for arg in sources):
                     moved |= {node, *_ancestors(sources)}
-            elif all(arg in ids for arg in sources):
-                if _is_exact(node.meta.get("val")) or _name(node) in _VIEWS and sources:
-                    ids.add(node)
+            elif all(arg in ids for arg in sources) and (
+                _is_exact(node.meta.get("val")) or (_name(node) in _VIEWS and sources)
+            ):
+                ids.add(node)
     return moved | _joined(graph, moved)
 
 

@@ -117,7 +117,9 @@ class History(nn.Module):
     def forward(self, history: Tensor, candidate: Tensor) -> Tensor:
         keys, query = self.items(history), self.items(candidate)
         query_each = query.unsqueeze(1).expand(-1, history.shape[1], -1)
-        scores = self.unit(torch.cat([query_each, keys, query_each - keys, query_each * keys], -1)).squeeze(-1)
+        scores = self.unit(torch.cat([query_each, keys, query_each - keys, query_each * keys], -1)).squeeze(
+            -1
+        )
         scores = scores.masked_fill(history == 0, -1e9)
         pooled = (scores.softmax(-1).unsqueeze(-1) * keys).sum(1)
         return self.head(torch.cat([pooled, query], -1))

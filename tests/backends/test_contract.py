@@ -70,7 +70,10 @@ def one_thread() -> Iterator[None]:
 
 def double(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The model's answer in float64."""
-    wide = {name: value.double() if value.is_floating_point() else value for name, value in model.state_dict().items()}
+    wide = {
+        name: value.double() if value.is_floating_point() else value
+        for name, value in model.state_dict().items()
+    }
     inputs = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in batch)
     with torch.no_grad():
         answer = torch.func.functional_call(model, wide, inputs)
@@ -136,7 +139,9 @@ def test_eight_threads(backend: Backend) -> None:
 
 
 @each_backend
-@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "mode", [torch.inference_mode, torch.no_grad, torch.enable_grad], ids=lambda m: m.__name__
+)
 def test_in_any_mode_of_the_caller(backend: Backend, mode: type[torch.no_grad]) -> None:
     session = session_of(backend, CASES[1])
     batch = CASES[1].batch(4, torch.Generator().manual_seed(1))
@@ -188,7 +193,11 @@ def test_compiling_changes_nothing_and_leaves_nothing(
     session = backend.compile(program)
     session(*program.batch)
     assert list(tmp_path.glob("fastrec*")) == []
-    assert (torch.get_num_threads(), torch.is_grad_enabled(), list(warnings.filters)) == (threads, grad, filters)
+    assert (torch.get_num_threads(), torch.is_grad_enabled(), list(warnings.filters)) == (
+        threads,
+        grad,
+        filters,
+    )
     assert torch.equal(torch.get_rng_state(), state)
     assert program.model.code == code
     captured_text = capfd.readouterr()
@@ -261,7 +270,15 @@ def test_a_missing_compiler_is_said_with_the_cure(monkeypatch: pytest.MonkeyPatc
 def test_generated_code_is_not_given_what_it_would_misread(backend: Backend) -> None:
     session = session_of(backend, CASES[1])
     ids, x = CASES[1].batch(6, torch.Generator().manual_seed(1))
-    for batch in ((ids.int(), x), (ids, x.double()), (ids[:, :3], x), (ids, x[:3]), (ids,), (ids, x, x), (ids[0], x)):
+    for batch in (
+        (ids.int(), x),
+        (ids, x.double()),
+        (ids[:, :3], x),
+        (ids, x[:3]),
+        (ids,),
+        (ids, x, x),
+        (ids[0], x),
+    ):
         with pytest.raises(InputError):
             session(*batch)
     assert_close(session(ids, x), session(ids.clone(), x.clone()))
@@ -288,7 +305,9 @@ class Tables(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "backend", [Eager(), OnnxRuntime(), OnnxRuntime(lookups="session"), OpenVino(), Inductor()], ids=lambda b: b.label
+    "backend",
+    [Eager(), OnnxRuntime(), OnnxRuntime(lookups="session"), OpenVino(), Inductor()],
+    ids=lambda b: b.label,
 )
 def test_tables_are_not_copied(backend: Backend) -> None:
     if backend.unavailable() is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -51,6 +52,11 @@ def ids(rng: torch.Generator, *shape: int, size: int = 40, low: int = 0) -> Tens
 def tower(*widths: int, norm: bool = False) -> nn.Sequential:
     """Linear layers with ReLU between."""
     layers: list[nn.Module] = []
-    for before, after in zip(widths[:-2], widths[1:-1], strict=True):
-        layers += [nn.Linear(before, after), *([nn.BatchNorm1d(after)] if norm else []), nn.ReLU(), nn.Dropout(0.2)]
+    for before, after in pairwise(widths[:-1]):
+        layers += [
+            nn.Linear(before, after),
+            *([nn.BatchNorm1d(after)] if norm else []),
+            nn.ReLU(),
+            nn.Dropout(0.2),
+        ]
     return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))

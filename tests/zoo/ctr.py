@@ -42,7 +42,9 @@ class DeepFM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = [table(x[:, i : i + 1].long()) for i, table in enumerate(self.tables.values())]
-        linear = torch.cat([table(x[:, i : i + 1].long()) for i, table in enumerate(self.linear.values())], dim=-1)
+        linear = torch.cat(
+            [table(x[:, i : i + 1].long()) for i, table in enumerate(self.linear.values())], dim=-1
+        )
         logit = linear.sum(dim=-1) + x[:, 5:].matmul(self.dense)
         block = torch.cat(rows, dim=1)
         square = block.sum(dim=1, keepdim=True).pow(2) - (block * block).sum(dim=1, keepdim=True)
@@ -114,7 +116,9 @@ class AutoInt(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.tables = nn.ModuleList([nn.Embedding(25, 8) for _ in range(5)])
-        self.attention = nn.ModuleList([nn.MultiheadAttention(8, 2, dropout=0.1, batch_first=True) for _ in range(2)])
+        self.attention = nn.ModuleList(
+            [nn.MultiheadAttention(8, 2, dropout=0.1, batch_first=True) for _ in range(2)]
+        )
         self.residual = nn.Linear(8, 8)
         self.head = nn.Linear(40, 1)
 
@@ -132,14 +136,18 @@ class FiBiNET(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.tables = nn.ModuleDict({name: nn.Embedding(40, 6) for name in FIELDS})
-        self.squeeze = nn.Sequential(nn.Linear(4, 2, bias=False), nn.ReLU(), nn.Linear(2, 4, bias=False), nn.ReLU())
+        self.squeeze = nn.Sequential(
+            nn.Linear(4, 2, bias=False), nn.ReLU(), nn.Linear(2, 4, bias=False), nn.ReLU()
+        )
         self.bilinear = nn.Linear(6, 6, bias=False)
         self.tower = tower(72, 16, 1)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         block = torch.stack([table(batch[name]) for name, table in self.tables.items()], 1)
         scaled = block * self.squeeze(block.mean(-1)).unsqueeze(-1)
-        pairs = [self.bilinear(x[:, i]) * x[:, j] for x in (block, scaled) for i, j in combinations(range(4), 2)]
+        pairs = [
+            self.bilinear(x[:, i]) * x[:, j] for x in (block, scaled) for i, j in combinations(range(4), 2)
+        ]
         return self.tower(torch.cat(pairs, dim=1)).sigmoid()
 
 

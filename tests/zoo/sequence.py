@@ -93,7 +93,11 @@ class SASRec(nn.Module):
     def forward(self, history: Tensor, candidates: Tensor) -> Tensor:
         state = self.encode(history)
         items = self.items(candidates)
-        return (items * state).sum(-1) if candidates.dim() == 1 else items.matmul(state.unsqueeze(-1)).squeeze(-1)
+        return (
+            (items * state).sum(-1)
+            if candidates.dim() == 1
+            else items.matmul(state.unsqueeze(-1)).squeeze(-1)
+        )
 
 
 class BERT4Rec(nn.Module):

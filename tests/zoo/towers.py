@@ -110,7 +110,9 @@ class Shared(nn.Module):
         self.source = nn.Embedding(40, 8)
         self.target = nn.Embedding(40, 8)
         self.target.weight = self.source.weight
-        self.squash = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.BatchNorm1d(12), nn.Linear(12, 12), nn.Linear(12, 4))
+        self.squash = nn.Sequential(
+            nn.Linear(16, 12), nn.ReLU(), nn.BatchNorm1d(12), nn.Linear(12, 12), nn.Linear(12, 4)
+        )
 
     def forward(self, source: Tensor, target: Tensor) -> Scored:
         vector = self.squash(torch.cat([self.source(source), self.target(target)], 1))

@@ -38,7 +38,9 @@ def _merge_constants(gm: fx.GraphModule) -> list[Change]:
         if tensor is None or tensor.layout is not torch.strided or tensor.numel() == 0:
             continue
         # Cheap to tell most tensors apart by; equal ones are then compared in full.
-        glance = tensor.flatten()[:8] if tensor.is_contiguous() else tensor[(slice(0, 1),) * tensor.ndim].flatten()
+        glance = (
+            tensor.flatten()[:8] if tensor.is_contiguous() else tensor[(slice(0, 1),) * tensor.ndim].flatten()
+        )
         key = (tuple(tensor.shape), tensor.dtype, tuple(glance.tolist()))
         for other, held in kept.setdefault(key, []):
             if other.target == node.target or identity(held) == identity(tensor) or torch.equal(held, tensor):

@@ -44,7 +44,9 @@ def fold_constants(gm: fx.GraphModule) -> list[Change]:
             result = node.target(*args, **kwargs)
         shared = any(result.untyped_storage().data_ptr() == t.untyped_storage().data_ptr() for t in known)
         # A broadcast view is small in memory and large to everyone who copies it.
-        folded = add_constant(gm, node.name, result if shared and 0 not in result.stride() else result.contiguous())
+        folded = add_constant(
+            gm, node.name, result if shared and 0 not in result.stride() else result.contiguous()
+        )
         node.replace_all_uses_with(folded)
         gm.graph.erase_node(node)
         changes.append(Change("fold constants", node.name, "computed once", 0 if shared else made))

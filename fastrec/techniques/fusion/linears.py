@@ -61,7 +61,11 @@ def _scaled(gm: fx.GraphModule) -> list[Change]:
         if not is_call(node, aten.mul.Tensor, aten.div.Tensor) or node.kwargs:
             continue
         inner, number = node.args
-        if not is_call(inner, aten.linear.default) or len(inner.users) != 1 or not isinstance(number, (int, float)):
+        if (
+            not is_call(inner, aten.linear.default)
+            or len(inner.users) != 1
+            or not isinstance(number, (int, float))
+        ):
             continue
         held = _weights(gm, inner)
         if held is None or value(node).dtype != value(inner).dtype or isinstance(number, bool):
@@ -91,7 +95,9 @@ def _side_by_side(gm: fx.GraphModule) -> list[Change]:
         weight = torch.cat([weight for weight, _ in held])
         bias = None
         if any(bias is not None for _, bias in held):
-            bias = torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in held])
+            bias = torch.cat(
+                [weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in held]
+            )
         with gm.graph.inserting_before(members[0]):
             joint = emit(gm, aten.linear.default, (source, *_constants(gm, members[0].name, weight, bias)))
             pieces = emit(gm, aten.split_with_sizes.default, (joint, widths, -1))
@@ -100,7 +106,9 @@ def _side_by_side(gm: fx.GraphModule) -> list[Change]:
             node.replace_all_uses_with(part)
             gm.graph.erase_node(node)
         names = ", ".join(node.name for node in members)
-        changes.append(Change("merge linears", names, f"{len(members)} on one input are one", _bytes(weight, bias)))
+        changes.append(
+            Change("merge linears", names, f"{len(members)} on one input are one", _bytes(weight, bias))
+        )
     if changes:
         for node in gm.graph.nodes:
             if is_call(node, aten.view.default):

@@ -43,10 +43,12 @@ class Table:
 
     @property
     def rows(self) -> int:
+        """Rows, one per id."""
         return self.tensor.shape[0]
 
     @property
     def width(self) -> int:
+        """Columns."""
         return self.tensor.shape[1]
 
     @property

@@ -47,7 +47,13 @@ _SHAPES = (
     aten.squeeze.dim,
     aten.squeeze.dims,
 )
-_RESHAPES = (aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.unsqueeze.default, aten.squeeze.dim)
+_RESHAPES = (
+    aten.view.default,
+    aten.reshape.default,
+    aten.flatten.using_ints,
+    aten.unsqueeze.default,
+    aten.squeeze.dim,
+)
 
 
 def remove_no_ops(gm: fx.GraphModule) -> list[Change]:
@@ -111,4 +117,9 @@ def _same_as(node: fx.Node) -> fx.Node | None:
 
 
 def _name(node: fx.Node) -> str:
-    return str(getattr(node.target, "_schema", node.target)).partition("(")[0].removeprefix("aten::").partition(".")[0]
+    return (
+        str(getattr(node.target, "_schema", node.target))
+        .partition("(")[0]
+        .removeprefix("aten::")
+        .partition(".")[0]
+    )

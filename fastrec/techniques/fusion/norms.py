@@ -79,7 +79,9 @@ def _fold_backward(
     _replace_weights(gm, source, scaled, moved, weight.dtype)
     node.replace_all_uses_with(source)
     gm.graph.erase_node(node)
-    return Change("fold norms", node.name, f"into the weights of {source.name}", _bytes(scaled, moved, weight.dtype))
+    return Change(
+        "fold norms", node.name, f"into the weights of {source.name}", _bytes(scaled, moved, weight.dtype)
+    )
 
 
 def _fold_forward(
@@ -102,7 +104,9 @@ def _fold_forward(
         user.update_arg(0, source)
         added += _bytes(wide, moved, weight.dtype)
     gm.graph.erase_node(node)
-    return Change("fold norms", node.name, f"into the weights of {', '.join(user.name for user in readers)}", added)
+    return Change(
+        "fold norms", node.name, f"into the weights of {', '.join(user.name for user in readers)}", added
+    )
 
 
 def _as_affine(gm: fx.GraphModule, node: fx.Node, source: fx.Node, scale: Tensor, shift: Tensor) -> Change:
@@ -126,7 +130,9 @@ def _weights(gm: fx.GraphModule, node: fx.Node) -> tuple[Tensor | None, Tensor |
     return (None, None) if bias_node is not None and bias is None else (weight, bias)
 
 
-def _replace_weights(gm: fx.GraphModule, node: fx.Node, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
+def _replace_weights(
+    gm: fx.GraphModule, node: fx.Node, weight: Tensor, bias: Tensor, dtype: torch.dtype
+) -> None:
     names = (f"{node.name}_weight", f"{node.name}_bias")
     made = [add_constant(gm, name, part.to(dtype)) for name, part in zip(names, (weight, bias), strict=True)]
     node.args = (node.args[0], *made, *node.args[3:])

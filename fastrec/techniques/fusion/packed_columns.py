@@ -46,7 +46,12 @@ class _Piece:
         return self.alike(other) and self.field == other.field + 1
 
     def alike(self, other: _Piece) -> bool:
-        return (self.block, self.first, self.last, self.kept) == (other.block, other.first, other.last, other.kept)
+        return (self.block, self.first, self.last, self.kept) == (
+            other.block,
+            other.first,
+            other.last,
+            other.kept,
+        )
 
 
 def pack_columns(gm: fx.GraphModule) -> list[Change]:
@@ -72,7 +77,11 @@ def _piece(node: Any) -> _Piece | None:
     """How a node is cut out of a three-dimensional block, if it is."""
     if is_call(node, aten.unsqueeze.default) and node.args[1] in (1, -2):
         inner = _piece(node.args[0])
-        return None if inner is None or inner.kept else _Piece(inner.block, inner.field, inner.first, inner.last, True)
+        return (
+            None
+            if inner is None or inner.kept
+            else _Piece(inner.block, inner.field, inner.first, inner.last, True)
+        )
     if not is_call(node, aten.select.int) or node.args[1] != 1 or not isinstance(node.args[2], int):
         return None
     block, field = node.args[0], node.args[2]
@@ -122,7 +131,11 @@ def _runs(pieces: list[_Piece | None]) -> list[tuple[int, int]]:
             ordered = all(after.follows(before) for before, after in pairwise(held))
             if not ordered and end - start < _SCATTERED:
                 end = start + 1
-                while end < len(pieces) and (piece := pieces[end]) is not None and piece.follows(held[end - start - 1]):
+                while (
+                    end < len(pieces)
+                    and (piece := pieces[end]) is not None
+                    and piece.follows(held[end - start - 1])
+                ):
                     end += 1
             if end - start > 1:
                 found.append((start, end))
@@ -198,7 +211,11 @@ def _sum(gm: fx.GraphModule, node: fx.Node) -> Change | None:
     held = [piece for piece in pieces if piece is not None and not piece.kept]
     if len(held) < 3 or not all(piece.alike(held[0]) for piece in held):
         return None
-    if any(getattr(value(term), "shape", None) != value(node).shape for term in terms if isinstance(term, fx.Node)):
+    if any(
+        getattr(value(term), "shape", None) != value(node).shape
+        for term in terms
+        if isinstance(term, fx.Node)
+    ):
         return None
     if not all(isinstance(term, fx.Node) for term in terms):
         return None

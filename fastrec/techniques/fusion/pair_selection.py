@@ -31,7 +31,12 @@ def select_pairs(gm: fx.GraphModule) -> list[Change]:
         block, (_, rows, columns) = node.args
         first, second = constant(gm, rows), constant(gm, columns)
         shape = value(block).shape
-        if first is None or second is None or len(shape) != 3 or not all(isinstance(n, int) for n in shape[1:]):
+        if (
+            first is None
+            or second is None
+            or len(shape) != 3
+            or not all(isinstance(n, int) for n in shape[1:])
+        ):
             continue
         if first.ndim != 1 or first.shape != second.shape or first.dtype != torch.int64:
             continue

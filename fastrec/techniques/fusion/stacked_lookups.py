@@ -77,7 +77,7 @@ def _rewrite(gm: fx.GraphModule, stack: Stack) -> Change:
         weight = add_constant(gm, "stacked_table", table)
         record_moves(gm, stack.segments, str(weight.target))
     for gather in stack.gathers:
-        _gather(gm, stack, gather, weight)
+        _gather(gm, gather, weight)
     rows, width = value(weight).shape
     detail = (
         f"{lookups} lookups of {len(names)} tables are {len(stack.gathers)} of one table ({rows}, {width})"
@@ -85,7 +85,7 @@ def _rewrite(gm: fx.GraphModule, stack: Stack) -> Change:
     return Change("stack lookups", names[0], detail, added)
 
 
-def _gather(gm: fx.GraphModule, stack: Stack, gather: Gather, weight: fx.Node) -> None:
+def _gather(gm: fx.GraphModule, gather: Gather, weight: fx.Node) -> None:
     """Emits one gather in front of its first lookup and puts its pieces in the lookups' places."""
     position = {node: index for index, node in enumerate(gm.graph.nodes)}
     anchor = min((block.lookup.node for block in gather.blocks), key=position.__getitem__)

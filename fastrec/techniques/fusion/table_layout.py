@@ -54,14 +54,17 @@ class Segment:
 
     @property
     def rows(self) -> int:
+        """Rows, one per id."""
         return self.tables[0].rows
 
     @property
     def width(self) -> int:
+        """Columns."""
         return sum(table.width for table in self.tables)
 
     @property
     def nbytes(self) -> int:
+        """Bytes of its tables."""
         return sum(table.tensor.nbytes for table in self.tables)
 
 
@@ -92,6 +95,7 @@ class Stack:
 
     @property
     def width(self) -> int:
+        """Columns."""
         return max(segment.width for segment in self.segments)
 
     @property

@@ -1,0 +1,180 @@
+"""Guards: every id that no table has is refused by name and row, and nothing else is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from fastrec import IdOutOfRangeError, InputError
+from fastrec.capture import capture
+from fastrec.guards import Guard, read_guard
+from fastrec.program import Program
+
+from .zoo import ZOO, Entry, make
+
+
+def guard_of(model: nn.Module, batch: object, nonfinite: str = "raise") -> tuple[Guard, Program]:
+    program = Program.read(model.eval(), batch)
+    return read_guard(capture(program), nonfinite), program  # type: ignore[arg-type]
+
+
+class Packed(nn.Module):
+    """Two ids and a number in one float matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Embedding(10, 2), nn.Embedding(20, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x[:, 0].long()) + self.b(x[:, 2].long()) + x[:, 1:2]
+
+
+class Offsets(nn.Module):
+    """One table, ids shifted by the field's start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(30, 2)
+        self.register_buffer("start", torch.tensor([0, 10, 25]))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.table(ids + self.start).sum(1)
+
+
+class Hashed(nn.Module):
+    """Ids made safe by a remainder, which therefore need no check; and some that are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.safe, self.table = nn.Embedding(10, 2), nn.Embedding(10, 2)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.safe(ids % 10) + self.table(ids // 3)
+
+
+def test_columns_of_a_packed_matrix() -> None:
+    guard, _ = guard_of(Packed(), torch.tensor([[1.0, 0.5, 3.0], [2.0, -1.0, 19.0]]))
+    guard([torch.tensor([[9.0, 1e9, 19.0]])])
+    with pytest.raises(
+        IdOutOfRangeError, match=r"'x', row 1, position 0: got id 10.0, expected 0 <= id < 10"
+    ):
+        guard([torch.tensor([[9.0, 0.0, 19.0], [10.0, 0.0, 1.0]])])
+    with pytest.raises(IdOutOfRangeError, match="position 2"):
+        guard([torch.tensor([[9.0, 0.0, -1.0]])])
+    with pytest.raises(InputError, match="row 0"):
+        guard([torch.tensor([[9.0, float("nan"), 1.0]])])
+    with pytest.raises(IdOutOfRangeError):
+        guard([torch.tensor([[float("nan"), 0.0, 1.0]])])
+
+
+def test_shifted_ids_are_held_to_the_table_as_a_whole() -> None:
+    guard, _ = guard_of(Offsets(), torch.tensor([[1, 2, 3], [4, 5, 4]]))
+    guard([torch.tensor([[29, 19, 4]])])
+    with pytest.raises(IdOutOfRangeError, match="position 2: got id 5, expected -25 <= id < 5"):
+        guard([torch.tensor([[0, 0, 5]])])
+
+
+def test_computed_ids() -> None:
+    guard, _ = guard_of(Hashed(), torch.tensor([3, 29]))
+    guard([torch.tensor([0, 29])])
+    with pytest.raises(IdOutOfRangeError, match="row 1"):
+        guard([torch.tensor([0, 30])])
+    with pytest.raises(IdOutOfRangeError):
+        guard([torch.tensor([-1])])
+
+
+def test_float_ids_too_large_to_be_told_apart() -> None:
+    class Big(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", torch.zeros(1, 2).expand(2**25, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.embedding(x.long(), self.table)
+
+    guard, _ = guard_of(Big(), torch.tensor([1.0, 2.0]))
+    guard([torch.tensor([2.0**24 - 1])])
+    with pytest.raises(IdOutOfRangeError, match="give ids as int64"):
+        guard([torch.tensor([2.0**24])])
+
+
+def test_non_finite_numbers() -> None:
+    tower = nn.Linear(3, 1)
+    clean, odd = torch.randn(2, 3), torch.tensor([[1.0, float("inf"), 2.0]])
+    guard_of(tower, clean, "propagate")[0]([odd])
+    guard_of(tower, odd)[0]([odd])  # the example has them, so they are meant
+    guard, _ = guard_of(tower, clean)
+    guard([torch.full((2, 3), 3e38)])  # finite, though their sum is not
+    with pytest.raises(InputError, match=r"'input', row 0: got inf"):
+        guard([odd])
+
+
+@pytest.mark.parametrize("entry", [e for e in ZOO if e.capturable], ids=lambda entry: entry.name)
+def test_real_batches_pass_and_ids_out_of_range_do_not(entry: Entry) -> None:
+    model = make(entry)
+    target = model if entry.entry == "forward" else getattr(model, entry.entry)
+    program = Program.read(target, entry.batch(4, torch.Generator().manual_seed(0)))
+    guard = read_guard(capture(program))
+    for rows in (1, 3, 33):
+        flat = program.flat(entry.batch(rows, torch.Generator().manual_seed(rows)))
+        guard(flat)
+        for index, bound in enumerate(guard.bounds):
+            if bound is None or not flat[index].numel():
+                continue
+            for wrong in (-1, 10**6):
+                bad = [tensor.clone() for tensor in flat]
+                bad[index].view(-1)[0] = wrong
+                position = (0,) * bad[index].dim()
+                if torch.as_tensor(bound.high)[
+                    tuple(min(p, s - 1) for p, s in zip(position, bound.high.shape, strict=True))
+                ].isinf():
+                    continue
+                with pytest.raises(IdOutOfRangeError) as caught:
+                    guard(bad)
+                assert caught.value.feature == program.layout.features[index].name
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.integers(-3, 13), min_size=5, max_size=5), min_size=1, max_size=40))
+def test_agrees_with_the_definition(rows: list[list[int]]) -> None:
+    ids = torch.tensor(rows)
+    guard = _GUARDS.setdefault("columns", guard_of(_Columns(), torch.zeros(3, 5, dtype=torch.int64))[0])
+    fits = bool(((ids >= 0) & (ids < torch.tensor([4, 5, 6, 7, 8]))).all())
+    if fits:
+        guard([ids])
+    else:
+        with pytest.raises(IdOutOfRangeError):
+            guard([ids])
+
+
+_GUARDS: dict[str, Guard] = {}
+
+
+class _Columns(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(size, 2) for size in (4, 5, 6, 7, 8))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return torch.cat([table(ids[:, i]) for i, table in enumerate(self.tables)], 1)
+
+
+def test_many_vectors_are_checked_as_one() -> None:
+    class Vectors(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tables = nn.ModuleList(nn.Embedding(5 + i, 2) for i in range(6))
+
+        def forward(self, *columns: Tensor) -> Tensor:
+            return torch.cat([table(x) for table, x in zip(self.tables, columns, strict=True)], 1)
+
+    guard, _ = guard_of(Vectors(), tuple(torch.zeros(4, dtype=torch.int64) for _ in range(6)))
+    guard([torch.full((3,), 4 + i) for i in range(6)])
+    for index in range(6):
+        bad = [torch.zeros(3, dtype=torch.int64) for _ in range(6)]
+        bad[index][2] = 5 + index
+        with pytest.raises(IdOutOfRangeError, match=rf"args\[{index}\]', row 2: got id {5 + index}"):
+            guard(bad)

@@ -1,0 +1,61 @@
+"""Imports go down only."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent / "fastrec"
+FLOORS = {
+    "errors": 0,
+    **dict.fromkeys(("inputs", "rows", "program", "graph", "capture", "guards", "fresh", "plain", "wording", "quiet", "progress"), 1),
+    **dict.fromkeys(("techniques", "backends", "measure"), 2),
+    "recipe": 3,
+    "report": 4,
+    **dict.fromkeys(("plan", "render"), 5),
+    **dict.fromkeys(("compressed", "pipeline"), 6),
+}  # fmt: skip
+
+
+def imports(path: Path) -> list[tuple[str, ast.ImportFrom]]:
+    package = ("fastrec", *path.relative_to(ROOT).parent.parts)
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1]
+            full = (*base, *(node.module or "").split(".")) if node.module else base
+            names = [full[1]] if len(full) > 1 else [alias.name for alias in node.names]
+            found += [(name, node) for name in names]
+    return found
+
+
+def test_imports_go_down_and_families_stay_apart() -> None:
+    wrong = []
+    for path in ROOT.rglob("*.py"):
+        part = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        if part == "__init__":
+            continue
+        for name, node in imports(path):
+            if name == part:
+                continue
+            same = FLOORS[name] == FLOORS[part] and FLOORS[part] in (1, 6)
+            if not (FLOORS[name] < FLOORS[part] or same):
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} imports {name}")
+    assert not wrong
+
+
+def test_every_module_has_a_floor() -> None:
+    assert {
+        path.name.removesuffix(".py")
+        for path in ROOT.iterdir()
+        if path.name[0] not in "_." and path.name != "py.typed"
+    } == set(FLOORS)
+
+
+def test_our_own_package_is_never_imported_inside_a_function() -> None:
+    for path in ROOT.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        for function in ast.walk(tree):
+            if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                for node in ast.walk(function):
+                    assert not (isinstance(node, ast.ImportFrom) and node.level), f"{path.name}:{node.lineno}"

@@ -1,0 +1,45 @@
+"""Which session serves which number of rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastrec.measure.latency import Latency, Ratio
+from fastrec.plan import ORIGINAL, Plan, as_original, choose, worth_it
+from fastrec.report import SizeResult
+
+from .fakes import FakeClock, FakeSession
+
+
+@pytest.mark.parametrize(("rows", "name"), [(0, "a"), (1, "a"), (9, "a"), (11, "b"), (99, "b"), (10**6, "c")])
+def test_the_nearest_measured_size_by_ratio(rows: int, name: str) -> None:
+    assert Plan((1, 100, 1000), ("a", "b", "c")).name_for(rows) == name
+
+
+def test_the_fastest_is_chosen() -> None:
+    clock = FakeClock()
+    model = torch.nn.Identity()
+    sessions = {"quick": FakeSession(model, clock, 0.001), "slow": FakeSession(model, clock, 0.01)}
+    original = FakeSession(model, clock, 0.004)
+    winner, trials = choose(
+        3, lambda flat: original(*flat), sessions, lambda rows, i: [torch.zeros(rows)], 0.2, clock=clock
+    )
+    assert winner == "quick"
+    assert {trial.session: trial.reason for trial in trials} == {
+        "quick": "",
+        "slow": "far behind the fastest",
+    }
+    assert trials[0].speedup == pytest.approx(4.0)
+
+
+def result(low: float, value: float) -> SizeResult:
+    latency = Latency(100, 0.001, 0.002, None, 0.0009, 0.0011)
+    return SizeResult(1, latency, latency, Ratio(value, low, value + 0.1, 100), "eager")
+
+
+def test_a_session_serves_only_where_it_was_faster() -> None:
+    assert worth_it(result(1.2, 1.3))
+    assert not worth_it(result(0.99, 1.3))
+    assert not worth_it(result(1.005, 1.01))
+    assert as_original(result(0.9, 0.95)).session == ORIGINAL
