@@ -14,7 +14,16 @@ __all__ = ["COMPILING", "quiet", "reason_of"]
 # Exporters and compilers keep global caches and settings: one at a time.
 COMPILING = threading.RLock()
 
-_LOGGERS = ("torch.onnx", "torch.export", "torch._inductor", "torch._dynamo", "torch.fx", "torch._subclasses")
+_LOGGERS = (
+    "onnxscript",
+    "onnxscript.optimizer._constant_folding",
+    "torch.onnx",
+    "torch.export",
+    "torch._inductor",
+    "torch._dynamo",
+    "torch.fx",
+    "torch._subclasses",
+)
 _NOISE = re.compile(
     r"^(Failed to|<class|⬆|##|={3,}|-{3,}|\[\d|Traceback|While executing|Original traceback|set TORCH|from user code)"
 )

@@ -85,6 +85,6 @@ def _take_out(model: object) -> tuple[dict[str, Tensor], int]:
         taken[name] = tensor.contiguous()
         copied += 0 if all(user.op_type == "Gather" for user, _ in value.uses()) else inside.nbytes
         value.const_value = onnx_ir.ExternalTensor(
-            "outside", 0, inside.nbytes, inside.dtype, shape=onnx_ir.Shape(inside.shape), name=name
+            "outside", 0, inside.nbytes, inside.dtype, shape=onnx_ir.Shape(tuple(tensor.shape)), name=name
         )
     return taken, copied

@@ -5,7 +5,8 @@
     W_1 x, ..., W_k x    =  split([W_1; ...; W_k] x)           k >= 2, one matrix product in place of k
 
 New weights are computed in float64. When it does not apply: the inner map has another reader; weights that are
-not constant; maps side by side whose joint width is over 4096, where a product of its own costs nothing extra.
+not constant; maps side by side of more than two dimensions (the heads of an attention: their parts would have
+to be copied apart), or whose joint width is over 4096, where a product of its own costs nothing extra.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def _side_by_side(gm: fx.GraphModule) -> list[Change]:
     changes: list[Change] = []
     groups: dict[fx.Node, list[fx.Node]] = {}
     for node in gm.graph.nodes:
-        if is_call(node, aten.linear.default) and value(node).ndim >= 2 and _weights(gm, node) is not None:
+        if is_call(node, aten.linear.default) and value(node).ndim == 2 and _weights(gm, node) is not None:
             groups.setdefault(node.args[0], []).append(node)
     for source, members in groups.items():
         held = [weights for node in members if (weights := _weights(gm, node)) is not None]
