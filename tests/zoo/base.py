@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Entry", "ids", "make", "tower"]
+__all__ = ["SIZES", "Entry", "ids", "make", "tower"]
+
+SIZES = (0, 1, 2, 3, 33, 1000)
+"""Numbers of rows to serve."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Entry:
     batch: Callable[[int, torch.Generator], Any]
     entry: str = "forward"
     capturable: bool = True
-    sizes: tuple[int, ...] = (0, 1, 2, 3, 33, 1000)
+    sizes: tuple[int, ...] = SIZES
 
 
 def make(entry: Entry, seed: int = 0) -> nn.Module:
@@ -38,9 +41,11 @@ def make(entry: Entry, seed: int = 0) -> nn.Module:
                 assert module.running_mean is not None and module.running_var is not None
                 nn.init.normal_(module.running_mean, std=0.3)
                 nn.init.uniform_(module.running_var, 0.5, 2.0)
-                if module.affine:
-                    nn.init.uniform_(module.weight, 0.5, 1.5)
-                    nn.init.normal_(module.bias, std=0.3)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                # What starts as a constant (biases, scales, slopes) would hide whatever forgets it or its sign.
+                if bool((parameter == parameter.flatten()[0]).all()):
+                    parameter.add_(torch.randn_like(parameter), alpha=0.5)
     return model
 
 
@@ -50,7 +55,7 @@ def ids(rng: torch.Generator, *shape: int, size: int = 40, low: int = 0) -> Tens
 
 
 def tower(*widths: int, norm: bool = False) -> nn.Sequential:
-    """Linear layers with ReLU between."""
+    """Linear layers with ReLU and dropout between, the batch normalised before each ReLU if `norm`."""
     layers: list[nn.Module] = []
     for before, after in pairwise(widths[:-1]):
         layers += [

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Entry, ids, tower
+from .base import SIZES, Entry, ids, tower
 
-FIELDS = ("user", "item", "city", "device")
+FIELDS = {"user": 60, "item": 90, "city": 25, "device": 20}
+"""Fields and their numbers of ids."""
 
 
 class WideDeep(nn.Module):
@@ -18,8 +20,8 @@ class WideDeep(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tables = nn.ModuleDict({name: nn.Embedding(40, 8) for name in FIELDS})
-        self.wide = nn.ModuleDict({name: nn.Embedding(40, 1) for name in FIELDS})
+        self.tables = nn.ModuleDict({name: nn.Embedding(size, 8) for name, size in FIELDS.items()})
+        self.wide = nn.ModuleDict({name: nn.Embedding(size, 1) for name, size in FIELDS.items()})
         self.deep = tower(35, 32, 16, 1, norm=True)
 
     def forward(self, user: Tensor, item: Tensor, city: Tensor, device: Tensor, dense: Tensor) -> Tensor:
@@ -58,7 +60,7 @@ class DCNv2(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tables = nn.ModuleList([nn.Embedding(40, 4) for _ in range(6)])
+        self.tables = nn.ModuleList([nn.Embedding(40 - i, 4) for i in range(6)])
         self.cross = nn.ModuleList([nn.Linear(26, 26) for _ in range(3)])
         self.deep = tower(26, 24, 12)
         self.head = nn.Linear(38, 1)
@@ -68,11 +70,12 @@ class DCNv2(nn.Module):
         x = x0
         for layer in self.cross:
             x = x0 * layer(x) + x
-        return self.head(torch.cat([x, self.deep(x0)], 1)).squeeze(-1).sigmoid()
+        score: Tensor = self.head(torch.cat([x, self.deep(x0)], 1)).squeeze(-1)
+        return score.sigmoid()
 
 
 class DLRM(nn.Module):
-    """Lists of bags with offsets, dot products by triangle."""
+    """A matrix of bags' ids cut by the same offsets, dot products by triangle."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,13 +92,35 @@ class DLRM(nn.Module):
         return torch.sigmoid(self.top(torch.cat([x, products[:, lower, left]], dim=1)))
 
 
+class DLRMLists(nn.Module):
+    """Lists of ids and of offsets, one of each for a field."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb_l = nn.ModuleList([nn.EmbeddingBag(size, 4, mode="sum") for size in (30, 50, 20)])
+        self.bot_l = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 4), nn.ReLU())
+        self.top_l = tower(4 + 6, 16, 1)
+
+    def forward(self, dense_x: Tensor, lS_o: list[Tensor], lS_i: list[Tensor]) -> Tensor:
+        x = self.bot_l(dense_x)
+        ly = [bag(values, starts) for bag, values, starts in zip(self.emb_l, lS_i, lS_o, strict=True)]
+        block = torch.stack([x, *ly], dim=1)
+        products = block @ block.mT
+        lower = torch.tensor([i for i in range(4) for _ in range(i)])
+        left = torch.tensor([j for i in range(4) for j in range(i)])
+        score: Tensor = self.top_l(torch.cat([x, products[:, lower, left]], dim=1))
+        return score.sigmoid()
+
+
 class XDeepFM(nn.Module):
     """Compressed interactions by 1 x 1 convolutions."""
+
+    offsets: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.table = nn.Embedding(4 * 20, 6)
-        self.register_buffer("offsets", torch.arange(4) * 20)
+        self.register_buffer("offsets", torch.tensor([0, 15, 40, 50]))
         self.convs = nn.ModuleList([nn.Conv1d(16, 5, 1), nn.Conv1d(20, 5, 1)])
         self.head = nn.Linear(10, 1)
         self.tower = tower(24, 16, 1, norm=True)
@@ -115,7 +140,7 @@ class AutoInt(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tables = nn.ModuleList([nn.Embedding(25, 8) for _ in range(5)])
+        self.tables = nn.ModuleList([nn.Embedding(25 + 2 * i, 8) for i in range(5)])
         self.attention = nn.ModuleList(
             [nn.MultiheadAttention(8, 2, dropout=0.1, batch_first=True) for _ in range(2)]
         )
@@ -127,7 +152,8 @@ class AutoInt(nn.Module):
         y = block
         for layer in self.attention:
             y, _ = layer(y, y, y, need_weights=False)
-        return self.head(F.relu(y + self.residual(block)).flatten(1)).sigmoid()
+        score: Tensor = self.head(F.relu(y + self.residual(block)).flatten(1))
+        return score.sigmoid()
 
 
 class FiBiNET(nn.Module):
@@ -135,7 +161,7 @@ class FiBiNET(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tables = nn.ModuleDict({name: nn.Embedding(40, 6) for name in FIELDS})
+        self.tables = nn.ModuleDict({name: nn.Embedding(size, 6) for name, size in FIELDS.items()})
         self.squeeze = nn.Sequential(
             nn.Linear(4, 2, bias=False), nn.ReLU(), nn.Linear(2, 4, bias=False), nn.ReLU()
         )
@@ -148,7 +174,8 @@ class FiBiNET(nn.Module):
         pairs = [
             self.bilinear(x[:, i]) * x[:, j] for x in (block, scaled) for i, j in combinations(range(4), 2)
         ]
-        return self.tower(torch.cat(pairs, dim=1)).sigmoid()
+        score: Tensor = self.tower(torch.cat(pairs, dim=1))
+        return score.sigmoid()
 
 
 class NFM(nn.Module):
@@ -158,7 +185,7 @@ class NFM(nn.Module):
         super().__init__()
         self.table = nn.Embedding(60, 8)
         self.first = nn.EmbeddingBag(60, 1, mode="sum")
-        self.offset = (0, 20, 40)
+        self.offset = (0, 20, 35)
         self.norm = nn.BatchNorm1d(8)
         self.tower = tower(8, 16, 1)
 
@@ -166,7 +193,8 @@ class NFM(nn.Module):
         x = x + x.new_tensor(self.offset)
         rows = self.table(x)
         pooled = 0.5 * (rows.sum(1) ** 2 - (rows**2).sum(1))
-        return self.first(x) + self.tower(F.dropout(self.norm(pooled), 0.3, self.training))
+        first: Tensor = self.first(x)
+        return first + self.tower(F.dropout(self.norm(pooled), 0.3, self.training))
 
 
 class PairwiseFM(nn.Module):
@@ -174,7 +202,7 @@ class PairwiseFM(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tables = nn.ModuleList([nn.Embedding(40, 8) for _ in range(4)])
+        self.tables = nn.ModuleList([nn.Embedding(20 + 10 * i, 8) for i in range(4)])
 
     def forward(self, *columns: Tensor) -> Tensor:
         rows = [table(x) for table, x in zip(self.tables, columns, strict=True)]
@@ -190,7 +218,7 @@ class MMoE(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tables = nn.ModuleList([nn.Embedding(40, 6) for _ in range(4)])
+        self.tables = nn.ModuleList([nn.Embedding(50 - 10 * i, 6) for i in range(4)])
         self.experts = nn.ModuleList([tower(24, 16, 8) for _ in range(3)])
         self.gates = nn.ModuleDict({task: nn.Linear(24, 3) for task in ("click", "buy")})
         self.heads = nn.ModuleDict({task: tower(8, 8, 1) for task in ("click", "buy")})
@@ -205,19 +233,46 @@ class MMoE(nn.Module):
         return answers
 
 
-def _named(n: int, rng: torch.Generator) -> dict[str, Tensor]:
-    return {name: ids(rng, n) for name in FIELDS}
+def _columns(r: torch.Generator, n: int, *sizes: int) -> Tensor:
+    return torch.stack([ids(r, n, size=size) for size in sizes], 1)
+
+
+def _named(n: int, r: torch.Generator) -> dict[str, Tensor]:
+    return {name: ids(r, n, size=size) for name, size in FIELDS.items()}
+
+
+def _wide(n: int, r: torch.Generator) -> dict[str, Tensor]:
+    return {**_named(n, r), "dense": torch.randn(n, 3, generator=r)}
+
+
+def _packed(n: int, r: torch.Generator) -> Tensor:
+    return torch.cat([_columns(r, n, *range(30, 35)).float(), torch.randn(n, 3, generator=r)], 1)
+
+
+def _crossed(n: int, r: torch.Generator) -> dict[str, Tensor]:
+    return {"sparse": _columns(r, n, *range(40, 34, -1)), "dense": torch.randn(n, 2, generator=r)}
+
+
+def _pairs(n: int, r: torch.Generator) -> tuple[Tensor, ...]:
+    return torch.randn(n, 5, generator=r), torch.arange(n) * 2, ids(r, 2 * n, 3)
+
+
+def _lists(n: int, r: torch.Generator) -> tuple[Any, ...]:
+    lengths = [torch.randint(0, 4, (n,), generator=r) for _ in range(3)]
+    values = [ids(r, int(x.sum()), size=size) for x, size in zip(lengths, (30, 50, 20), strict=True)]
+    return torch.randn(n, 5, generator=r), [x.cumsum(0) - x for x in lengths], values
 
 
 ENTRIES = (
-    Entry("wide_deep", WideDeep, lambda n, r: {**_named(n, r), "dense": torch.randn(n, 3, generator=r)}),
-    Entry("deepfm", DeepFM, lambda n, r: torch.cat([ids(r, n, 5, size=30).float(), torch.randn(n, 3, generator=r)], 1)),
-    Entry("dcnv2", DCNv2, lambda n, r: {"sparse": ids(r, n, 6), "dense": torch.randn(n, 2, generator=r)}),
-    Entry("dlrm", DLRM, lambda n, r: (torch.randn(n, 5, generator=r), torch.arange(n) * 2, ids(r, 2 * n, 3)), sizes=(1, 2, 3, 33, 1000)),
-    Entry("xdeepfm", XDeepFM, lambda n, r: ids(r, n, 4, size=20)),
-    Entry("autoint", AutoInt, lambda n, r: ids(r, n, 5, size=25)),
+    Entry("wide_deep", WideDeep, _wide),
+    Entry("deepfm", DeepFM, _packed),
+    Entry("dcnv2", DCNv2, _crossed),
+    Entry("dlrm", DLRM, _pairs, sizes=SIZES[1:]),
+    Entry("dlrm_lists", DLRMLists, _lists),
+    Entry("xdeepfm", XDeepFM, lambda n, r: _columns(r, n, 15, 25, 10, 30)),
+    Entry("autoint", AutoInt, lambda n, r: _columns(r, n, 25, 27, 29, 31, 33)),
     Entry("fibinet", FiBiNET, _named),
-    Entry("nfm", NFM, lambda n, r: ids(r, n, 3, size=20)),
-    Entry("pairwise_fm", PairwiseFM, lambda n, r: tuple(ids(r, n) for _ in range(4))),
-    Entry("mmoe", MMoE, lambda n, r: ids(r, n, 4)),
-)  # fmt: skip
+    Entry("nfm", NFM, lambda n, r: _columns(r, n, 20, 15, 25)),
+    Entry("pairwise_fm", PairwiseFM, lambda n, r: _columns(r, n, 20, 30, 40, 50).unbind(1)),
+    Entry("mmoe", MMoE, lambda n, r: _columns(r, n, 50, 40, 30, 20)),
+)

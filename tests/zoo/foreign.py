@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -33,7 +31,8 @@ class Predicted(nn.Module):
         self.mlp = tower(16, 16, 1, norm=True)
 
     def forward(self, user: Tensor, item: Tensor) -> Tensor:
-        return self.mlp(torch.cat([self.users(user), self.items(item)], -1)).squeeze(-1)
+        logit: Tensor = self.mlp(torch.cat([self.users(user), self.items(item)], -1))
+        return logit.squeeze(-1)
 
     def predict(self, interaction: Interaction) -> Tensor:
         return torch.sigmoid(self.forward(interaction["user_id"], interaction["item_id"]))
@@ -67,7 +66,8 @@ class Jagged(nn.Module):
         lengths = features.lengths()
         pooled = self.table(features.values(), lengths.cumsum(0) - lengths)
         first, second = pooled.view(len(features.keys()), -1, 8).unbind(0)
-        return self.head(torch.cat([first, second], 1)).squeeze(1)
+        score: Tensor = self.head(torch.cat([first, second], 1))
+        return score.squeeze(1)
 
 
 @dataclass
@@ -118,8 +118,25 @@ class Unreadable(nn.Module):
         return torch.cat(answers) if answers else rows.sum(1)
 
 
+class Shortcut(nn.Module):
+    """Looks nothing up where no history has an item."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(40, 4, padding_idx=0)
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, history: Tensor) -> dict[str, Tensor]:
+        pooled = torch.zeros(len(history), 4, dtype=self.head.weight.dtype)
+        if history.sum().item() > 0:
+            pooled = self.table(history).sum(1)
+        return {"logits": self.head(pooled)}
+
+
 class Counting(nn.Module):
     """Counts its calls in a buffer."""
+
+    calls: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,18 +145,27 @@ class Counting(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
-        return self.table(x).sum(-1)
+        return torch.sum(self.table(x), -1)
 
 
-def _keyed(n: int, r: torch.Generator) -> Any:
+def _predicted(n: int, r: torch.Generator) -> Interaction:
+    return Interaction({"user_id": ids(r, n), "item_id": ids(r, n)})
+
+
+def _keyed(n: int, r: torch.Generator) -> Keyed:
     lengths = torch.randint(0, 4, (2 * n,), generator=r)
     return Keyed(["a", "b"], ids(r, int(lengths.sum())), lengths)
 
 
+def _request(n: int, r: torch.Generator) -> Request:
+    return Request({"id": ids(r, n), "age": torch.rand(n, generator=r)}, [ids(r, n), ids(r, n)])
+
+
 ENTRIES = (
-    Entry("predicted", Predicted, lambda n, r: Interaction({"user_id": ids(r, n), "item_id": ids(r, n)}), "predict"),
-    Entry("jagged", Jagged, _keyed, sizes=(1, 2, 3, 33, 1000)),
-    Entry("nested", Nested, lambda n, r: Request({"id": ids(r, n), "age": torch.rand(n, generator=r)}, [ids(r, n), ids(r, n)])),
+    Entry("predicted", Predicted, _predicted, "predict"),
+    Entry("jagged", Jagged, _keyed),
+    Entry("nested", Nested, _request),
     Entry("unreadable", Unreadable, lambda n, r: ids(r, n), capturable=False),
+    Entry("shortcut", Shortcut, lambda n, r: ids(r, n, 6), capturable=False),
     Entry("counting", Counting, lambda n, r: ids(r, n), capturable=False),
-)  # fmt: skip
+)

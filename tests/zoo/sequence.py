@@ -17,7 +17,7 @@ class Dice(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-8)
-        self.alpha = nn.Parameter(torch.full((width,), 0.2))
+        self.alpha = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
         gate = torch.sigmoid(self.norm(x))
@@ -40,7 +40,8 @@ class DIN(nn.Module):
         score = self.unit(torch.cat([spread, keys, spread - keys, spread * keys], dim=-1))
         score = score.masked_fill((history == 0).unsqueeze(-1), 0.0)
         pooled = (score * keys).sum(dim=1)
-        return self.mlp(torch.cat([self.users(user), query, pooled], dim=1)).squeeze(1).sigmoid()
+        score: Tensor = self.mlp(torch.cat([self.users(user), query, pooled], dim=1))
+        return score.squeeze(1).sigmoid()
 
 
 class GRU4Rec(nn.Module):
@@ -52,7 +53,7 @@ class GRU4Rec(nn.Module):
         self.gru = nn.GRU(8, 8, batch_first=True)
 
     def forward(self, history: Tensor) -> Tensor:
-        states, _ = self.gru(self.items(history))
+        states: Tensor = self.gru(self.items(history))[0]
         return states[:, -1] @ self.items.weight.t()
 
 
@@ -68,8 +69,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         h = self.first(x)
         scores = self.query(h) @ self.key(x).transpose(-1, -2) / x.shape[-1] ** 0.5
-        x = x + scores.masked_fill(mask, -1e9).softmax(-1) @ self.value(x)
-        return x + self.feed(self.second(x))
+        y: Tensor = x + scores.masked_fill(mask, -1e9).softmax(-1) @ self.value(x)
+        return y + self.feed(self.second(y))
 
 
 class SASRec(nn.Module):
@@ -88,16 +89,15 @@ class SASRec(nn.Module):
         mask = torch.triu(torch.ones(len(steps), len(steps), dtype=torch.bool), 1)
         for block in self.blocks:
             x = block(x, mask)
-        return self.norm(x)[:, -1]
+        states: Tensor = self.norm(x)
+        return states[:, -1]
 
     def forward(self, history: Tensor, candidates: Tensor) -> Tensor:
         state = self.encode(history)
-        items = self.items(candidates)
-        return (
-            (items * state).sum(-1)
-            if candidates.dim() == 1
-            else items.matmul(state.unsqueeze(-1)).squeeze(-1)
-        )
+        items: Tensor = self.items(candidates)
+        if candidates.dim() == 1:
+            return (items * state).sum(-1)
+        return items.matmul(state.unsqueeze(-1)).squeeze(-1)
 
 
 class BERT4Rec(nn.Module):
@@ -134,12 +134,7 @@ class Caser(nn.Module):
             y = F.relu(conv(x).squeeze(3))
             parts.append(F.max_pool1d(y, y.size(2)).squeeze(2))
         z = torch.cat([torch.relu(self.head(torch.cat(parts, 1))), self.users(user)], 1)
-        return (z * self.targets(target)).sum(1)
-
-
-def _history(n: int, r: torch.Generator) -> Tensor:
-    padding = torch.randint(0, STEPS, (n, 1), generator=r)
-    return ids(r, n, STEPS, low=1) * (torch.arange(STEPS) >= padding)
+        return torch.sum(z * self.targets(target), 1)
 
 
 class Interest(nn.Module):
@@ -153,15 +148,27 @@ class Interest(nn.Module):
     def forward(self, history: Tensor, item: Tensor) -> Tensor:
         mask = (history > 0).float().unsqueeze(-1)
         mean = (self.table(history) * mask).sum(1) / mask.sum(1).clamp(min=1.0)
-        return self.tower(torch.cat([mean, self.table(item)], 1))
+        score: Tensor = self.tower(torch.cat([mean, self.table(item)], 1))
+        return score
+
+
+def _history(n: int, r: torch.Generator, fewest: int = 0) -> Tensor:
+    """The last `fewest` to STEPS steps, zeros before them."""
+    padding = torch.randint(0, STEPS + 1 - fewest, (n, 1), generator=r)
+    return ids(r, n, STEPS, low=1) * (torch.arange(STEPS) >= padding)
+
+
+def _behaviour(n: int, r: torch.Generator) -> dict[str, Tensor]:
+    return {"user": ids(r, n), "item": ids(r, n, low=1), "history": _history(n, r)}
 
 
 ENTRIES = (
-    Entry("din", DIN, lambda n, r: {"user": ids(r, n), "item": ids(r, n, low=1), "history": _history(n, r)}),
-    Entry("gru4rec", GRU4Rec, _history, sizes=(1, 2, 3, 33, 1000)),
-    Entry("sasrec", SASRec, lambda n, r: (_history(1, r), ids(r, 1, n)), sizes=(1, 2, 3, 33, 1000)),
+    Entry("din", DIN, _behaviour),
+    Entry("gru4rec", GRU4Rec, _history),
+    Entry("sasrec", SASRec, lambda n, r: (_history(1, r), ids(r, 1, n))),
     Entry("sasrec_rows", SASRec, lambda n, r: (_history(n, r), ids(r, n))),
-    Entry("bert4rec", BERT4Rec, lambda n, r: _history(n, r), sizes=(1, 2, 3, 33, 1000)),
+    # Attention with every key masked is not a number, in the original too.
+    Entry("bert4rec", BERT4Rec, lambda n, r: _history(n, r, fewest=1)),
     Entry("caser", Caser, lambda n, r: (_history(n, r), ids(r, n), ids(r, n))),
     Entry("interest", Interest, lambda n, r: (_history(n, r), ids(r, n, low=1))),
 )

@@ -22,7 +22,8 @@ class Factors(nn.Module):
 
     def forward(self, user: Tensor, item: Tensor) -> Tensor:
         product = (self.users(user) * self.items(item)).sum(-1)
-        return product + self.user_bias(user).squeeze(-1) + self.item_bias(item).squeeze(-1) + self.mean
+        biases: Tensor = self.user_bias(user).squeeze(-1) + self.item_bias(item).squeeze(-1)
+        return product + biases + self.mean
 
 
 class TwoTower(nn.Module):
@@ -30,8 +31,8 @@ class TwoTower(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.users = nn.ModuleList([nn.Embedding(40, 6) for _ in range(3)])
-        self.items = nn.ModuleList([nn.Embedding(40, 6) for _ in range(2)])
+        self.users = nn.ModuleList([nn.Embedding(size, 6) for size in (60, 30, 20)])
+        self.items = nn.ModuleList([nn.Embedding(size, 6) for size in (80, 25)])
         self.norm = nn.BatchNorm1d(18)
         self.user_tower, self.item_tower = tower(18, 24, 16, 8, norm=True), tower(12, 24, 8, norm=True)
 
@@ -51,7 +52,21 @@ class Bags(nn.Module):
         self.tower = tower(12, 16, 8)
 
     def forward(self, values: Tensor, offsets: Tensor, country: Tensor) -> Tensor:
-        return self.tower(torch.cat([self.watched(values, offsets), self.country(country)], dim=1))
+        vector: Tensor = self.tower(torch.cat([self.watched(values, offsets), self.country(country)], dim=1))
+        return vector
+
+
+class Weighted(nn.Module):
+    """Bags of 32-bit ids with weights and padding, given by their bounds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags = nn.EmbeddingBag(40, 8, mode="sum", padding_idx=0, include_last_offset=True)
+        self.tower = tower(8, 16, 1)
+
+    def forward(self, tags: Tensor, bounds: Tensor, weights: Tensor) -> Tensor:
+        score: Tensor = self.tower(self.tags(tags, bounds, weights.relu()))
+        return score.squeeze(1)
 
 
 class Picture(nn.Module):
@@ -67,7 +82,8 @@ class Picture(nn.Module):
         self.head = nn.Linear(20, 8)
 
     def forward(self, image: Tensor, brand: Tensor) -> Tensor:
-        return self.head(torch.cat([self.features(image).flatten(1), self.brand(brand)], 1))
+        vector: Tensor = self.head(torch.cat([self.features(image).flatten(1), self.brand(brand)], 1))
+        return vector
 
 
 class Words(nn.Module):
@@ -129,11 +145,23 @@ def _bags(n: int, r: torch.Generator) -> tuple[Tensor, ...]:
     return ids(r, int(lengths.sum())), lengths.cumsum(0) - lengths, ids(r, n, size=10)
 
 
+def _weighted(n: int, r: torch.Generator) -> tuple[Tensor, ...]:
+    bounds = torch.cat([torch.zeros(1), torch.randint(0, 5, (n,), generator=r).cumsum(0)]).int()
+    total = int(bounds[-1])
+    return ids(r, total).int(), bounds, torch.randn(total, generator=r)
+
+
+def _pairs(n: int, r: torch.Generator) -> tuple[Tensor, Tensor]:
+    users = torch.stack([ids(r, n, size=size) for size in (60, 30, 20)], 1)
+    return users, torch.stack([ids(r, n, size=size) for size in (80, 25)], 1)
+
+
 ENTRIES = (
     Entry("factors", Factors, lambda n, r: (ids(r, n), ids(r, n, size=50))),
-    Entry("two_tower", TwoTower, lambda n, r: (ids(r, n, 3), ids(r, n, 2))),
-    Entry("bags", Bags, _bags, sizes=(1, 2, 3, 33, 1000)),
-    Entry("picture", Picture, lambda n, r: (torch.randn(n, 3, 12, 12, generator=r), ids(r, n, size=12)), sizes=(1, 2, 3, 33)),
-    Entry("words", Words, _words, sizes=(1, 2, 3, 33, 1000)),
+    Entry("two_tower", TwoTower, _pairs),
+    Entry("bags", Bags, _bags),
+    Entry("weighted", Weighted, _weighted),
+    Entry("picture", Picture, lambda n, r: (torch.randn(n, 3, 12, 12, generator=r), ids(r, n, size=12))),
+    Entry("words", Words, _words),
     Entry("shared", Shared, lambda n, r: (ids(r, n), ids(r, n))),
-)  # fmt: skip
+)

@@ -189,7 +189,7 @@ class IdReader:
         parent: Any = source
         if is_call(node, operator.getitem) and is_call(source, *_SPLITS, aten.unbind.int):
             parent = source.args[0]
-        if not isinstance(parent, fx.Node) or not isinstance(value(parent), Tensor):
+        if not isinstance(parent, fx.Node) or not isinstance(parent.meta.get("val"), Tensor):
             return None
         given = value(parent).shape
         if is_call(node, *_RESHAPES):

@@ -97,6 +97,11 @@ def _same_as(node: fx.Node) -> fx.Node | None:
         return source if node.args[2] is False else None
     if is_call(node, *_COPIES, *_CASTS):
         return source
+    if is_call(node, aten.transpose.int) and is_call(source, aten.transpose.int):
+        inner = source.args[0]
+        assert isinstance(inner, fx.Node)
+        dims = [{axis % old.ndim for axis in call.args[1:3]} for call in (node, source)]  # type: ignore[operator]
+        return inner if dims[0] == dims[1] else None
     if [size(dim) for dim in old.shape] != [size(dim) for dim in new.shape]:
         return None
     if is_call(node, *_SHAPES):
@@ -104,11 +109,6 @@ def _same_as(node: fx.Node) -> fx.Node | None:
     if is_call(node, aten.slice.Tensor):
         step = node.args[4] if len(node.args) > 4 else 1
         return source if step == 1 else None
-    if is_call(node, aten.transpose.int) and is_call(source, aten.transpose.int):
-        inner = source.args[0]
-        assert isinstance(inner, fx.Node)
-        dims = [{axis % old.ndim for axis in call.args[1:3]} for call in (node, source)]  # type: ignore[operator]
-        return inner if dims[0] == dims[1] else None
     if is_call(node, aten.mul.Tensor, aten.div.Tensor) and node.args[1] in (1, 1.0) and not node.kwargs:
         return source if not isinstance(node.args[1], fx.Node) else None
     if is_call(node, aten.add.Tensor, aten.sub.Tensor) and not isinstance(node.args[1], fx.Node):

@@ -12,7 +12,6 @@ from torch import Tensor, fx, nn
 
 from fastrec.capture import capture
 from fastrec.graph import is_call, sweep
-from fastrec.inputs import read_layout
 from fastrec.program import Program
 from fastrec.techniques.fusion.bags import simplify_bags
 from fastrec.techniques.fusion.stacked_lookups import stack_lookups
@@ -33,8 +32,7 @@ class Bag(nn.Module):
 
 
 def graph_of(model: nn.Module, *batch: Tensor) -> fx.GraphModule:
-    layout, _ = read_layout(model, batch)
-    graph = capture(Program(model.eval(), batch, layout)).model
+    graph = capture(Program.read(model.eval(), batch)).model
     assert isinstance(graph, fx.GraphModule)
     return graph
 

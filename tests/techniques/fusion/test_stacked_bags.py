@@ -10,7 +10,6 @@ from torch import Tensor, fx, nn
 
 from fastrec.capture import capture
 from fastrec.graph import is_call, sweep
-from fastrec.inputs import read_layout
 from fastrec.program import Program
 from fastrec.techniques.fusion.stacked_bags import stack_bags
 
@@ -37,8 +36,7 @@ class Bags(nn.Module):
 
 
 def graph_of(model: nn.Module, *batch: Tensor) -> fx.GraphModule:
-    layout, _ = read_layout(model, batch)
-    graph = capture(Program(model.eval(), batch, layout)).model
+    graph = capture(Program.read(model.eval(), batch)).model
     assert isinstance(graph, fx.GraphModule)
     return graph
 

@@ -1,0 +1,59 @@
+"""What the tests of rules share: a model's graph, and the answer of a rewritten one against float64."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, fx, nn
+
+from fastrec.capture import capture
+from fastrec.graph import copy_graph, is_call, sweep
+from fastrec.program import Program
+from fastrec.techniques.base import Change
+from fastrec.techniques.fusion import Rule
+from fastrec.techniques.fusion.no_ops import remove_no_ops
+
+
+def graph_of(model: nn.Module, *batch: Tensor) -> fx.GraphModule:
+    """The captured graph of a model in evaluation mode."""
+    graph = capture(Program.read(model.eval(), batch)).model
+    assert isinstance(graph, fx.GraphModule)
+    return graph
+
+
+def count(graph: fx.GraphModule, *targets: object) -> int:
+    """How many nodes call one of the targets."""
+    return sum(is_call(node, *targets) for node in graph.graph.nodes)
+
+
+def rewritten(
+    rule: Rule, model: nn.Module, *batch: Tensor, rows: tuple[int, ...] = (1, 2, 33)
+) -> tuple[fx.GraphModule, list[Change]]:
+    """The graph after the rule, checked against a float64 run of the model at several numbers of rows.
+
+    The graph the rule was not given stays as it was; a graph it did not change it reports as unchanged.
+    """
+    before = graph_of(model, *batch)
+    if rule is not remove_no_ops:
+        # Slices of everything stand between the operators of interest.
+        remove_no_ops(before)
+        sweep(before)
+    code = str(before.graph)
+    after = copy_graph(before)
+    changes = rule(after)
+    sweep(after)
+    assert str(before.graph) == code
+    wide = copy.deepcopy(model).double()
+    for size in rows:
+        some = tuple(tensor[torch.arange(size) % len(tensor)] for tensor in batch)
+        with torch.no_grad():
+            exact = wide(*[tensor.double() if tensor.is_floating_point() else tensor for tensor in some])
+            got, old = after(*some), before(*some)
+        exact = exact if isinstance(exact, tuple) else (exact,)
+        for new, right, was in zip(got, exact, old, strict=True):
+            assert new.shape == was.shape and new.dtype == was.dtype
+            torch.testing.assert_close(new.double(), right.double(), rtol=1e-5, atol=1e-5)
+    if not changes:
+        assert len(after.graph.nodes) == len(before.graph.nodes)
+    return after, changes

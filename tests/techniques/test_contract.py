@@ -1,0 +1,69 @@
+"""What every technique keeps, over the zoo and its ladder."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+
+import pytest
+import torch
+from torch import fx
+
+from fastrec.capture import capture
+from fastrec.plain import from_plain, to_plain
+from fastrec.program import Program
+from fastrec.techniques import TECHNIQUES, Technique
+from tests.checks import assert_as_good, assert_unchanged, call, double, flat, snapshot
+from tests.zoo import ZOO, Entry, make
+
+LADDER = [technique for kind in TECHNIQUES.values() for technique in kind.ladder()]
+CAPTURED = [entry for entry in ZOO if entry.capturable]
+
+
+@cache
+def program_of(entry: Entry) -> tuple[Program, Program]:
+    model = make(entry)
+    target = model if entry.entry == "forward" else getattr(model, entry.entry)
+    program = Program.read(target, entry.batch(4, torch.Generator().manual_seed(4)))
+    return program, capture(program)
+
+
+@pytest.mark.parametrize("technique", LADDER, ids=str)
+@pytest.mark.parametrize("entry", CAPTURED, ids=lambda entry: entry.name)
+def test_technique(technique: Technique, entry: Entry) -> None:
+    whole, captured = program_of(entry)
+    program = captured if technique.level == "graph" else whole
+    before, code = snapshot(program.model), getattr(program.model, "code", "")
+    applied = technique.apply(program)
+    again = technique.apply(program)
+    # The program it was given is as it was, and the result is the same each time.
+    assert_unchanged(program.model, before)
+    assert getattr(program.model, "code", "") == code
+    assert applied.changes == again.changes
+    assert (applied.model is program.model) == (not applied.changes)
+    assert all(skip.reason for skip in applied.skipped)
+    for size in entry.sizes:
+        batch = entry.batch(size, torch.Generator().manual_seed(50 + size))
+        if size in captured.layout.exempt:
+            continue
+        original = flat(call(getattr(whole.model, entry.entry), batch))
+        tensors = whole.flat(batch)
+        with torch.no_grad():
+            got = (
+                list(applied.model(*tensors))
+                if technique.level == "graph"
+                else program.with_model(applied.model).run(tensors)[0]
+            )
+        if technique.exact:
+            assert_as_good(got, original, double(whole.model, entry.entry, batch))
+        else:
+            assert [tensor.shape for tensor in got] == [tensor.shape for tensor in original]
+    if isinstance(applied.model, fx.GraphModule):
+        # Applied to its own result it finds nothing more.
+        assert technique.apply(program.with_model(applied.model)).changes == ()
+
+
+@pytest.mark.parametrize("technique", LADDER, ids=str)
+def test_settings_survive_json(technique: Technique) -> None:
+    data = json.loads(json.dumps(to_plain(technique, "settings")))
+    assert from_plain(type(technique), data, "settings") == technique
