@@ -8,6 +8,8 @@ would take more memory than 1 MiB and than what it is made from (a table expande
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, fx
 
@@ -25,23 +27,32 @@ def fold_constants(gm: fx.GraphModule) -> list[Change]:
     if writes(gm):
         return []
     changes: list[Change] = []
+    # Results of several tensors, read by the calls that pick one.
+    several: dict[fx.Node, Any] = {}
     for node in list(gm.graph.nodes):
-        fake = node.meta.get("val")
-        if not is_pure(node) or not isinstance(fake, Tensor):
+        fakes = node.meta.get("val")
+        fakes = fakes if isinstance(fakes, (list, tuple)) else [fakes]
+        if (
+            not is_pure(node)
+            or not all(map(_fixed, fakes))
+            or any(user.op == "output" for user in node.users)
+        ):
             continue
-        if any(isinstance(dim, torch.SymInt) for dim in fake.shape) or fake.layout is not torch.strided:
+        held = {source: several.get(source, constant(gm, source)) for source in node.all_input_nodes}
+        known = [
+            tensor for value in held.values() for tensor in (value if isinstance(value, tuple) else [value])
+        ]
+        made = sum(fake.nbytes for fake in fakes)
+        if any(tensor is None for tensor in known) or made > max(
+            [_SMALL, *(tensor.nbytes for tensor in known)]
+        ):
             continue
-        sources = [constant(gm, source) for source in node.all_input_nodes]
-        known = [source for source in sources if source is not None]
-        if len(known) != len(sources) or any(user.op == "output" for user in node.users):
-            continue
-        made = fake.numel() * fake.element_size()
-        if made > max([_SMALL, *(source.numel() * source.element_size() for source in known)]):
-            continue
-        held = dict(zip(node.all_input_nodes, known, strict=True))
         args, kwargs = fx.map_arg((node.args, node.kwargs), held.__getitem__)
         with torch.no_grad():
             result = node.target(*args, **kwargs)
+        if not isinstance(result, Tensor):
+            several[node] = tuple(result)
+            continue
         shared = any(result.untyped_storage().data_ptr() == t.untyped_storage().data_ptr() for t in known)
         # A broadcast view is small in memory and large to everyone who copies it.
         folded = add_constant(
@@ -51,3 +62,10 @@ def fold_constants(gm: fx.GraphModule) -> list[Change]:
         gm.graph.erase_node(node)
         changes.append(Change("fold constants", node.name, "computed once", 0 if shared else made))
     return changes
+
+
+def _fixed(fake: Any) -> bool:
+    """Whether a fake value is a tensor of known size."""
+    if not isinstance(fake, Tensor) or fake.layout is not torch.strided:
+        return False
+    return not any(isinstance(size, torch.SymInt) for size in fake.shape)

@@ -15,7 +15,7 @@ When it does not apply: to a graph that writes in place; to joins along another 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -81,6 +81,19 @@ def _piece(node: Any) -> _Piece | None:
             None
             if inner is None or inner.kept
             else _Piece(inner.block, inner.field, inner.first, inner.last, True)
+        )
+    if (
+        is_call(node, aten.slice.Tensor)
+        and len(node.args) == 4
+        and node.args[1] == 1
+        and value(node).ndim == 2
+    ):
+        whole, (_, _, start, end) = _piece(node.args[0]), node.args
+        if whole is None or whole.kept or not isinstance(start, int) or not isinstance(end, int) or start < 0:
+            return None
+        width = whole.last - whole.first
+        return (
+            replace(whole, first=whole.first + start, last=whole.first + min(end, width)) if 0 < end else None
         )
     if not is_call(node, aten.select.int) or node.args[1] != 1 or not isinstance(node.args[2], int):
         return None
