@@ -23,7 +23,7 @@ from .guards import Guard, read_guard
 from .inputs import read_layout
 from .measure import fidelity, machine, tensor_bytes
 from .measure.accuracy import Fidelity
-from .plan import ORIGINAL, Call, Plan, as_original, choose, confirm, remaining, share, worth_it
+from .plan import ORIGINAL, Call, Plan, affordable, as_original, choose, confirm, remaining, share, worth_it
 from .program import Program, target_of
 from .progress import Stages, stages
 from .recipe import Recipe
@@ -284,9 +284,13 @@ def _measure(
     for index, rows in enumerate(sizes):
         show(f"measuring at {rows} rows")
         parts = sizes[index:]
-        batches = fresh
         before = _original_call(private)
-        winner, trials = choose(rows, before, sessions, batches, share(work.deadline, parts, 4.0) * 0.5)
+        if results and not affordable(before, fresh(rows, 0), len(sessions), work.deadline):
+            work.notes.append(
+                f"not measured at {rows} rows and above, which takes too long: served as at {sizes[index - 1]}"
+            )
+            break
+        winner, trials = choose(rows, before, sessions, fresh, share(work.deadline, parts, 4.0) * 0.5)
         work.trials += trials
         name = (
             winner
@@ -297,7 +301,7 @@ def _measure(
         )
         served = CompressedModel(private, {name: sessions[name]}, Plan((rows,), (name,)), guard)
         after = _served_call(served)
-        result = confirm(rows, name, before, after, batches, share(work.deadline, parts, 4.0) * 0.5)
+        result = confirm(rows, name, before, after, fresh, share(work.deadline, parts, 4.0) * 0.5)
         results.append(result if worth_it(result) else as_original(result))
     return results
 

@@ -17,7 +17,17 @@ from .backends import Session
 from .measure.latency import Ratio, Samples, interleaved
 from .report import SizeResult, Trial
 
-__all__ = ["ORIGINAL", "Plan", "as_original", "choose", "confirm", "remaining", "share", "worth_it"]
+__all__ = [
+    "ORIGINAL",
+    "Plan",
+    "affordable",
+    "as_original",
+    "choose",
+    "confirm",
+    "remaining",
+    "share",
+    "worth_it",
+]
 
 ORIGINAL = "original"
 """What the original is called among the candidates."""
@@ -62,9 +72,16 @@ def choose(
     calls: dict[str, Call] = {ORIGINAL: original}
     for name, session in sessions.items():
         calls[name] = _spread(session)
+    cost = _cost([*calls.values()], batches(rows, 0))
     # A first look drops what is far behind, so that the time goes to what may win.
     first = interleaved(
-        calls, lambda i: batches(rows, i), seconds=seconds * 0.3, min_rounds=6, max_rounds=60, clock=clock
+        calls,
+        lambda i: batches(rows, i),
+        seconds=seconds * 0.3,
+        min_rounds=_rounds(seconds * 0.3, cost, 3, 6),
+        max_rounds=60,
+        warmup=1,
+        clock=clock,
     )
     medians = {name: first.latency(name).p50 for name in calls}
     best = min(medians.values())
@@ -93,8 +110,9 @@ def confirm(rows: int, name: str, before: Call, after: Call, batches: Batches, s
         {"before": before, "after": after},
         lambda i: batches(rows, _HELD_OUT + i),
         seconds=seconds,
-        min_rounds=40,
+        min_rounds=_rounds(seconds, _cost([before, after], batches(rows, 0)), 6, 40),
         max_rounds=1000,
+        warmup=1,
     )
     return SizeResult(
         rows, samples.latency("before"), samples.latency("after"), samples.ratio("before", "after"), name
@@ -121,6 +139,24 @@ def remaining(deadline: float) -> float:
 def share(deadline: float, parts: Sequence[object], at_most: float) -> float:
     """An equal share of the time that is left, within reason."""
     return max(0.05, min(at_most, remaining(deadline) / max(1, len(parts))))
+
+
+def affordable(call: Call, batch: Flat, sessions: int, deadline: float) -> bool:
+    """Whether the fewest calls that tell anything fit in about the time that is left."""
+    return 20 * sessions * _cost([call], batch) < max(1.0, remaining(deadline))
+
+
+def _cost(calls: Sequence[Call], batch: Flat) -> float:
+    """Seconds that one round of these calls takes, about."""
+    began = time.perf_counter()
+    for call in calls:
+        call(batch)
+    return time.perf_counter() - began
+
+
+def _rounds(seconds: float, cost: float, fewest: int, wanted: int) -> int:
+    """How many rounds to insist on: as many as wanted where calls are quick, the fewest where they are slow."""
+    return max(fewest, min(wanted, int(seconds / max(cost, 1e-9))))
 
 
 def _spread(session: Session) -> Call:

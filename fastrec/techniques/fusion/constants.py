@@ -43,9 +43,7 @@ def fold_constants(gm: fx.GraphModule) -> list[Change]:
             tensor for value in held.values() for tensor in (value if isinstance(value, tuple) else [value])
         ]
         made = sum(fake.nbytes for fake in fakes)
-        if any(tensor is None for tensor in known) or made > max(
-            [_SMALL, *(tensor.nbytes for tensor in known)]
-        ):
+        if len(known) != len(parts) or made > max([_SMALL, *(tensor.nbytes for tensor in known)]):
             continue
         args, kwargs = fx.map_arg((node.args, node.kwargs), held.__getitem__)
         with torch.no_grad():

@@ -92,9 +92,9 @@ def _piece(node: Any) -> _Piece | None:
         if whole is None or whole.kept or not isinstance(start, int) or not isinstance(end, int) or start < 0:
             return None
         width = whole.last - whole.first
-        return (
-            replace(whole, first=whole.first + start, last=whole.first + min(end, width)) if 0 < end else None
-        )
+        if end <= 0:
+            return None
+        return replace(whole, first=whole.first + start, last=whole.first + min(end, width))
     if not is_call(node, aten.select.int) or node.args[1] != 1 or not isinstance(node.args[2], int):
         return None
     block, field = node.args[0], node.args[2]
