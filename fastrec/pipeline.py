@@ -277,7 +277,7 @@ def _measure(
     """For each size the winner, timed again as it will serve, on inputs that did not choose it."""
     if not sessions:
         return []
-    results = []
+    results: list[SizeResult] = []
     private = program.with_model(program.draft().eval())
     if program.layout.rows is None:
         sizes = (1,)

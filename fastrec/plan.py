@@ -90,8 +90,9 @@ def choose(
         close,
         lambda i: batches(rows, 1000 + i),
         seconds=seconds * 0.7,
-        min_rounds=12,
+        min_rounds=_rounds(seconds * 0.7, cost, 4, 12),
         max_rounds=400,
+        warmup=1,
         clock=clock,
     )
     trials = []

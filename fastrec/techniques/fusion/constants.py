@@ -39,9 +39,8 @@ def fold_constants(gm: fx.GraphModule) -> list[Change]:
         ):
             continue
         held = {source: several.get(source, constant(gm, source)) for source in node.all_input_nodes}
-        known = [
-            tensor for value in held.values() for tensor in (value if isinstance(value, tuple) else [value])
-        ]
+        parts = [part for value in held.values() for part in (value if isinstance(value, tuple) else [value])]
+        known = [part for part in parts if part is not None]
         made = sum(fake.nbytes for fake in fakes)
         if len(known) != len(parts) or made > max([_SMALL, *(tensor.nbytes for tensor in known)]):
             continue
