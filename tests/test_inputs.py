@@ -12,7 +12,7 @@ from torch import Tensor
 from fastrec import InputError
 from fastrec.inputs import batch_call, build, collect, describe, read_layout
 
-X, Y = torch.arange(3), torch.randn(3, 2)
+X, Y = torch.arange(3), torch.arange(6.0).reshape(3, 2)
 
 
 class Pair(NamedTuple):
@@ -30,7 +30,7 @@ class Record:
 @pytest.mark.parametrize(
     "value",
     [X, (X, Y), [X, Y], {"a": X, 3: {"b": Y}}, Pair(X, Y), Record(X, [Y, X]), (X, None, 2.5, "word")],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_any_container_goes_and_comes_back(value: Any) -> None:
     found: list[tuple[str, Tensor]] = []
