@@ -23,7 +23,8 @@ __all__ = ["capture"]
 
 _MUST_RUN = (2, 3, 33)
 _MAY_DIFFER = (0, 1)
-_PRIMES = (7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53)
+# Of every size that models have, few are primes, and few of them as large as the last.
+_PRIMES = tuple(n for n in range(7, 2000) if all(n % k for k in range(2, int(n**0.5) + 1)))
 
 
 def capture(program: Program) -> Program:
@@ -86,8 +87,15 @@ def _resized(program: Program, tensors: list[Tensor]) -> list[Tensor]:
     taken = {size for tensor in program.model.state_dict().values() for size in tensor.shape}
     for feature, tensor in zip(features, tensors, strict=True):
         taken.update(size for axis, size in enumerate(tensor.shape) if axis != feature.growing)
-    free = next((prime for prime in _PRIMES if prime not in taken), _PRIMES[-1])
-    return take_rows(features, tensors, torch.arange(free) % rows)
+    primes = iter(prime for prime in _PRIMES if prime not in taken)
+    free = next(primes)
+    example = take_rows(features, tensors, torch.arange(free) % rows)
+    # Exporting reads no values, so jagged ones may be any number of anything.
+    totals = {feature.group: next(primes) for feature in features if feature.role == "values"}
+    return [
+        tensor.new_zeros((totals[feature.group], *tensor.shape[1:])) if feature.role == "values" else tensor
+        for feature, tensor in zip(features, example, strict=True)
+    ]
 
 
 def _export(program: Program, example: list[Tensor], strict: bool) -> fx.GraphModule:

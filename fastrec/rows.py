@@ -170,7 +170,8 @@ def _along(
 def _jagged(
     plain: tuple[Feature, ...], tensors: Sequence[Tensor], count: int
 ) -> Iterator[tuple[Feature, ...]]:
-    """One hypothesis: every integer vector that can cuts the values nearest to it."""
+    """Hypotheses in which every integer vector that can cuts values: the first cutter the first values and so on,
+    or each the values nearest to it."""
     cutters: dict[int, tuple[_Cutter, int | None]] = {}
     for i, tensor in enumerate(tensors):
         cut = _cutter(tensor, count)
@@ -179,7 +180,7 @@ def _jagged(
 
     def fits(i: int, j: int) -> bool:
         total = cutters[i][1]
-        if j in cutters or tensors[j].dim() == 0:
+        if tensors[j].dim() == 0:
             return False
         return (
             tensors[j].shape[0] == total
@@ -187,24 +188,38 @@ def _jagged(
             else tensors[j].shape[0] >= int(tensors[i].max())
         )
 
-    def nearest(place: int, choices: list[int]) -> int:
-        return min(choices, key=lambda other: (abs(other - place), other))
+    def cut_by(values: dict[int, int]) -> tuple[Feature, ...]:
+        made = list(plain)
+        for j, i in values.items():
+            made[i] = replace(plain[i], role=cutters[i][0], axis=None)
+            made[j] = replace(plain[j], role="values", axis=None, group=plain[i].name)
+        return tuple(made)
+
+    vectors = [j for j, tensor in enumerate(tensors) if tensor.dim() == 1]
+    # Lists of ids beside lists of offsets, whichever come first. An id vector may look like lengths, so every
+    # split of the vectors into two equal runs is looked at.
+    for half in range(len(vectors) // 2, 0, -1):
+        for first, second in (
+            (vectors[-2 * half : -half], vectors[-half:]),
+            (vectors[-half:], vectors[-2 * half : -half]),
+        ):
+            if all(i in cutters and fits(i, j) for i, j in zip(first, second, strict=True)):
+                yield cut_by(dict(zip(second, first, strict=True)))
 
     values: dict[int, int] = {}
     for j, feature in enumerate(plain):
-        if feature.role == "fixed" and (able := [i for i in cutters if fits(i, j)]):
-            values[j] = nearest(j, able)
-    for i in set(cutters) - set(values.values()):
+        if feature.role == "fixed" and (able := [i for i in cutters if i != j and fits(i, j)]):
+            values[j] = min(able, key=lambda i, j=j: (abs(i - j), i))  # type: ignore[misc]
+    for i in set(cutters) - set(values.values()) - set(values):
         # As many values as rows: the values look like one more tensor of rows.
-        if able := [j for j, feature in enumerate(plain) if feature.role == "rows" and fits(i, j)]:
-            values[nearest(i, able)] = i
-    if not values:
-        return
-    made = list(plain)
-    for j, i in values.items():
-        made[i] = replace(plain[i], role=cutters[i][0], axis=None)
-        made[j] = replace(plain[j], role="values", axis=None, group=plain[i].name)
-    yield tuple(made)
+        able = [
+            j for j, f in enumerate(plain) if j != i and f.role == "rows" and j not in cutters and fits(i, j)
+        ]
+        if able:
+            values[min(able, key=lambda j, i=i: (abs(i - j), j))] = i  # type: ignore[misc]
+    values = {j: i for j, i in values.items() if j not in values.values()}
+    if values:
+        yield cut_by(values)
 
 
 def _cutter(tensor: Tensor, count: int) -> tuple[_Cutter, int | None] | None:
