@@ -170,8 +170,7 @@ def _along(
 def _jagged(
     plain: tuple[Feature, ...], tensors: Sequence[Tensor], count: int
 ) -> Iterator[tuple[Feature, ...]]:
-    """Hypotheses in which every integer vector that can cuts values: the first cutter the first values and so on,
-    or each the values nearest to it."""
+    """Hypotheses in which integer vectors cut values: each the values nearest to it, or the first the first and so on."""
     cutters: dict[int, tuple[_Cutter, int | None]] = {}
     for i, tensor in enumerate(tensors):
         cut = _cutter(tensor, count)
@@ -195,17 +194,6 @@ def _jagged(
             made[j] = replace(plain[j], role="values", axis=None, group=plain[i].name)
         return tuple(made)
 
-    vectors = [j for j, tensor in enumerate(tensors) if tensor.dim() == 1]
-    # Lists of ids beside lists of offsets, whichever come first. An id vector may look like lengths, so every
-    # split of the vectors into two equal runs is looked at.
-    for half in range(len(vectors) // 2, 0, -1):
-        for first, second in (
-            (vectors[-2 * half : -half], vectors[-half:]),
-            (vectors[-half:], vectors[-2 * half : -half]),
-        ):
-            if all(i in cutters and fits(i, j) for i, j in zip(first, second, strict=True)):
-                yield cut_by(dict(zip(second, first, strict=True)))
-
     values: dict[int, int] = {}
     for j, feature in enumerate(plain):
         if feature.role == "fixed" and (able := [i for i in cutters if i != j and fits(i, j)]):
@@ -220,6 +208,17 @@ def _jagged(
     values = {j: i for j, i in values.items() if j not in values.values()}
     if values:
         yield cut_by(values)
+
+    vectors = [j for j, tensor in enumerate(tensors) if tensor.dim() == 1]
+    # Lists of ids beside lists of offsets, whichever come first. An id vector may look like lengths, so every
+    # split of the vectors into two equal runs is looked at.
+    for half in range(len(vectors) // 2, 0, -1):
+        for first, second in (
+            (vectors[-2 * half : -half], vectors[-half:]),
+            (vectors[-half:], vectors[-2 * half : -half]),
+        ):
+            if all(i in cutters and fits(i, j) for i, j in zip(first, second, strict=True)):
+                yield cut_by(dict(zip(second, first, strict=True)))
 
 
 def _cutter(tensor: Tensor, count: int) -> tuple[_Cutter, int | None] | None:
