@@ -11,7 +11,7 @@ from fastrec.wording import amount, clean, difference, duration, spans, times
 from .peers import FP32, PEERS
 from .results import OURS, CaseResult, Cell, Results
 
-__all__ = ["chart", "markdown"]
+__all__ = ["brief", "chart", "markdown"]
 
 INTRODUCTION = (
     "Medians on one thread, fresh uniform ids on each call, turns taken call by call, each timed "
@@ -43,6 +43,22 @@ def markdown(results: Results) -> str:
         *_sections(results),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def brief(results: Results) -> str:
+    """The medians of the fp32 ways and the two ratios, slower cases included: the README's table."""
+    rows = []
+    for case in results.cases.values():
+        for cell in case.cells:
+            ways = [_median(cell.latency.get(name), bold=False) for name in (*FP32, OURS)]
+            over_best = cell.speedup.get(cell.best) if cell.best is not None else None
+            eager = cell.speedup.get("eager")
+            rows.append([case.name, f"{cell.rows:,}", *ways, _ratio(eager), _ratio(over_best)])
+    return _table(["case", "N", *FP32, OURS, "over eager", "over the best fp32 peer"], rows)
+
+
+def _ratio(ratio: Ratio | None) -> str:
+    return "-" if ratio is None else times(ratio.value)
 
 
 def _row(case: CaseResult, cell: Cell, ways: list[str]) -> list[str]:
