@@ -53,4 +53,6 @@ class Fresh:
         limits = np.broadcast_to(np.where(np.isinf(bound.high), 1.0, bound.high), old.shape)
         drawn = np.floor(rng.random(old.shape) * limits)
         kept = (old == 0) | np.isinf(np.broadcast_to(bound.high, old.shape)) | (limits < 2)
-        return torch.from_numpy(np.where(kept, old, np.maximum(drawn, 1)).astype(old.dtype))
+        return torch.from_numpy(
+            np.where(kept, old, np.maximum(drawn, np.maximum(bound.low, 1))).astype(old.dtype)
+        )

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.graph import CodeGen
 
 __all__ = [
+    "VIEWS",
     "add_constant",
     "constant",
     "copy_graph",
@@ -26,11 +27,40 @@ __all__ = [
     "is_random",
     "is_written",
     "normalise",
+    "operator_name",
     "sweep",
     "value",
 ]
 
 aten = torch.ops.aten
+
+VIEWS = frozenset(
+    [
+        "view",
+        "reshape",
+        "_unsafe_view",
+        "flatten",
+        "unflatten",
+        "unsqueeze",
+        "squeeze",
+        "select",
+        "slice",
+        "alias",
+        "detach",
+        "transpose",
+        "permute",
+        "t",
+        "expand",
+        "split",
+        "split_with_sizes",
+        "chunk",
+        "unbind",
+        "contiguous",
+        "clone",
+        "narrow",
+    ]
+)
+"""Operators that only move elements of one tensor."""
 
 # Checks that the exporter leaves behind; shapes and ids are checked in front of the graph.
 _CHECKS = (
@@ -109,6 +139,15 @@ def value(node: fx.Node) -> Tensor:
     found = node.meta["val"]
     assert isinstance(found, Tensor), f"{node.name} is not a tensor"
     return found
+
+
+def operator_name(node: fx.Node) -> str:
+    """The name of the operator a node calls, without namespace and overload: "embedding"; nothing if it calls none."""
+    if node.op != "call_function":
+        return ""
+    if isinstance(node.target, OpOverload):
+        return str(node.target._schema.name).rpartition("::")[2]
+    return str(getattr(node.target, "__name__", ""))
 
 
 def is_random(node: fx.Node) -> bool:

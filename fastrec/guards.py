@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from .errors import IdOutOfRangeError, InputError
-from .graph import constant, is_call
+from .graph import VIEWS, constant, is_call, operator_name
 from .inputs import Feature
 from .program import Program
 from .rows import take_rows
@@ -35,41 +35,7 @@ _EXACT = {torch.float32: 2**24, torch.float64: 2**53, torch.float16: 2**11, torc
 # Up to so many numbers Python compares them with less disturbance to the call that follows: an array kernel
 # costs 2 us by itself, and another 10 us by what it pushes out of the instruction cache.
 _FEW = 64
-_MOVES = frozenset(
-    [
-        "view",
-        "reshape",
-        "_unsafe_view",
-        "flatten",
-        "unflatten",
-        "unsqueeze",
-        "squeeze",
-        "select",
-        "slice",
-        "alias",
-        "detach",
-        "transpose",
-        "permute",
-        "t",
-        "expand",
-        "split",
-        "split_with_sizes",
-        "chunk",
-        "unbind",
-        "contiguous",
-        "clone",
-        "narrow",
-        "cat",
-        "concat",
-        "stack",
-        "to",
-        "_to_copy",
-        "sym_size",
-        "getitem",
-        "mul",
-        "floordiv",
-    ]
-)
+_MOVES = VIEWS | {"cat", "concat", "stack", "to", "_to_copy", "sym_size", "getitem", "mul", "floordiv"}
 _SHIFTS = frozenset(("add", "sub", "rsub"))
 
 
@@ -311,14 +277,9 @@ def _reads(source: fx.Node, ids: fx.Node) -> bool:
     """Whether the ids depend on the values of an input, not only on its size."""
     reach = {source}
     for node in _past(ids):
-        if _name(node) != "sym_size" and any(arg in reach for arg in node.all_input_nodes):
+        if operator_name(node) != "sym_size" and any(arg in reach for arg in node.all_input_nodes):
             reach.add(node)
     return ids in reach
-
-
-def _name(node: fx.Node) -> str:
-    schema = getattr(node.target, "_schema", None)
-    return schema.name.removeprefix("aten::") if schema is not None else getattr(node.target, "__name__", "")
 
 
 def _is_affine(ids: fx.Node) -> bool:
@@ -328,7 +289,7 @@ def _is_affine(ids: fx.Node) -> bool:
         if node.op == "placeholder":
             varying.add(node)
         elif node.op == "call_function" and any(arg in varying for arg in node.all_input_nodes):
-            name = _name(node)
+            name = operator_name(node)
             if name == "sym_size":
                 continue
             numbers = isinstance(node.meta.get("val"), Tensor)

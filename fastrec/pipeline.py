@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from .backends import Backend, Session, installed
+from .arguments import own_random_state, read_backends, read_recipe, read_sizes
+from .backends import Backend, Session
 from .capture import capture
 from .compressed import CompressedModel, OriginalSession, release_moved
-from .errors import BackendError, BackendUnavailable, CaptureError, FastrecError, InputError, TechniqueError
+from .errors import BackendError, CaptureError, FastrecError, InputError, TechniqueError
 from .fresh import Fresh
 from .guards import Guard, read_guard
 from .inputs import read_layout
@@ -28,7 +26,7 @@ from .program import Program, target_of
 from .progress import Stages, stages
 from .recipe import Recipe
 from .report import Memory, Report, SizeResult, Step, Trial
-from .techniques import TECHNIQUES, Skip, Technique
+from .techniques import Skip, Technique
 
 __all__ = ["compress"]
 
@@ -76,13 +74,13 @@ def compress(
         (torch.Size([3, 1]), 'unchanged')
     """
     began = time.perf_counter()
-    steps, chosen, sizes = _read_recipe(recipe), _read_backends(backends), _read_sizes(batch_sizes)
+    steps, chosen, sizes = read_recipe(recipe), read_backends(backends), read_sizes(batch_sizes)
     if on_nonfinite not in ("raise", "propagate"):
         raise InputError(f"on_nonfinite is 'raise' or 'propagate', got {on_nonfinite!r}")
     if not seconds > 0:
         raise InputError(f"seconds must be above 0, got {seconds!r}")
     work = _Work(began, began + seconds, strict_recipe=recipe is not None)
-    with _own_random_state(), stages(progress) as show:
+    with own_random_state(), stages(progress) as show:
         show("reading the model")
         program = _read(work, model, batch, calibration)
         if program is None:
@@ -393,48 +391,3 @@ def _unreadable(work: _Work, target: Any, batch: Any, recipe: Recipe) -> Compres
     made = CompressedModel(program, {}, None, None)
     made.report, made.recipe = _report(work, program, made, (), recipe, None), recipe
     return made
-
-
-def _read_recipe(recipe: Technique | Sequence[Technique] | Recipe | None) -> Recipe:
-    if recipe is None:
-        return Recipe(tuple(kind() for kind in TECHNIQUES.values() if kind().exact))
-    if isinstance(recipe, Recipe):
-        return recipe
-    if isinstance(recipe, Technique):
-        return Recipe((recipe,))
-    if isinstance(recipe, Sequence) and not isinstance(recipe, str):
-        return Recipe(tuple(recipe))
-    raise InputError(f"recipe takes a technique, a sequence of them or a Recipe, got {recipe!r:.80}")
-
-
-def _read_backends(backends: Backend | Sequence[Backend] | None) -> tuple[Backend, ...]:
-    if backends is None:
-        return installed()
-    given = (backends,) if isinstance(backends, Backend) else tuple(backends)
-    for index, backend in enumerate(given):
-        if not isinstance(backend, Backend):
-            cure = "; make an instance of it" if isinstance(backend, type) else ""
-            raise InputError(f"backends[{index}] is not a backend: {backend!r:.80}{cure}")
-        reason = backend.unavailable()
-        if reason is not None:
-            raise BackendUnavailable(f"{backend.name} cannot run here: {reason}", backend=backend.name)
-    return given
-
-
-def _read_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
-    good = isinstance(sizes, Sequence) and sizes and all(type(n) is int and n > 0 for n in sizes)
-    if not good:
-        raise InputError(f"batch_sizes takes whole numbers above 0, got {sizes!r:.80}")
-    return tuple(sorted(set(sizes)))
-
-
-@contextlib.contextmanager
-def _own_random_state() -> Iterator[None]:
-    """Whatever is drawn inside, the caller's random numbers go on as if nothing had been."""
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)

@@ -28,7 +28,9 @@ def test_the_use_is_short_and_runs() -> None:
     code = (ROOT / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
     assert len([line for line in code.splitlines() if line.strip()]) <= 12
     written = []
-    short = code.replace("compress(model, batch)", "compress(model, batch, seconds=2, batch_sizes=(1,), progress=False)")
+    short = code.replace(
+        "compress(model, batch)", "compress(model, batch, seconds=2, batch_sizes=(1,), progress=False)"
+    )
     short = short.replace('open("report.json", "w").write', "written.append")
     exec(compile(short, "README.md", "exec"), {"written": written})
     assert written[0].startswith("{")

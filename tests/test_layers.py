@@ -12,7 +12,7 @@ FLOORS = {
     **dict.fromkeys(("techniques", "backends", "measure"), 2),
     "recipe": 3,
     "report": 4,
-    **dict.fromkeys(("plan", "render"), 5),
+    **dict.fromkeys(("plan", "render", "arguments"), 5),
     **dict.fromkeys(("compressed", "pipeline"), 6),
 }  # fmt: skip
 

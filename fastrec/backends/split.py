@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
+from ..graph import VIEWS
+
 __all__ = ["Split", "split_lookups"]
 
 _aten = torch.ops.aten
@@ -24,34 +26,8 @@ _aten = torch.ops.aten
 # Operators that gather rows of their table, the argument at this position.
 _TABLES = {"embedding": 0, "embedding_bag": 0, "_embedding_bag": 0, "index_select": 0, "index": 0}
 _PACKED = "quantized::embedding_"
-_VIEWS = frozenset(
-    [
-        "view",
-        "reshape",
-        "_unsafe_view",
-        "flatten",
-        "unflatten",
-        "unsqueeze",
-        "squeeze",
-        "select",
-        "slice",
-        "alias",
-        "detach",
-        "transpose",
-        "permute",
-        "t",
-        "expand",
-        "split",
-        "split_with_sizes",
-        "chunk",
-        "unbind",
-        "contiguous",
-        "clone",
-        "narrow",
-    ]
-)
 # Views of a row-major tensor that stay row-major: the joined rows can be handed over without a copy.
-_FLAT_VIEWS = frozenset(["view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze"])
+_FLATVIEWS = frozenset(["view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze"])
 _JOINS = frozenset(("cat", "concat", "stack"))
 
 
@@ -130,7 +106,7 @@ def _moved(graph: fx.Graph) -> set[fx.Node]:
                 if sources and all(arg in ids for arg in sources):
                     moved |= {node, *_ancestors(sources)}
             elif all(arg in ids for arg in sources) and (
-                _is_exact(node.meta.get("val")) or (_name(node) in _VIEWS and sources)
+                _is_exact(node.meta.get("val")) or (_name(node) in VIEWS and sources)
             ):
                 ids.add(node)
     return moved | _joined(graph, moved)
@@ -164,7 +140,7 @@ def _joined(graph: fx.Graph, moved: set[fx.Node]) -> set[fx.Node]:
             rows.add(node)
             followers.add(node)
         elif sources and all(arg in rows and len(arg.users) == 1 for arg in sources):
-            if _name(node) in _FLAT_VIEWS:
+            if _name(node) in _FLATVIEWS:
                 rows.add(node)
             elif _name(node) in _JOINS and len(sources) > 1:
                 rows.add(node)

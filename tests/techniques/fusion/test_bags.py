@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor, fx, nn
 
-from fastrec.capture import capture
 from fastrec.graph import is_call, sweep
-from fastrec.program import Program
 from fastrec.techniques.fusion.bags import simplify_bags
 from fastrec.techniques.fusion.stacked_lookups import stack_lookups
+
+from .rewrites import graph_of
 
 aten = torch.ops.aten
 SIZES = (0, 1, 2, 3, 33)
@@ -29,12 +29,6 @@ class Bag(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.call(self.bag, ids)
-
-
-def graph_of(model: nn.Module, *batch: Tensor) -> fx.GraphModule:
-    graph = capture(Program.read(model.eval(), batch)).model
-    assert isinstance(graph, fx.GraphModule)
-    return graph
 
 
 def calls(graph: fx.GraphModule, *targets: object) -> int:

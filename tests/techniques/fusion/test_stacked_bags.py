@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor, fx, nn
 
-from fastrec.capture import capture
 from fastrec.graph import is_call, sweep
-from fastrec.program import Program
 from fastrec.techniques.fusion.stacked_bags import stack_bags
+
+from .rewrites import graph_of
 
 aten = torch.ops.aten
 SIZES = (0, 1, 2, 3, 33)
@@ -33,12 +33,6 @@ class Bags(nn.Module):
     def batch(self, size: int, lengths: list[int]) -> tuple[Tensor, ...]:
         pairs = zip(self.bags, lengths, strict=True)
         return tuple(torch.randint(bag.num_embeddings, (size, length)) for bag, length in pairs)
-
-
-def graph_of(model: nn.Module, *batch: Tensor) -> fx.GraphModule:
-    graph = capture(Program.read(model.eval(), batch)).model
-    assert isinstance(graph, fx.GraphModule)
-    return graph
 
 
 def calls(graph: fx.GraphModule, *targets: object) -> int:

@@ -1,0 +1,65 @@
+"""The arguments of `compress` as what they mean, and the caller's random numbers kept."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from .backends import Backend, installed
+from .errors import BackendUnavailable, InputError
+from .recipe import Recipe
+from .techniques import TECHNIQUES, Technique
+
+__all__ = ["own_random_state", "read_backends", "read_recipe", "read_sizes"]
+
+
+def read_recipe(recipe: Technique | Sequence[Technique] | Recipe | None) -> Recipe:
+    """The recipe meant: every exact technique for None. Raises `InputError`."""
+    if recipe is None:
+        return Recipe(tuple(kind() for kind in TECHNIQUES.values() if kind().exact))
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, Technique):
+        return Recipe((recipe,))
+    if isinstance(recipe, Sequence) and not isinstance(recipe, str):
+        return Recipe(tuple(recipe))
+    raise InputError(f"recipe takes a technique, a sequence of them or a Recipe, got {recipe!r:.80}")
+
+
+def read_backends(backends: Backend | Sequence[Backend] | None) -> tuple[Backend, ...]:
+    """The backends meant: those installed for None. Raises `InputError`, or `BackendUnavailable` for one asked for."""
+    if backends is None:
+        return installed()
+    given = (backends,) if isinstance(backends, Backend) else tuple(backends)
+    for index, backend in enumerate(given):
+        if not isinstance(backend, Backend):
+            cure = "; make an instance of it" if isinstance(backend, type) else ""
+            raise InputError(f"backends[{index}] is not a backend: {backend!r:.80}{cure}")
+        reason = backend.unavailable()
+        if reason is not None:
+            raise BackendUnavailable(f"{backend.name} cannot run here: {reason}", backend=backend.name)
+    return given
+
+
+def read_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
+    """The numbers of rows, ascending, each once. Raises `InputError`."""
+    good = isinstance(sizes, Sequence) and sizes and all(type(n) is int and n > 0 for n in sizes)
+    if not good:
+        raise InputError(f"batch_sizes takes whole numbers above 0, got {sizes!r:.80}")
+    return tuple(sorted(set(sizes)))
+
+
+@contextlib.contextmanager
+def own_random_state() -> Iterator[None]:
+    """Whatever is drawn inside, the caller's random numbers go on as if nothing had been."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
