@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError
-from .inputs import Layout, batch_call, describe, read_layout
+from .inputs import Feature, Layout, batch_call, describe, read_layout
 from .rows import find_rows
 
 __all__ = ["Program", "target_of"]
@@ -46,6 +46,9 @@ class Program:
         layout, tensors = read_layout(getattr(model, entry), batch)
         if not tensors:
             raise InputError(f"the batch holds no tensor: got {type(batch).__name__}. Give one real batch.")
+        if not any(tensor.numel() for tensor in tensors):
+            raise InputError("the batch is empty: every tensor has 0 elements. Give one real batch.")
+        _check_devices(model, layout.features, tensors)
         program = cls(model, batch, layout, entry, tuple(calibration))
         private = program.with_model(program.draft(private_buffers=True).eval())
         try:
@@ -109,6 +112,18 @@ def target_of(target: Any) -> tuple[nn.Module, str]:
     raise InputError(
         f"expected a torch module or a method of one, got {type(target).__name__} {target!r:.80}{cure}"
     )
+
+
+def _check_devices(model: nn.Module, features: Sequence[Feature], tensors: Sequence[Tensor]) -> None:
+    """Raises `InputError` unless everything is in main memory."""
+    places = {f"{feature.name!r}": tensor.device for feature, tensor in zip(features, tensors, strict=True)}
+    places |= {f"the model's {name!r}": parameter.device for name, parameter in model.named_parameters()}
+    for name, device in places.items():
+        if device.type != "cpu":
+            raise InputError(
+                f"{name} is on {device}, expected cpu: models are compressed and served on the CPU. "
+                "Move model and batch there with .cpu()."
+            )
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:
