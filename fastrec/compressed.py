@@ -91,7 +91,8 @@ class CompressedModel(nn.Module):
 
     def session(self, rows: int) -> Session:
         """The session that serves `rows` rows: flat tensors in, flat tensors out, nothing checked."""
-        if self.plan is None or rows in self._layout.exempt:
+        # No rows are no work, and some inference libraries divide by their number: it would end the process.
+        if self.plan is None or rows == 0 or rows in self._layout.exempt:
             return self._fallback
         return self.sessions.get(self.plan.name_for(rows), self._fallback)
 

@@ -39,7 +39,7 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def compile(self, program: Program) -> Session:
-        """Compile `program.model`, an `fx.GraphModule`, for any number of rows.
+        """Compile `program.model`, an `fx.GraphModule`, for any number of rows from 1.
 
         Raises `BackendUnavailable` when its package is missing and `BackendError` when it cannot run
         this graph. Uses `torch.get_num_threads()` threads, as read when it is called.

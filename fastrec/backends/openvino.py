@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,12 +12,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..errors import BackendUnavailable
+from ..errors import BackendError, BackendUnavailable
 from ..program import Program
 from .base import Backend, Session
 from .common import captured, failure
 from .direct import direct
 from .onnx_export import OnnxModel, export_onnx
+from .probe import crash_of
 from .split import split_lookups
 
 __all__ = ["OpenVino"]
@@ -73,24 +75,33 @@ class OpenVino(Backend):
         return session
 
 
+# Some graphs of attention with free sizes end the process.
+_COMPILE = """
+import json, sys
+import openvino
+core = openvino.Core()
+core.compile_model(core.read_model(sys.stdin.buffer.read()), "CPU", json.loads(sys.argv[1]))
+"""
+
+
 class _OpenVinoSession(Session):
     """One compiled model; each thread has an infer request of its own."""
 
     def __init__(self, model: OnnxModel, front: Callable[..., tuple[Tensor, ...]] | None) -> None:
         import openvino
 
+        settings = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,
+        }
+        crash = crash_of(_COMPILE, model.proto, json.dumps(settings))
+        if crash is not None:
+            raise BackendError(f"OpenVINO {crash} as it compiled this graph", backend=OpenVino.name)
         core = openvino.Core()
-        self._model = core.compile_model(
-            core.read_model(model.proto),
-            "CPU",
-            {
-                "INFERENCE_PRECISION_HINT": "f32",
-                "PERFORMANCE_HINT": "LATENCY",
-                "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-                "NUM_STREAMS": 1,
-                "ENABLE_CPU_PINNING": False,
-            },
-        )
+        self._model = core.compile_model(core.read_model(model.proto), "CPU", settings)
         names = {name: index for index, port in enumerate(self._model.inputs) for name in port.names}
         self._feeds = tuple((names[name], index) for index, name in enumerate(model.inputs) if name in names)
         self._count = len(self._model.outputs)
