@@ -79,10 +79,10 @@ _CALM = {
     "aten::native_dropout": 2,
     "aten::scaled_dot_product_attention": 4,
     "aten::rrelu": 3,
-    "aten::gru": 7,
-    "aten::lstm": 7,
-    "aten::rnn_tanh": 7,
-    "aten::rnn_relu": 7,
+    "aten::gru": 6,
+    "aten::lstm": 6,
+    "aten::rnn_tanh": 6,
+    "aten::rnn_relu": 6,
 }
 
 

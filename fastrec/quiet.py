@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import re
 import threading
@@ -38,7 +39,13 @@ def quiet() -> Iterator[None]:
         try:
             for logger in loggers:
                 logger.setLevel(logging.CRITICAL)
-            with warnings.catch_warnings():
+            # Exporters print the graphs they fail on.
+            nowhere = io.StringIO()
+            with (
+                warnings.catch_warnings(),
+                contextlib.redirect_stdout(nowhere),
+                contextlib.redirect_stderr(nowhere),
+            ):
                 warnings.simplefilter("ignore")
                 yield
         finally:
