@@ -40,8 +40,8 @@ class DIN(nn.Module):
         score = self.unit(torch.cat([spread, keys, spread - keys, spread * keys], dim=-1))
         score = score.masked_fill((history == 0).unsqueeze(-1), 0.0)
         pooled = (score * keys).sum(dim=1)
-        score: Tensor = self.mlp(torch.cat([self.users(user), query, pooled], dim=1))
-        return score.squeeze(1).sigmoid()
+        logit: Tensor = self.mlp(torch.cat([self.users(user), query, pooled], dim=1))
+        return logit.squeeze(1).sigmoid()
 
 
 class GRU4Rec(nn.Module):
@@ -70,7 +70,7 @@ class Block(nn.Module):
         h = self.first(x)
         scores = self.query(h) @ self.key(x).transpose(-1, -2) / x.shape[-1] ** 0.5
         y: Tensor = x + scores.masked_fill(mask, -1e9).softmax(-1) @ self.value(x)
-        return y + self.feed(self.second(y))
+        return torch.add(y, self.feed(self.second(y)))
 
 
 class SASRec(nn.Module):
