@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         IdOutOfRangeError,
         InputError,
         MeasurementError,
+        RequestMismatchError,
         TechniqueError,
     )
     from .pipeline import compress
@@ -37,6 +38,7 @@ _HOMES = {
     "IdOutOfRangeError": "errors",
     "InputError": "errors",
     "MeasurementError": "errors",
+    "RequestMismatchError": "errors",
     "TechniqueError": "errors",
 }
 
@@ -52,6 +54,7 @@ __all__ = [
     "MeasurementError",
     "Recipe",
     "Report",
+    "RequestMismatchError",
     "TechniqueError",
     "compress",
 ]

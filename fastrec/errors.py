@@ -6,7 +6,8 @@
     ├── BackendError             a backend could not run this model      .backend
     │   └── BackendUnavailable   its package or tool is missing          (also ImportError)
     ├── InputError               a batch that does not fit               (also ValueError) .feature .row
-    │   └── IdOutOfRangeError    an id that no table has                 (also IndexError)
+    │   ├── IdOutOfRangeError    an id that no table has                 (also IndexError)
+    │   └── RequestMismatchError rows of a request feature differ
     └── MeasurementError         outputs that cannot be judged or timed
 
 Each message says what is wrong, where, what was got against what was expected, and the cure.
@@ -22,6 +23,7 @@ __all__ = [
     "IdOutOfRangeError",
     "InputError",
     "MeasurementError",
+    "RequestMismatchError",
     "TechniqueError",
 ]
 
@@ -66,6 +68,10 @@ class InputError(FastrecError, ValueError):
 
 class IdOutOfRangeError(InputError, IndexError):
     """An id outside its table: negative, or at or above the number of rows."""
+
+
+class RequestMismatchError(InputError):
+    """Rows of a request feature that differ within one call."""
 
 
 class MeasurementError(FastrecError):

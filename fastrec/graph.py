@@ -23,6 +23,7 @@ __all__ = [
     "constant",
     "copy_graph",
     "emit",
+    "evaluate",
     "is_call",
     "is_random",
     "is_written",
@@ -125,8 +126,15 @@ def emit(
 ) -> fx.Node:
     """A call at the graph's current insertion point, its value worked out from those of its arguments."""
     node = gm.graph.call_function(target, args, dict(kwargs or {}))
-    node.meta["val"] = _evaluate(gm, node)
+    node.meta["val"] = evaluate(gm, node)
     return node
+
+
+def evaluate(gm: fx.GraphModule, node: fx.Node) -> Any:
+    """The fake value of a call, from those of its arguments."""
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda arg: arg.meta["val"])
+    with _fake_mode(gm), torch.no_grad():
+        return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def is_call(node: Any, *targets: Any) -> bool:
@@ -210,7 +218,7 @@ def normalise(gm: fx.GraphModule) -> fx.GraphModule:
             if tensor is not None:
                 node.meta["val"] = _fake_mode(made).from_tensor(tensor, static_shapes=True)
         elif node.op == "call_function" and "val" not in node.meta:
-            node.meta["val"] = _evaluate(made, node)
+            node.meta["val"] = evaluate(made, node)
     sweep(made)
     return made
 
@@ -264,9 +272,3 @@ def _fake_mode(gm: fx.GraphModule) -> FakeTensorMode:
         if isinstance(found, FakeTensor):
             return found.fake_mode
     return FakeTensorMode()
-
-
-def _evaluate(gm: fx.GraphModule, node: fx.Node) -> Any:
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda arg: arg.meta["val"])
-    with _fake_mode(gm), torch.no_grad():
-        return node.target(*args, **kwargs)  # type: ignore[operator]

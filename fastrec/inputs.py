@@ -72,7 +72,8 @@ class Feature:
 
     `role` is "rows" (dimension `axis` is N), "fixed" (the same for any N), "values" (all rows' values end to
     end, cut by the feature named `group`), or what cuts them: "starts" (N offsets), "bounds" (N + 1 offsets) or
-    "lengths" (`keys` times N lengths, row by row within each key).
+    "lengths" (`keys` times N lengths, row by row within each key). `request` says that all rows of one call agree
+    in it, or in these columns.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Feature:
     role: Literal["rows", "fixed", "values", "starts", "bounds", "lengths"] = "fixed"
     group: str = ""
     keys: int = 1
+    request: bool | tuple[int, ...] = False
 
     @property
     def growing(self) -> int | None:

@@ -1,0 +1,278 @@
+"""The request: which features are the same in all rows of one call, and so are given, and used, once.
+
+A call scores one request against N candidates. Features of the request are declared by name; the captured graph
+then takes one row of each and spreads it over the candidates where the model first reads it. Rules of fusion move
+the spreading behind whatever needs the request alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, fx
+
+from .errors import InputError, RequestMismatchError
+from .graph import copy_graph, emit, evaluate, sweep, value
+from .inputs import Feature, Layout
+from .program import Program
+from .rows import count_rows
+
+__all__ = ["Declared", "Once", "ask", "read_request"]
+
+aten = torch.ops.aten
+
+Declared: TypeAlias = Sequence[str] | Mapping[str, bool | Iterable[int]]
+"""Names of request features, or a mapping `name -> True | columns`."""
+
+
+def read_request(features: Sequence[Feature], declared: Declared) -> tuple[Feature, ...]:
+    """The features with `request` set as declared.
+
+    A name is a feature's own, that of an argument or container (all that is in it), or the last part of one
+    feature's name. Raises `InputError` for a name that is none, or columns the feature does not have.
+    """
+    if isinstance(declared, str) or not isinstance(declared, (Sequence, Mapping)):
+        raise InputError(
+            f"request_features takes a sequence of names or a mapping name -> True | columns, got {declared!r:.80}"
+        )
+    wanted = dict(declared) if isinstance(declared, Mapping) else dict.fromkeys(declared, True)
+    made = list(features)
+    for name, columns in wanted.items():
+        places = _places(features, name)
+        for place in places:
+            made[place] = replace(made[place], request=_columns(made[place], columns))
+    return tuple(made)
+
+
+def _places(features: Sequence[Feature], name: object) -> list[int]:
+    names = [feature.name for feature in features]
+    if isinstance(name, str):
+        if name in names:
+            return [names.index(name)]
+        inside = [i for i, full in enumerate(names) if full.startswith((f"{name}.", f"{name}["))]
+        if inside:
+            return inside
+        ends = [i for i, full in enumerate(names) if full.endswith(f".{name}")]
+        if len(ends) == 1:
+            return ends
+        if ends:
+            raise InputError(
+                f"request_features: {name!r} may be any of {', '.join(names[i] for i in ends)}. Give the full name.",
+                feature=name,
+            )
+    raise InputError(
+        f"request_features: no feature {name!r:.80}; the batch has {', '.join(names)}.", feature=str(name)
+    )
+
+
+def _columns(feature: Feature, columns: object) -> bool | tuple[int, ...]:
+    if isinstance(columns, bool):
+        return columns
+    width = feature.shape[1] if len(feature.shape) == 2 else 0
+    if isinstance(columns, str) or not isinstance(columns, Iterable):
+        raise InputError(
+            f"request_features: {feature.name!r} takes True or columns, got {columns!r:.80}",
+            feature=feature.name,
+        )
+    given = list(columns)
+    if not width:
+        raise InputError(
+            f"request_features: {feature.name!r} is {feature.shape}, and only a matrix (rows, columns) has columns. "
+            "Declare all of it with True.",
+            feature=feature.name,
+        )
+    for column in given:
+        if isinstance(column, bool) or not isinstance(column, int) or not -width <= column < width:
+            raise InputError(
+                f"request_features: {feature.name!r} has columns 0 to {width - 1}, got {column!r:.80}",
+                feature=feature.name,
+            )
+    chosen = tuple(sorted({column % width for column in given}))
+    return True if len(chosen) == width else chosen or False
+
+
+class Once:
+    """Batches as the graph of one request takes them, and back.
+
+    Whole request features have one row in the graph; of a matrix with request columns every row is kept.
+    """
+
+    def __init__(self, features: Sequence[Feature], *, check: bool = True) -> None:
+        self._features = tuple(features)
+        self._whole = [
+            (i, f.axis or 0) for i, f in enumerate(features) if f.request is True and f.role == "rows"
+        ]
+        self._mixed = [(i, _slice(f.request)) for i, f in enumerate(features) if isinstance(f.request, tuple)]
+        self._check = check
+        self.candidates = tuple(
+            replace(f, role="fixed") if f.request is True and f.role == "rows" else f for f in features
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self._whole or self._mixed)
+
+    def one(self, tensors: list[Tensor]) -> list[Tensor]:
+        """The flat batch with one row of each request feature.
+
+        Raises `RequestMismatchError` where rows of one differ.
+        """
+        made = list(tensors)
+        for index, axis in self._whole:
+            tensor = tensors[index]
+            if tensor.shape[axis] != 1:
+                if self._check:
+                    self._compare(index, tensor, axis)
+                made[index] = tensor.narrow(axis, 0, 1)
+        if self._check:
+            for index, columns in self._mixed:
+                self._compare(index, tensors[index][:, columns], 0)
+        return made
+
+    def all(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The flat batch with request features repeated for every candidate, as the model takes it."""
+        rows = count_rows(self.candidates, tensors)
+        made = list(tensors)
+        for index, axis in self._whole:
+            if rows is not None and made[index].shape[axis] == 1 != rows:
+                sizes = list(made[index].shape)
+                sizes[axis] = rows
+                made[index] = made[index].expand(sizes)
+        return made
+
+    def same(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The flat batch with its first row's request features in every row: one request's batch."""
+        made = list(tensors)
+        for index, axis in self._whole:
+            if made[index].shape[axis]:
+                made[index] = made[index].narrow(axis, 0, 1).expand_as(made[index]).contiguous()
+        for index, columns in self._mixed:
+            if len(made[index]):
+                made[index] = made[index].clone()
+                made[index][:, columns] = made[index][:1, columns].clone()
+        return made
+
+    def agreeing(self, tensors: Sequence[Tensor]) -> list[str]:
+        """Names of undeclared features whose rows all agree, with their columns where only some do."""
+        found = []
+        for feature, tensor in zip(self._features, tensors, strict=True):
+            if feature.role != "rows" or feature.request is not False or tensor.shape[feature.axis or 0] < 2:
+                continue
+            first = tensor.narrow(feature.axis or 0, 0, 1)
+            equal = tensor.eq(first) | (tensor.ne(tensor) & first.ne(first))
+            if bool(equal.all()):
+                found.append(feature.name)
+            elif tensor.dim() == 2 and feature.axis == 0 and bool((columns := equal.all(0)).any()):
+                found.append(f"{feature.name}[{', '.join(map(str, columns.nonzero().flatten().tolist()))}]")
+        return found
+
+    def _compare(self, index: int, tensor: Tensor, axis: int) -> None:
+        if tensor.stride(axis) == 0 or tensor.shape[axis] == 0:
+            return
+        rows = tensor.shape[axis]
+        if torch.equal(tensor.narrow(axis, 1, rows - 1), tensor.narrow(axis, 0, rows - 1)):
+            return
+        first = tensor.narrow(axis, 0, 1)
+        differ = tensor.ne(first) & ~(tensor.ne(tensor) & first.ne(first))
+        if bool(differ.any()):
+            place = differ.nonzero()[0].tolist()
+            feature, row = self._features[index], place[axis]
+            got, want = (
+                tensor[tuple(place)].item(),
+                first[tuple(0 if k == axis else p for k, p in enumerate(place))],
+            )
+            raise RequestMismatchError(
+                f"feature {feature.name!r}, row {row}: got {got}, row 0 has {want.item()}, and request features are "
+                "the same in all rows of one call. Call once per request, or compress without declaring it.",
+                feature=feature.name,
+                row=row,
+            )
+
+
+def _slice(columns: tuple[int, ...]) -> slice | list[int]:
+    """Neighbouring columns as a slice, which is a view."""
+    first, last = columns[0], columns[-1]
+    return slice(first, last + 1) if last - first + 1 == len(columns) else list(columns)
+
+
+def ask(captured: Program) -> Program:
+    """The captured program of one request: whole request features have one row, spread where they are read.
+
+    The layout calls them fixed, with one row, so that whatever counts, draws or checks rows leaves them alone. Of
+    a matrix with request columns, row 0 of those is spread. The program itself where nothing is declared.
+
+    Raises `InputError` where every feature that counts rows belongs to the request.
+    """
+    features = captured.layout.features
+    once = Once(features)
+    if not once or captured.layout.rows is None:
+        return captured
+    assert isinstance(captured.model, fx.GraphModule)
+    gm = copy_graph(captured.model)
+    inputs = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    rows = next(
+        (
+            (node, f)
+            for node, f in zip(inputs, features, strict=True)
+            if f.role == "rows" and f.request is not True
+        ),
+        None,
+    )
+    if rows is None:
+        raise InputError(
+            "request_features: every feature that counts rows belongs to the request, and none is left to its candidates"
+        )
+    first = next(node for node in gm.graph.nodes if node.op != "placeholder")
+    made: list[Feature] = []
+    with gm.graph.inserting_before(first):
+        count = emit(gm, aten.sym_size.int, (rows[0], rows[1].axis or 0))
+        for node, feature in zip(inputs, features, strict=True):
+            if feature.request is True and feature.role == "rows":
+                _spread(gm, node, feature.axis or 0, count)
+                shape = tuple(1 if k == feature.axis else n for k, n in enumerate(feature.shape))
+                made.append(replace(feature, role="fixed", shape=shape))
+            else:
+                if isinstance(feature.request, tuple):
+                    _spread_columns(gm, node, feature.request, count)
+                made.append(feature)
+    _revalue(gm)
+    sweep(gm)
+    layout = replace(captured.layout, features=tuple(made))
+    batch = tuple(once.one(list(once.same(captured.batch))))
+    return replace(captured, model=gm, layout=layout, batch=batch)
+
+
+def _spread(gm: fx.GraphModule, node: fx.Node, axis: int, count: fx.Node) -> None:
+    """One row in place of all of them, spread over the candidates for its readers."""
+    readers = [user for user in node.users if user is not count]
+    node.meta["val"] = value(node).narrow(axis, 0, 1)
+    sizes: list[Any] = [count if k == axis else n for k, n in enumerate(value(node).shape)]
+    spread = emit(gm, aten.expand.default, (node, sizes))
+    for user in readers:
+        user.replace_input_with(node, spread)
+
+
+def _spread_columns(gm: fx.GraphModule, node: fx.Node, columns: tuple[int, ...], count: fx.Node) -> None:
+    """A matrix as its columns side by side, those of the request spread from row 0."""
+    readers = [user for user in node.users if user is not count]
+    row = emit(gm, aten.slice.Tensor, (node, 0, 0, 1))
+    parts = []
+    for mine, run in groupby(range(value(node).shape[1]), key=lambda k: k in columns):
+        places = list(run)
+        part = emit(gm, aten.slice.Tensor, (row if mine else node, 1, places[0], places[-1] + 1))
+        if mine:
+            part = emit(gm, aten.expand.default, (part, [count, len(places)]))
+        parts.append(part)
+    joined = emit(gm, aten.cat.default, (parts, 1))
+    for user in readers:
+        user.replace_input_with(node, joined)
+
+
+def _revalue(gm: fx.GraphModule) -> None:
+    """Values again from the inputs: rows are now counted by the candidates alone."""
+    for node in gm.graph.nodes:
+        if node.op == "call_function":
+            node.meta["val"] = evaluate(gm, node)
