@@ -6,19 +6,22 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastrec.capture import capture
 from fastrec.measure import machine, resident_bytes
+from fastrec.program import Program
 
 from . import ours
+from .ceilings import Remaining, ceiling, measure_rates, remaining
 from .models import Batch, Case
 from .peers import PEERS, Call, Peer, Work
-from .results import OURS, CaseResult, Cell, Overhead, Prepared
+from .results import ONCE, OURS, CaseResult, Cell, Overhead, Prepared
 from .turns import take_turns
 
 __all__ = ["measure_case"]
@@ -117,12 +120,16 @@ def measure_case(
     seconds: float,
     seed: int,
     say: Callable[[str], None],
+    request: bool = False,
 ) -> CaseResult:
     """Prepare `peers` and fastrec on one case, and time them together for `seconds` at each of `sizes`.
 
-    Torch is set to one thread: call this in a process of its own.
+    With `request`, every batch scores one request: all get its features repeated for each candidate, and fastrec,
+    which is told which they are, also gets them once. Torch is set to one thread: call this in a process of its own.
     """
     torch.set_num_threads(1)
+    if request:
+        case = case.of_one_request()
     names = ["eager", *(name for name in peers if name != "eager")]  # the others are compared with eager
     with tempfile.TemporaryDirectory() as folder:
         # Compiled code of an earlier run would make the seconds to prepare look like nothing.
@@ -144,13 +151,19 @@ def measure_case(
                 bench.prepare(name, _builder(peer, work))
         served: list[ours.Served] = []
         if fastrec:
-            bench.prepare(OURS, lambda: _ours(work, sizes, served))
+            bench.prepare(OURS, lambda: _ours(work, sizes, request, served))
+            if request and case.request and OURS in bench.calls:
+                bench.prepare(ONCE, lambda: served[0].once)
         else:
             bench.absent[OURS] = LEFT_OUT
         chosen = served[0].chosen if served else {}
         cells = tuple(bench.cell(rows, chosen.get(rows, "")) for rows in sizes)
         timed = [rows for rows in WRAPPER_ROWS if rows in sizes and OURS in bench.calls]
         wrapper = tuple(_overhead(bench, served[0], rows) for rows in timed)
+        resident, left = resident_bytes(), None
+        if OURS in bench.calls:
+            cells, left = _bounded(work, served[0], cells)
+            say(f"  multiply-adds per candidate: {left.before:,.0f}, in what serves {left.after:,.0f}")
         return CaseResult(
             name=case.name,
             note=case.note,
@@ -159,7 +172,8 @@ def measure_case(
             absent=bench.absent,
             cells=cells,
             wrapper=wrapper,
-            resident_bytes=resident_bytes(),
+            resident_bytes=resident,
+            remaining=left,
         )
 
 
@@ -167,9 +181,17 @@ def _builder(peer: Peer, work: Work) -> Callable[[], Call]:
     return lambda: peer.prepare(work)
 
 
-def _ours(work: Work, sizes: Sequence[int], served: list[ours.Served]) -> Call:
-    served.append(ours.prepare(work, sizes))
+def _ours(work: Work, sizes: Sequence[int], request: bool, served: list[ours.Served]) -> Call:
+    served.append(ours.prepare(work, sizes, request=request))
     return served[0].call
+
+
+def _bounded(work: Work, served: ours.Served, cells: Sequence[Cell]) -> tuple[tuple[Cell, ...], Remaining]:
+    """The cells with the least that each could take, and the work that remains of the model."""
+    before = capture(Program.read(work.original, work.example))
+    after, rates = served.program or before, measure_rates()
+    bounded = tuple(replace(cell, ceiling=ceiling(after, cell.rows, rates)) for cell in cells)
+    return bounded, remaining(before, after, rates)
 
 
 def _overhead(bench: _Bench, served: ours.Served, rows: int) -> Overhead:
