@@ -102,8 +102,7 @@ class Fuse(Technique):
         work = _Rewriting(program.model, _probes(program))
         chosen = [[rule for rule in phase if self._uses(rule)] for phase in PHASES]
         for _ in range(_ROUNDS):
-            # Every phase has to be looked at: which of them changed something is no matter.
-            if not any([work.exhaust(rules) for rules in chosen]):
+            if not sum(work.exhaust(rules) for rules in chosen):
                 break
         return Applied(work.graph, tuple(work.changes), tuple(work.skipped.values()))
 

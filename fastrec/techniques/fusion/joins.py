@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, fx
 
 from ...graph import add_constant, constant, emit, is_call, operator_name, value
-from .once import spread_of
+from .once import dimension, spread_of
 from .pointwise import is_pointwise
 
-__all__ = ["Join", "Joins", "dimension", "take"]
+__all__ = ["Join", "Joins", "take"]
 
 aten = torch.ops.aten
 _SPLITS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int)
@@ -50,14 +50,9 @@ class Join:
     def places(self) -> tuple[list[int], list[int]]:
         """The positions in the join that come from `once`, and those from `each`, in the parts' own order."""
         where = sorted(range(len(self.order)), key=lambda k: self.order[k])
-        return [k for k in where if self.order[k] < self.width], [k for k in where if self.order[k] >= self.width]
-
-
-def dimension(node: fx.Node, place: int, name: str = "dim", default: int = 0) -> int:
-    """The dimension a call names, counted from the front of its result."""
-    given = node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
-    assert isinstance(given, int)
-    return given
+        return [k for k in where if self.order[k] < self.width], [
+            k for k in where if self.order[k] >= self.width
+        ]
 
 
 def take(gm: fx.GraphModule, node: fx.Node, axis: int, positions: Sequence[int]) -> fx.Node:
@@ -79,7 +74,11 @@ class Joins:
 
     def read(self, node: Any) -> Join | None:
         """The parts of a node, or None where it is no join."""
-        if not isinstance(node, fx.Node) or node.op != "call_function" or not isinstance(node.meta.get("val"), Tensor):
+        if (
+            not isinstance(node, fx.Node)
+            or node.op != "call_function"
+            or not isinstance(node.meta.get("val"), Tensor)
+        ):
             return None
         if node not in self._known:
             self._known[node] = None  # a graph has no cycles, but a failed reading must not be tried again
@@ -112,7 +111,9 @@ class Joins:
         }
         return readers.get(name)
 
-    def _made(self, node: fx.Node, join: Join, axis: int, rows: int, call: Callable[[fx.Node], fx.Node]) -> Join:
+    def _made(
+        self, node: fx.Node, join: Join, axis: int, rows: int, call: Callable[[fx.Node], fx.Node]
+    ) -> Join:
         with self._gm.graph.inserting_before(node):
             return Join(axis, rows, call(join.once), call(join.each), join.order)
 
@@ -148,7 +149,8 @@ class Joins:
                 once.append(inner.once)
                 each.append(inner.each)
                 order.extend(
-                    (True, start[1] + k) if k < inner.width else (False, start[0] + k - inner.width) for k in inner.order
+                    (True, start[1] + k) if k < inner.width else (False, start[0] + k - inner.width)
+                    for k in inner.order
                 )
                 sizes[1] += inner.width
                 sizes[0] += int(value(inner.each).shape[axis])
@@ -163,12 +165,12 @@ class Joins:
             return None
         with self._gm.graph.inserting_before(node):
             joined = [
-                group[0]
-                if len(group) == 1 and not stacked
-                else emit(self._gm, node.target, (group, axis))
+                group[0] if len(group) == 1 and not stacked else emit(self._gm, node.target, (group, axis))
                 for group in (once, each)
             ]
-        return Join(axis, row, joined[0], joined[1], tuple(k if repeated else sizes[1] + k for repeated, k in order))
+        return Join(
+            axis, row, joined[0], joined[1], tuple(k if repeated else sizes[1] + k for repeated, k in order)
+        )
 
     def _pointwise(self, node: fx.Node) -> Join | None:
         read = [(arg, self.read(arg)) for arg in node.all_input_nodes]
@@ -198,7 +200,7 @@ class Joins:
                 parts[0][arg], parts[1][arg] = cut
             made = []
             for part in parts:
-                args, kwargs = fx.map_arg((node.args, node.kwargs), lambda arg, part=part: part[arg])
+                args, kwargs = fx.map_arg((node.args, node.kwargs), part.__getitem__)
                 made.append(emit(self._gm, node.target, args, kwargs))
         return replace(first, once=made[0], each=made[1])
 
@@ -270,17 +272,23 @@ class Joins:
         ndim = value(source).ndim
         axes = list(range(ndim))
         if operator_name(node) == "permute":
-            axes = [k % ndim for k in node.args[1]]  # type: ignore[union-attr]
+            given: Any = node.args[1]
+            axes = [int(k) % ndim for k in given]
         else:
-            a, b = (int(k) % ndim for k in node.args[1:3])  # type: ignore[arg-type]
-            axes[a], axes[b] = axes[b], axes[a]
+            first, second = dimension(node, 1) % ndim, dimension(node, 2) % ndim
+            axes[first], axes[second] = second, first
         return self._made(
-            node, join, axes.index(join.axis), axes.index(join.rows), lambda part: self._again(node, source, part)
+            node,
+            join,
+            axes.index(join.axis),
+            axes.index(join.rows),
+            lambda part: self._again(node, source, part),
         )
 
     def _reduced(self, node: fx.Node) -> Join | None:
         """A sum along other dimensions."""
-        source, dims, *rest = node.args
+        args: tuple[Any, ...] = node.args
+        source, dims, *rest = args
         join = self.read(source)
         if join is None or not isinstance(dims, (list, tuple)) or not dims or not isinstance(source, fx.Node):
             return None
@@ -426,10 +434,18 @@ def _picks(gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, int, list[int], 
         return (source, axis, [every[node.args[2]]], True) if isinstance(node.args[2], int) else None
     if name == "slice":
         bounds: tuple[Any, ...] = (*node.args[2:], *(None, None, 1)[len(node.args) - 2 :])
-        return None if any(isinstance(b, fx.Node) for b in bounds) else (source, axis, list(every[slice(*bounds)]), False)
+        return (
+            None
+            if any(isinstance(b, fx.Node) for b in bounds)
+            else (source, axis, list(every[slice(*bounds)]), False)
+        )
     if name == "index_select":
         index = constant(gm, node.args[2])
-        return None if index is None or index.ndim != 1 else (source, axis, [every[int(k)] for k in index], False)
+        return (
+            None
+            if index is None or index.ndim != 1
+            else (source, axis, [every[int(k)] for k in index], False)
+        )
     piece = node.args[1]
     if not isinstance(piece, int):
         return None
@@ -452,5 +468,3 @@ def _rescaled(order: tuple[int, ...], old: int, new: int) -> tuple[int, ...] | N
     if any(block[0] % times or list(block) != list(range(block[0], block[0] + times)) for block in blocks):
         return None
     return tuple(block[0] // times for block in blocks)
-
-

@@ -21,6 +21,7 @@ from torch import fx
 from ...graph import emit, is_call, operator_name, value
 from ..base import Change
 from .joins import Joins
+from .once import dimension
 from .purity import writes
 
 __all__ = ["split_joins"]
@@ -45,7 +46,8 @@ def split_joins(gm: fx.GraphModule) -> list[Change]:
 
 
 def _sum(gm: fx.GraphModule, joins: Joins, node: fx.Node) -> Change | None:
-    source, dims, *rest = node.args
+    args: tuple[Any, ...] = node.args
+    source, dims, *rest = args
     if not isinstance(dims, (list, tuple)) or not dims or not isinstance(source, fx.Node):
         return None
     away = sorted(int(k) % value(source).ndim for k in dims)
@@ -87,7 +89,7 @@ def _rows_of(node: fx.Node, rows: int) -> int:
     """The rows' dimension of what the node selects from: as in its result, one further behind a dropped dimension."""
     source: Any = node.args[0]
     if operator_name(node) == "select":
-        return rows + (int(node.args[1]) % value(source).ndim <= rows)  # type: ignore[call-overload]
+        return rows + (dimension(node, 1) % value(source).ndim <= rows)
     return rows
 
 
@@ -95,4 +97,3 @@ def _replace(gm: fx.GraphModule, node: fx.Node, made: fx.Node, detail: str) -> C
     node.replace_all_uses_with(made)
     gm.graph.erase_node(node)
     return Change("split joins", node.name, detail)
-
