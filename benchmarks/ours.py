@@ -23,40 +23,37 @@ class Served:
     """A compressed model as a call, the name of the session it chose for each size, and those sessions bare.
 
     `bare[rows]` is the session that serves `rows` rows without the wrapper's guards and conversions. Sessions take flat
-    tensors, which is what a case's batch is; of one request, one row of its features. `once` gives those so to the compressed model, and
+    tensors, which is what a case's batch is; where request features were declared, the batch that gives them once.
     `program` is what the sessions were compiled from, None where the original serves.
     """
 
     call: Call
-    once: Call
     chosen: Mapping[int, str]
     bare: Mapping[int, Call]
     program: Program | None
 
 
-def prepare(work: Work, sizes: Sequence[int], *, request: bool = False) -> Served:
-    """Compress a private copy of the case's model, exactly, for `sizes`, with everything left at its default.
+def prepare(work: Work, sizes: Sequence[int]) -> Served:
+    """Compress a private copy of the case's model, exactly, for `sizes`, everything else left at its default.
 
-    With `request`, the case's request features are declared.
+    Request features are declared where the case has any.
     """
-    given = work.case.given_once if request else tuple
-    declared = (work.case.request or None) if request else None
     fast = fastrec.compress(
-        work.model(), work.example, request_features=declared, batch_sizes=tuple(sizes), progress=False
+        work.model(),
+        work.example,
+        request_features=work.case.request or None,
+        batch_sizes=tuple(sizes),
+        progress=False,
     )
 
     def call(batch: Batch) -> Tensor:
         return cast("Tensor", fast(*batch))
 
-    def once(batch: Batch) -> Tensor:
-        return cast("Tensor", fast(*given(batch)))
-
     def bare(session: Session) -> Call:
-        return lambda batch: session(*given(batch))[0]
+        return lambda batch: session(*batch)[0]
 
     return Served(
         call,
-        once,
         {size.rows: size.session for size in fast.report.sizes},
         {rows: bare(fast.session(rows)) for rows in sizes},
         fast.program,

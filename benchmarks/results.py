@@ -119,9 +119,10 @@ class Results:
         eager, best = [], []
         for name in cases:
             for cell in self.cases[name].cells if name in self.cases else ():
-                if cell.rows in sizes and cell.best in cell.speedup and "eager" in cell.speedup:
+                peer = cell.best
+                if cell.rows in sizes and peer in cell.speedup and "eager" in cell.speedup:
                     eager.append(cell.speedup["eager"].value)
-                    best.append(cell.speedup[cell.best].value)
+                    best.append(cell.speedup[str(peer)].value)
         return Means(geometric_mean(eager), geometric_mean(best), len(eager)) if eager else None
 
     def with_case(self, case: CaseResult) -> Results:

@@ -20,10 +20,11 @@ from .ceilings import Rates, Remaining, ceiling, measure_rates
 from .models import CASES
 from .peers import PEERS, Work
 from .readme import with_table
-from .results import OURS, CaseResult, Cell, Means, Overhead, Prepared, Results, merge
+from .results import ONCE, OURS, CaseResult, Cell, Means, Overhead, Prepared, Results, merge
 from .run import main
 from .tables import brief, markdown
 from .turns import take_turns
+from .worker import _Bench
 
 
 def _result(speedup: float) -> CaseResult:
@@ -168,6 +169,17 @@ def test_one_request_is_the_same_in_every_row_and_candidates_are_not(name: str) 
             assert torch.equal(same[..., columns], free[:1][..., columns].expand(4, -1)) if columns else True
             assert torch.equal(same[..., rest], free[..., rest]) and one is same
             assert not torch.equal(same[:1].expand_as(same), same)
+
+
+def test_each_way_is_timed_on_its_own_form_of_the_same_batch() -> None:
+    case = CASES["two_tower"].of_one_request()
+    bench = _Bench(case, (3,), 0.0, 0, lambda text: None)
+    seen: dict[str, list[tuple[Tensor, ...]]] = {OURS: [], ONCE: []}
+    calls = {name: batches.append for name, batches in seen.items()}
+    bench.turns(calls, bench.inputs(3, 1), 0.0, 2)
+    assert len(seen[OURS]) == len(seen[ONCE]) == 4
+    for (user, item), (one, same) in zip(seen[OURS], seen[ONCE], strict=True):
+        assert user.shape == (3, 8) and torch.equal(one, user[:1]) and same is item
 
 
 def test_a_peer_that_needs_what_is_not_there_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

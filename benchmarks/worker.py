@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastrec.capture import capture
-from fastrec.measure import machine, resident_bytes
+from fastrec.measure import Samples, machine, resident_bytes
 from fastrec.program import Program
 
 from . import ours
@@ -31,6 +31,8 @@ WARM_CALLS = 2
 MIN_ROUNDS, MIN_ROUNDS_SLOW, SLOW = 36, 18, 0.5  # rounds; a round slower than SLOW seconds gets fewer of them
 WRAPPER_ROWS = (1, 100)
 LEFT_OUT = "left out of this run"
+BARE = "bare"
+GIVEN_ONCE = (ONCE, BARE)  # what takes one row of the request's features; the others take them repeated
 
 
 @dataclass
@@ -55,6 +57,25 @@ class _Bench:
         generator = self.generator(stream)
         return lambda: self.case.make_batch(rows, generator)
 
+    def fed(self, name: str, batch: Batch) -> Batch:
+        """The batch in the form in which this way takes it."""
+        return self.case.given_once(batch) if name in GIVEN_ONCE else batch
+
+    def turns(
+        self, calls: Mapping[str, Call], make: Callable[[], Batch], seconds: float, rounds: int
+    ) -> Samples:
+        """Time `calls`, each on its form of the same batches, which is made outside the timing."""
+
+        def forms() -> dict[bool, Batch]:
+            batch = make()
+            return {False: batch, True: self.case.given_once(batch)}
+
+        def taking(call: Call, once: bool) -> Callable[[dict[bool, Batch]], object]:
+            return lambda forms: call(forms[once])
+
+        fed = {name: taking(call, name in GIVEN_ONCE) for name, call in calls.items()}
+        return take_turns(fed, forms, seconds=seconds, min_rounds=rounds)
+
     def prepare(self, name: str, build: Callable[[], Call]) -> None:
         """Build one way to serve and call it at every size; what fails is listed with its reason."""
         before, start = resident_bytes(), time.perf_counter()
@@ -64,7 +85,7 @@ class _Bench:
             for rows in self.sizes:
                 make = self.inputs(rows, 1)
                 for _ in range(WARM_CALLS):
-                    call(make())
+                    call(self.fed(name, make()))
         except Exception as error:
             self.absent[name] = _reason(error)
             self.say(f"  {name}: cannot run: {self.absent[name]}")
@@ -80,7 +101,7 @@ class _Bench:
         expected = self.calls["eager"](batch)
         found = {}
         for name, call in list(self.calls.items()):
-            got = call(batch)
+            got = call(self.fed(name, batch))
             delta = float((got - expected).abs().max()) if got.shape == expected.shape else float("nan")
             if np.isfinite(delta):
                 found[name] = delta
@@ -95,12 +116,10 @@ class _Bench:
         difference = self.differences(rows)
         make = self.inputs(rows, 10 + rows)
         start = time.perf_counter()
-        for call in self.calls.values():
-            call(make())
+        for name, call in self.calls.items():
+            call(self.fed(name, make()))
         slow = time.perf_counter() - start > SLOW
-        samples = take_turns(
-            self.calls, make, seconds=self.seconds, min_rounds=MIN_ROUNDS_SLOW if slow else MIN_ROUNDS
-        )
+        samples = self.turns(self.calls, make, self.seconds, MIN_ROUNDS_SLOW if slow else MIN_ROUNDS)
         latency = {name: samples.latency(name) for name in self.calls}
         speedup = {
             name: samples.ratio(name, OURS) for name in self.calls if OURS in self.calls and name != OURS
@@ -128,8 +147,7 @@ def measure_case(
     which is told which they are, also gets them once. Torch is set to one thread: call this in a process of its own.
     """
     torch.set_num_threads(1)
-    if request:
-        case = case.of_one_request()
+    case = case.of_one_request() if request else replace(case, request=None)
     names = ["eager", *(name for name in peers if name != "eager")]  # the others are compared with eager
     with tempfile.TemporaryDirectory() as folder:
         # Compiled code of an earlier run would make the seconds to prepare look like nothing.
@@ -151,9 +169,9 @@ def measure_case(
                 bench.prepare(name, _builder(peer, work))
         served: list[ours.Served] = []
         if fastrec:
-            bench.prepare(OURS, lambda: _ours(work, sizes, request, served))
-            if request and case.request and OURS in bench.calls:
-                bench.prepare(ONCE, lambda: served[0].once)
+            bench.prepare(OURS, lambda: _ours(work, sizes, served))
+            if case.request and OURS in bench.calls:
+                bench.prepare(ONCE, lambda: served[0].call)
         else:
             bench.absent[OURS] = LEFT_OUT
         chosen = served[0].chosen if served else {}
@@ -181,8 +199,8 @@ def _builder(peer: Peer, work: Work) -> Callable[[], Call]:
     return lambda: peer.prepare(work)
 
 
-def _ours(work: Work, sizes: Sequence[int], request: bool, served: list[ours.Served]) -> Call:
-    served.append(ours.prepare(work, sizes, request=request))
+def _ours(work: Work, sizes: Sequence[int], served: list[ours.Served]) -> Call:
+    served.append(ours.prepare(work, sizes))
     return served[0].call
 
 
@@ -196,13 +214,9 @@ def _bounded(work: Work, served: ours.Served, cells: Sequence[Cell]) -> tuple[tu
 
 def _overhead(bench: _Bench, served: ours.Served, rows: int) -> Overhead:
     """What the wrapper adds to its session, by turns on the same inputs."""
-    samples = take_turns(
-        {"wrapped": served.call, "bare": served.bare[rows]},
-        bench.inputs(rows, 10_000 + rows),
-        seconds=bench.seconds / 2,
-        min_rounds=MIN_ROUNDS,
-    )
-    wrapped, bare = samples.seconds["wrapped"], samples.seconds["bare"]
+    calls = {"wrapped": served.call, BARE: served.bare[rows]}
+    samples = bench.turns(calls, bench.inputs(rows, 10_000 + rows), bench.seconds / 2, MIN_ROUNDS)
+    wrapped, bare = samples.seconds["wrapped"], samples.seconds[BARE]
     draws = np.random.default_rng(0).integers(0, len(bare), (2000, len(bare)))
     low, high = np.quantile(
         np.median(wrapped[draws], axis=1) - np.median(bare[draws], axis=1), (0.025, 0.975)
