@@ -223,7 +223,7 @@ def is_written(node: fx.Node) -> bool:
 
 def sweep(gm: fx.GraphModule) -> None:
     """Removes nodes without effect and tensors without reader, then checks and compiles the graph."""
-    gm.graph.eliminate_dead_code()
+    gm.graph.eliminate_dead_code(_has_effect)
     for node in list(gm.graph.nodes):
         if node.op == "get_attr" and not node.users:
             gm.graph.erase_node(node)
@@ -234,6 +234,13 @@ def sweep(gm: fx.GraphModule) -> None:
     gm.delete_all_unused_submodules()
     gm.graph.lint()
     gm.recompile()
+
+
+def _has_effect(node: fx.Node) -> bool:
+    """Whether the node matters without a reader: attention without dropout and recurrences in evaluation do not."""
+    if node.is_impure() and isinstance(node.target, OpOverload):
+        return is_written(node) or is_random(node)
+    return bool(node.is_impure())
 
 
 def normalise(gm: fx.GraphModule) -> fx.GraphModule:
