@@ -8,12 +8,12 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "fastrec"
 FLOORS = {
     "errors": 0,
-    **dict.fromkeys(("inputs", "rows", "program", "graph", "capture", "guards", "fresh", "request", "cost", "plain", "wording", "quiet", "progress"), 1),
+    **dict.fromkeys(("inputs", "rows", "program", "graph", "capture", "guards", "fresh", "request", "sides", "by_row", "given", "catalogue", "best", "cost", "plain", "wording", "quiet", "progress"), 1),
     **dict.fromkeys(("techniques", "backends", "measure"), 2),
     "recipe": 3,
     "report": 4,
     **dict.fromkeys(("plan", "render", "arguments"), 5),
-    **dict.fromkeys(("compressed", "pipeline"), 6),
+    **dict.fromkeys(("compressed", "pipeline", "scorer"), 6),
 }  # fmt: skip
 
 

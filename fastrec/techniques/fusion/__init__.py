@@ -22,6 +22,7 @@ from ..base import Applied, Change, Skip, Technique
 from .bags import simplify_bags
 from .common_subexpressions import merge_common
 from .constants import fold_constants
+from .dot_products import multiply_by_vector
 from .linears import merge_linears
 from .no_ops import remove_no_ops
 from .norms import fold_norms
@@ -50,6 +51,7 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
         split_joins,
         drop_expands,
         split_linears,
+        multiply_by_vector,
     ),
     (stack_lookups, stack_bags, pack_columns, select_pairs),
 )
