@@ -111,7 +111,7 @@ class Rows:
             return len(held) == 1
         if name == "layer_norm":
             normalised: Any = node.args[1]
-            return axis < node.meta["val"].dim() - len(normalised)
+            return bool(axis < node.meta["val"].dim() - len(normalised))
         if name == "scaled_dot_product_attention":
             return node.args[0] in held and all(self.axis(arg) < arg.meta["val"].ndim - 2 for arg in held)
         if name in _BATCHED:

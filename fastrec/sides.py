@@ -160,7 +160,7 @@ def _columns(node: fx.Node) -> set[int] | None:
     if is_call(node, aten.select.int) and rest[0] in (1, -1) and isinstance(rest[1], int):
         return {rest[1] % width}
     if is_call(node, aten.slice.Tensor) and rest and rest[0] in (1, -1):
-        bounds = [*rest[1:], *[None] * (4 - len(rest))]
+        bounds: list[Any] = [*rest[1:], *[None] * (4 - len(rest))]
         if all(bound is None or isinstance(bound, int) for bound in bounds):
             return set(range(width)[slice(*bounds)])
     if is_call(node, aten.index_select.default) and rest[0] in (1, -1):

@@ -47,15 +47,17 @@ def multiply_by_vector(gm: fx.GraphModule) -> list[Change]:
 
 def _of_sum(gm: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     product, dims, *rest = node.args
-    pair: tuple[Any, Any]
     if not is_call(product, aten.mul.Tensor) or not isinstance(product, fx.Node) or node.kwargs:
         return None
-    if len(product.users) != 1 or not all(isinstance(arg, fx.Node) for arg in product.args):
+    ndim = value(product).ndim
+    if len(product.users) != 1 or not isinstance(dims, (list, tuple)):
         return None
-    pair, ndim = (product.args[0], product.args[1]), value(product).ndim
-    if not isinstance(dims, (list, tuple)) or [dim % ndim for dim in dims] != [ndim - 1]:  # type: ignore[operator]
+    if [dim % ndim for dim in dims if isinstance(dim, int)] != [ndim - 1]:
         return None
-    for vector, block in (pair, pair[::-1]):
+    left: Any
+    right: Any
+    left, right = product.args
+    for vector, block in ((left, right), (right, left)):
         one = _one(vector, -1)
         if one is not None and _alike(one, block) and _same(value(block).shape, value(product).shape):
             with gm.graph.inserting_before(node):
