@@ -30,7 +30,7 @@ __all__ = ["Scorer", "precompute"]
 _LIMIT = 4 << 30
 _CHUNK_BYTES, _FEWEST = 64 << 20, 1024
 _CHECKED = 256
-_RESCORED = 4096
+_RESCORED, _PADDED = 4096, 32
 
 
 def precompute(
@@ -189,7 +189,7 @@ class Scorer:
         if within and len(rows) > 1 and len(rows) <= _RESCORED and bool((best.diff() > -within).any()):
             # Nearer than rounding: the model itself decides which comes first.
             rows = rows.sort().values
-            order = self._original(flat, rows)[place].flatten().sort(descending=True, stable=True)
+            order = self._rescored(flat, rows, place).sort(descending=True, stable=True)
             best, rows = order.values, rows[order.indices]
         return best[:k], rows[:k]
 
@@ -247,6 +247,11 @@ class Scorer:
         """The model's own flat outputs."""
         return self._catalogue.original.run(self._catalogue.together(flat, self._given, rows))[0]
 
+    def _rescored(self, flat: Sequence[Tensor], rows: Tensor, place: int) -> Tensor:
+        """The model's own scores of some rows, with more rows behind them: kernels round the last few in another way."""
+        padded = torch.cat([rows, rows[:1].expand(-len(rows) % _PADDED + _PADDED)])
+        return self._original(flat, padded)[place].flatten()[: len(rows)]
+
     def _scores(self, flat: Sequence[Tensor], place: int) -> Tensor:
         """The scores (M,) of all candidates."""
         if self.candidates in self._catalogue.exempt:
@@ -280,7 +285,9 @@ class Scorer:
         raise InputError(f"{what}: output={able or 'none'} holds one number per candidate.")
 
     def _read_rows(self, rows: Tensor | Sequence[int]) -> Tensor:
-        found = torch.as_tensor(rows, dtype=None if len(rows) else torch.long)
+        found = torch.as_tensor(rows)
+        if found.shape == (0,):
+            found = found.long()
         if found.dim() != 1 or found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
             raise InputError(
                 f"rows is a vector of row numbers, got {found.dtype} of shape {tuple(found.shape)}",

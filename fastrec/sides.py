@@ -76,6 +76,9 @@ def split_sides(asked: Program, *, whole: bool = False) -> Sides:
     users = [node for node in crossing if sides[node] is Side.REQUEST]
     items = [node for node in crossing if sides[node] is Side.CANDIDATES]
     raw = [i for i in candidates if sides[inputs[i]] is Side.BOTH and _crosses(inputs[i], sides)]
+    # Values are cut by what counts them.
+    cutters = {features[i].group for i in raw if features[i].role == "values"}
+    raw = [i for i in candidates if i in raw or features[i].name in cutters]
     if not items and not raw:
         # Something has to say how many candidates there are.
         raw = [i for i in candidates if sides[inputs[i]] is Side.BOTH][:1]
@@ -115,7 +118,8 @@ def _colour(
 def _side_of_input(node: fx.Node, feature: Feature, rows: Rows) -> Side:
     if feature.role == "fixed":
         return Side.REQUEST
-    return Side.CANDIDATES if feature.request is False and rows.counted(node) else Side.BOTH
+    own = feature.role == "rows" and not isinstance(feature.request, tuple)
+    return Side.CANDIDATES if own and rows.counted(node) else Side.BOTH
 
 
 def _side_of_call(
