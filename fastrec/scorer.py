@@ -183,7 +183,7 @@ class Scorer:
         place = self._place(output)
         flat = self._catalogue.read_request(request)
         scores = self._scores(flat, place)
-        within = 2 * self._rounding[place]
+        within = 2 * self._rounding[place] if self._layout.independent else 0.0
         rows = best_rows(scores, k, within=within)
         best = scores[rows]
         if within and len(rows) > 1 and len(rows) <= _RESCORED and bool((best.diff() > -within).any()):

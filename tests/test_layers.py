@@ -13,7 +13,7 @@ FLOORS = {
     "recipe": 3,
     "report": 4,
     **dict.fromkeys(("plan", "render", "arguments"), 5),
-    **dict.fromkeys(("compressed", "pipeline", "scorer"), 6),
+    **dict.fromkeys(("compressed", "verify", "pipeline", "scorer"), 6),
 }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """What is the same in every row is computed at one row.
 
     f(expand(x_1), ..., expand(x_k), c)  =  expand(f(x_1, ..., x_k, c))        x_i (1, ...), expanded to (N, ...)
+    cat([expand(x_1), expand(x_2), y])   =  cat([expand(cat([x_1, x_2])), y])
 
 for f that acts row by row, and c constants. Applied to whole stretches of the graph at once: everything that comes
 from the request and from constants alone is computed at N = 1, sizes read off the batch included, and expanded
@@ -16,6 +17,7 @@ from __future__ import annotations
 import math
 import operator
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -25,14 +27,26 @@ from ...graph import emit, evaluate, is_call, operator_name, value
 from ..base import Change
 from .purity import is_pure, writes
 
-__all__ = ["compute_once", "row_axes", "spread_of"]
+__all__ = ["compute_once", "dimension", "row_axes", "spread_of"]
 
 aten = torch.ops.aten
 
 _RESHAPES = frozenset(("view", "reshape", "flatten", "unflatten"))
 # Sizes of the batch are these operators' shapes; anywhere else the number of rows is a number.
-_SIZED = _RESHAPES | {"expand", "repeat", "zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "sym_size"}
-_FILLS = frozenset(("zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "full_like"))
+_SIZED = _RESHAPES | {
+    "expand",
+    "repeat",
+    "zeros",
+    "ones",
+    "full",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "sym_size",
+}
+_FILLS = frozenset(
+    ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "full_like")
+)
 _MOVES = frozenset(("permute", "transpose", "unsqueeze", "squeeze", "stack", "select", "unbind", "expand"))
 _BAGS = frozenset(("embedding_bag", "_embedding_bag"))
 _AXES = frozenset(("dim", "dims", "axis", "dim0", "dim1"))
@@ -45,7 +59,7 @@ def compute_once(gm: fx.GraphModule) -> list[Change]:
     changes: list[Change] = []
     for symbol in _symbols(gm):
         changes += _Colouring(gm, symbol).rewrite()
-    return changes
+    return [*changes, *_neighbours(gm)]
 
 
 def spread_of(node: Any) -> tuple[fx.Node, int, fx.Node] | None:
@@ -68,9 +82,16 @@ def spread_of(node: Any) -> tuple[fx.Node, int, fx.Node] | None:
     return source, grown[0], sizes[grown[0]]
 
 
+def dimension(node: fx.Node, place: int, name: str = "dim", default: int = 0) -> int:
+    """The dimension that a call names, by position or by name."""
+    given = node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
+    assert isinstance(given, int)
+    return given
+
+
 def row_axes(shape: torch.Size, symbol: Any) -> list[tuple[int, int]] | None:
     """The dimensions that count rows, each with how many entries a row has there; None for other dependencies."""
-    found = []
+    found: list[tuple[int, int]] = []
     for axis, size in enumerate(shape):
         if not isinstance(size, torch.SymInt):
             continue
@@ -88,13 +109,17 @@ def _is_one(size: Any) -> bool:
     return isinstance(size, int) and size == 1
 
 
+def _expression(size: Any) -> Any:
+    return size.node.expr
+
+
 def _symbols(gm: fx.GraphModule) -> list[Any]:
     """The sizes that something is repeated to."""
     found: dict[Any, None] = {}
     for node in gm.graph.nodes:
         spread = spread_of(node)
         if spread is not None:
-            expression = value(node).shape[spread[1]].node.expr
+            expression = _expression(value(node).shape[spread[1]])
             if expression.is_Symbol:
                 found[expression] = None
     return list(found)
@@ -131,10 +156,12 @@ class _Colouring:
 
     def _visit(self, node: fx.Node) -> None:
         spread = spread_of(node)
-        if spread is not None and value(node).shape[spread[1]].node.expr == self._symbol:
+        if spread is not None and _expression(value(node).shape[spread[1]]) == self._symbol:
             source, axis, count = spread
             if row_axes(value(source).shape, self._symbol) == []:
-                self._repeated[node] = _Repeated(source, [(axis, 1)], count, given=is_call(node, aten.expand.default))
+                self._repeated[node] = _Repeated(
+                    source, [(axis, 1)], count, given=is_call(node, aten.expand.default)
+                )
                 return
         if not is_pure(node):
             return
@@ -183,7 +210,9 @@ class _Colouring:
             return False
         if name in _MOVES or not isinstance(node.target, torch._ops.OpOverload):
             return True
-        given = dict(zip((a.name for a in node.target._schema.arguments), node.args, strict=False)) | dict(node.kwargs)
+        given = dict(zip((a.name for a in node.target._schema.arguments), node.args, strict=False)) | dict(
+            node.kwargs
+        )
         if given.get("training") is True:
             return False
         sources = [(arg, axis) for arg in node.all_input_nodes if (axis := self._axis_of(arg)) is not None]
@@ -199,7 +228,7 @@ class _Colouring:
         before, after = (row_axes(value(n).shape, self._symbol) for n in (source, node))
         if before is None or after is None or len(before) != 1 or len(after) != 1:
             return source in self._constant
-        lead = [math.prod(value(n).shape[:axes[0][0]]) for n, axes in ((source, before), (node, after))]
+        lead = [math.prod(value(n).shape[: axes[0][0]]) for n, axes in ((source, before), (node, after))]
         return lead[0] == lead[1]
 
     def _compute(self, node: fx.Node, name: str) -> None:
@@ -289,6 +318,37 @@ class _Colouring:
         return Change("compute once", node.name, "at one row, for all of a request's candidates")
 
 
+def _neighbours(gm: fx.GraphModule) -> list[Change]:
+    """Repeated operands next to each other in a join are joined at one row, and repeated together."""
+    changes = []
+    for node in list(gm.graph.nodes):
+        if not is_call(node, aten.cat.default):
+            continue
+        axis = dimension(node, 1) % value(node).ndim
+        operands: list[Any] = []
+        for rows, run in groupby(node.args[0], key=lambda part: _rows_beside(part, axis)):
+            parts = list(run)
+            if rows is None or len(parts) == 1:
+                operands += parts
+                continue
+            spreads = [spread for part in parts if (spread := spread_of(part)) is not None]
+            with gm.graph.inserting_before(node):
+                joined = emit(gm, aten.cat.default, ([source for source, _, _ in spreads], axis))
+                operands.append(_expand(gm, joined, (rows, 1), spreads[0][2]))
+        if len(operands) < len(node.args[0]):
+            changes.append(
+                Change("compute once", node.name, f"{len(node.args[0])} operands are {len(operands)}")
+            )
+            node.args = (operands, axis)
+    return changes
+
+
+def _rows_beside(part: Any, axis: int) -> int | None:
+    """The dimension along which an operand is repeated, where that is not the one it is joined along."""
+    spread = spread_of(part)
+    return None if spread is None or spread[1] == axis else spread[1]
+
+
 class _Unknown(Exception):
     """A size that is not known at one row."""
 
@@ -302,4 +362,3 @@ def _expand(gm: fx.GraphModule, once: fx.Node, rows: tuple[int, int], count: fx.
     opened = emit(gm, aten.unsqueeze.default, (once, axis))
     spread = emit(gm, aten.expand.default, (opened, [*shape[:axis], count, *shape[axis:]]))
     return emit(gm, aten.reshape.default, (spread, [*shape[:axis], -1, *shape[axis + 1 :]]))
-

@@ -30,8 +30,8 @@ from torch import Tensor, fx
 
 from ...graph import add_constant, constant, emit, is_call, operator_name, value
 from ..base import Change
-from .joins import Joins, dimension
-from .once import spread_of
+from .joins import Joins
+from .once import dimension
 from .purity import writes
 
 __all__ = ["split_linears"]
@@ -77,7 +77,7 @@ def _split(gm: fx.GraphModule, joins: Joins, node: fx.Node) -> Change | None:
         return None
     terms = _merged(_Opening(joins, _full(x)).terms(x, weight.double(), 1))
     whole = math.prod(_sized(n) for n in value(x).shape)
-    if len(terms) < 2 and (not terms or terms[0].leaf is x) or sum(t.size for t in terms) > _WORTH * whole:
+    if (len(terms) < 2 and (not terms or terms[0].leaf is x)) or sum(t.size for t in terms) > _WORTH * whole:
         return None
     groups: dict[tuple[str, ...], list[_Term]] = {}
     for term in sorted(terms, key=lambda t: t.size):
@@ -148,10 +148,14 @@ class _Opening:
             return found
         if name in ("add", "sub") and not x.kwargs and len(x.args) == 2:
             sides = [side for side in x.args if isinstance(side, fx.Node)]
-            if len(sides) != 2 or any(value(s).ndim < 1 or value(s).shape[-1] != value(x).shape[-1] for s in sides):
+            if len(sides) != 2 or any(
+                value(s).ndim < 1 or value(s).shape[-1] != value(x).shape[-1] for s in sides
+            ):
                 return None
             signs = (columns, -columns if name == "sub" else columns)
-            return [t for side, mine in zip(sides, signs, strict=True) for t in self.terms(side, mine, depth + 1)]
+            return [
+                t for side, mine in zip(sides, signs, strict=True) for t in self.terms(side, mine, depth + 1)
+            ]
         if name == "neg":
             assert isinstance(x.args[0], fx.Node)
             return self.terms(x.args[0], -columns, depth + 1)
@@ -170,7 +174,12 @@ def _merged(terms: list[_Term]) -> list[_Term]:
 
 
 def _product(
-    gm: fx.GraphModule, node: fx.Node, members: list[_Term], dtype: torch.dtype, bias: Any, total: fx.Node | None
+    gm: fx.GraphModule,
+    node: fx.Node,
+    members: list[_Term],
+    dtype: torch.dtype,
+    bias: Any,
+    total: fx.Node | None,
 ) -> tuple[fx.Node, int]:
     """`total` plus the linear map of these terms, which are of one size; the smaller sum is the bias where it can be."""
     leaf = members[0].leaf
