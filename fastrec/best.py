@@ -23,6 +23,8 @@ def best_rows(scores: Tensor, k: int, *, within: float = 0.0) -> Tensor:
         >>> best_rows(torch.tensor([0.1, 0.9, 0.3, 0.9]), 2, within=0.7).tolist()
         [1, 3, 2]
     """
+    if scores.is_floating_point() and scores.element_size() < 4:
+        scores = scores.float()
     rows = torch.arange(len(scores)) if len(scores) <= 2 * _BLOCKS * k else _reaching(scores, k, within)
     order = torch.sort(scores[rows], descending=True, stable=True)
     if not within:
@@ -39,6 +41,6 @@ def _reaching(scores: Tensor, k: int, within: float) -> Tensor:
     whole = blocks * size
     maxima = scores[:whole].view(size, blocks).amax(0)
     bound = maxima.topk(k).values[-1]
+    limit = bound.item() - within if within else bound.item()
     # Written so that NaN passes.
-    below = (scores.numpy() < (bound - within).item()) if within else scores.numpy() < bound.item()
-    return torch.from_numpy((~below).nonzero()[0])
+    return torch.from_numpy((~(scores.numpy() < limit)).nonzero()[0])

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from .by_row import RESHAPES, Rows
-from .graph import constant, is_call, is_written, operator_name
+from .graph import constant, copy_graph, emit, is_call, is_written, operator_name
 from .inputs import Feature
 from .program import Program
 
@@ -65,11 +65,15 @@ def split_sides(asked: Program, *, whole: bool = False) -> Sides:
 
     Cost: one walk over the graph. Its constants are shared.
     """
-    gm, features = asked.model, asked.layout.features
-    assert isinstance(gm, fx.GraphModule)
+    assert isinstance(asked.model, fx.GraphModule)
+    gm, features = copy_graph(asked.model), asked.layout.features
     inputs = [node for node in gm.graph.nodes if node.op == "placeholder"]
     rows = Rows(inputs, features)
-    sides = _colour(gm, dict(zip(inputs, features, strict=True)), rows, whole)
+    held = dict(zip(inputs, features, strict=True))
+    sides = _colour(gm, held, rows, whole)
+    if _take_biases_out(gm, sides):
+        sides = _colour(gm, held, rows, whole)
+    _settle(gm, sides, rows)
     candidates = [i for i, feature in enumerate(features) if feature.role != "fixed"]
     request = [i for i, f in enumerate(features) if f.role == "fixed" or isinstance(f.request, tuple)]
     crossing = [node for node in gm.graph.nodes if sides.get(node) is not None and _crosses(node, sides)]
@@ -97,7 +101,7 @@ def split_sides(asked: Program, *, whole: bool = False) -> Sides:
 def _colour(
     gm: fx.GraphModule, features: dict[fx.Node, Feature], rows: Rows, whole: bool
 ) -> dict[fx.Node, Side]:
-    """The side of every node but the output. Only tensors cross from one side to `score`."""
+    """The side of every node but the output."""
     sides: dict[fx.Node, Side] = {}
     # What is written in place may be read under another name.
     whole = whole or any(is_written(node) for node in gm.graph.nodes)
@@ -108,11 +112,33 @@ def _colour(
             sides[node] = Side.CONSTANT
         elif node.op == "call_function":
             sides[node] = _side_of_call(node, features, sides, rows, whole)
+    return sides
+
+
+def _settle(gm: fx.GraphModule, sides: dict[fx.Node, Side], rows: Rows) -> None:
+    """Leaves to `score` what cannot cross to it, or is better computed there."""
     for node in reversed(gm.graph.nodes):
         one_sided = node.op == "call_function" and sides[node] in (Side.REQUEST, Side.CANDIDATES)
         if one_sided and _crosses(node, sides) and not _may_cross(node, sides, rows):
             sides[node] = Side.BOTH
-    return sides
+
+
+def _take_biases_out(gm: fx.GraphModule, sides: dict[fx.Node, Side]) -> bool:
+    """`linear(x, W, b)` as `linear(x, W) + b` where x is the candidates' and b the request's: `W x` is done once."""
+    found = [
+        node
+        for node in gm.graph.nodes
+        if is_call(node, aten.linear.default)
+        and len(node.args) == 3
+        and [sides.get(arg) for arg in node.args] == [Side.CANDIDATES, Side.CONSTANT, Side.REQUEST]
+    ]
+    for node in found:
+        x, weight, bias = node.args
+        with gm.graph.inserting_before(node):
+            made = emit(gm, aten.add.Tensor, (emit(gm, aten.linear.default, (x, weight)), bias))
+        node.replace_all_uses_with(made)
+        gm.graph.erase_node(node)
+    return bool(found)
 
 
 def _side_of_input(node: fx.Node, feature: Feature, rows: Rows) -> Side:
