@@ -51,6 +51,24 @@ def precompute(
     Raises `InputError` for candidates that do not fit or would take more than `limit_bytes` (nothing is computed
     then), `IdOutOfRangeError` at an id that no table has, naming feature and row. Cost: one pass over the catalogue,
     in chunks of some 64 MB.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> from fastrec.capture import capture
+        >>> from fastrec.request import ask, read_request
+        >>> class Dot(torch.nn.Module):
+        ...     def forward(self, user, item):
+        ...         return (user * item).sum(-1)
+        >>> original = Program.read(Dot(), (torch.ones(4, 2), torch.randn(4, 2)))
+        >>> features = read_request(original.layout.features, ["user"])
+        >>> original = replace(original, layout=replace(original.layout, features=features))
+        >>> items = torch.tensor([[1.0, 2.0], [5.0, 0.0], [3.0, 3.0]])
+        >>> scorer = precompute(original, ask(capture(original)), {"item": items})
+        >>> scorer({"user": torch.tensor([[1.0, 1.0]])}, [2, 0])
+        tensor([6., 3.])
+        >>> values, rows = scorer.topk({"user": torch.tensor([[1.0, 1.0]])}, 2)
+        >>> values.tolist(), rows.tolist()
+        ([6.0, 5.0], [2, 1])
     """
     catalogue = Catalogue(original, asked, guard)
     given = catalogue.read_candidates(candidates)
