@@ -225,9 +225,8 @@ def ask(captured: Program) -> Program:
         raise InputError(
             "request_features: every feature that counts rows belongs to the request, and none is left to its candidates"
         )
-    first = next(node for node in gm.graph.nodes if node.op != "placeholder")
     made: list[Feature] = []
-    with gm.graph.inserting_before(first):
+    with gm.graph.inserting_before(inputs[-1].next):
         count = emit(gm, aten.sym_size.int, (rows[0], rows[1].axis or 0))
         for node, feature in zip(inputs, features, strict=True):
             if feature.request is True and feature.role == "rows":
