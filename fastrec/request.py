@@ -116,14 +116,17 @@ class Once:
         return bool(self._whole or self._mixed)
 
     def one(self, tensors: list[Tensor]) -> list[Tensor]:
-        """The flat batch with one row of each request feature.
+        """The flat batch with one row of each request feature; of a batch of no rows, a row of zeros.
 
         Raises `RequestMismatchError` where rows of one differ.
         """
         made = list(tensors)
         for index, axis in self._whole:
             tensor = tensors[index]
-            if tensor.shape[axis] != 1:
+            if tensor.shape[axis] == 0:
+                # No answer reads it, and zero is an id of every table.
+                made[index] = tensor.new_zeros([1 if k == axis else n for k, n in enumerate(tensor.shape)])
+            elif tensor.shape[axis] != 1:
                 if self._check:
                     self._compare(index, tensor, axis)
                 made[index] = tensor.narrow(axis, 0, 1)
