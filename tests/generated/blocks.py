@@ -231,7 +231,7 @@ class FieldWeightedCore(Core):
 class DotsCore(Core):
     """See `Dots`."""
 
-    mask: Tensor
+    chosen: Tensor
 
     def __init__(self, block: Dots, plan: Plan) -> None:
         super().__init__(block, plan)
@@ -240,7 +240,7 @@ class DotsCore(Core):
         count = len(self.places) + self.numbers
         if self.numbers:
             self.bottom = nn.Sequential(nn.Linear(plan.numbers, plan.width), nn.ReLU())
-        self.register_buffer("mask", torch.triu(torch.ones(count, count, dtype=torch.bool), 1))
+        self.register_buffer("chosen", torch.ones(count, count).triu(1).nonzero())
         pairs = count * count if block.form == "all" else count * (count - 1) // 2
         self.width = pairs + self.numbers * plan.width
 
@@ -259,9 +259,11 @@ class DotsCore(Core):
         products = torch.bmm(block, block.transpose(1, 2))
         if form == "all":
             return products.flatten(1)
-        if form == "mask":
-            return products[:, self.mask]
-        if form == "lists":
+        if form == "flat":
+            return products.flatten(1)[:, self.chosen[:, 0] * count + self.chosen[:, 1]]
+        if form == "buffer":
+            first, second = self.chosen.unbind(1)
+        elif form == "lists":
             first = torch.tensor([i for i in range(count) for _ in range(i)])
             second = torch.tensor([j for i in range(count) for j in range(i)])
         elif form == "tril":

@@ -241,7 +241,7 @@ WITH_VECTORS = (
         Pairs, form=st.sampled_from(("square", "pow", "loop", "stack", "gram", "index")), total=st.booleans()
     ),
     _of(FieldWeighted, form=st.sampled_from(("loop", "gram", "index", "einsum"))),
-    _of(Dots, form=st.sampled_from(("tril", "triu", "mask", "lists", "loop", "all")), numbers=st.booleans()),
+    _of(Dots, form=st.sampled_from(("tril", "triu", "buffer", "flat", "lists", "loop", "all")), numbers=st.booleans()),
     _of(Excited, squeeze=st.sampled_from(("mean", "max")), form=st.sampled_from(("scale", "residual"))),
     _of(Attention, among=st.just(True), heads=st.integers(1, 2), form=st.sampled_from(("module", "explicit", "fused"))),
 )  # fmt: skip
