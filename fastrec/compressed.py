@@ -17,9 +17,10 @@ from .plan import ORIGINAL, Plan
 from .program import Program
 from .recipe import Recipe
 from .report import Report
+from .request import Once
 from .rows import count_rows
 
-__all__ = ["CompressedModel", "OriginalSession", "release_moved"]
+__all__ = ["CompressedModel", "OriginalSession", "Repeated", "release_moved"]
 
 _SHAPES = 4096
 
@@ -35,21 +36,40 @@ class OriginalSession(Session):
         return tuple(self._program.run(tensors)[0])
 
 
+class Repeated(Session):
+    """A session of the whole batch behind the face of one that takes one row of each request feature."""
+
+    def __init__(self, session: Session, once: Once) -> None:
+        self._session, self._once = session, once
+        self.resident_bytes = session.resident_bytes
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Run one batch."""
+        return self._session(*self._once.all(tensors))
+
+
 class CompressedModel(nn.Module):
     """A faster equivalent of a model, made by `compress`.
 
     Called like the model (or the method) it stands for, and answering in the same structure, dtypes and keys,
-    without gradients. Batches in shapes that the fast sessions were not made for go to the original.
+    without gradients. Features of the request may be given repeated for each candidate, or once. Batches in shapes
+    that the fast sessions were not made for go to the original.
 
-    Raises `IdOutOfRangeError` at ids that no table has and `InputError` at batches that do not fit, each naming
-    feature and row. `report` says what was measured, `recipe` what was done.
+    Raises `IdOutOfRangeError` at ids that no table has, `RequestMismatchError` at rows that differ in a feature of the
+    request and `InputError` at batches that do not fit, each naming feature and row. `report` says what was measured, `recipe` what was done.
     """
 
     report: Report
     recipe: Recipe
+    program: Program | None = None
 
     def __init__(
-        self, original: Program, sessions: Mapping[str, Session], plan: Plan | None, guard: Guard | None
+        self,
+        original: Program,
+        sessions: Mapping[str, Session],
+        plan: Plan | None,
+        guard: Guard | None,
+        once: Once,
     ) -> None:
         super().__init__()
         super().train(False)
@@ -63,7 +83,8 @@ class CompressedModel(nn.Module):
         self._spread = all(isinstance(tree, Leaf) for tree in original.layout.trees)
         self._single = isinstance(original.layout.outputs, Leaf)
         self._routes: dict[tuple[tuple[torch.Size, torch.dtype], ...], Session] = {}
-        self._fallback = OriginalSession(original)
+        self._once = once
+        self._fallback = Repeated(OriginalSession(original), once) if once else OriginalSession(original)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's answer for one batch."""
@@ -79,6 +100,8 @@ class CompressedModel(nn.Module):
             session = self._route(flat)
         if session is None:
             return self._call_unforeseen(args, kwargs, flat)
+        if self._once:
+            flat = self._once.one(flat)
         if self._guard is not None:
             self._guard(flat)
         outputs = session(*flat)
@@ -90,7 +113,7 @@ class CompressedModel(nn.Module):
         return self._original[0]
 
     def session(self, rows: int) -> Session:
-        """The session that serves `rows` rows: flat tensors in, flat tensors out, nothing checked."""
+        """The session that serves `rows` rows: flat tensors in, those of the request with one row; nothing checked."""
         # No rows are no work, and some inference libraries divide by their number: it would end the process.
         if self.plan is None or rows == 0 or rows in self._layout.exempt:
             return self._fallback
@@ -111,13 +134,15 @@ class CompressedModel(nn.Module):
         """
         features = self._layout.features
         given = tuple([(tensor.shape, tensor.dtype) for tensor in flat])
-        rows = count_rows(features, flat) if self._layout.rows is not None else 1
+        rows = count_rows(self._once.candidates, flat) if self._layout.rows is not None else 1
         for index, (feature, (shape, dtype)) in enumerate(zip(features, given, strict=True)):
             if dtype is not feature.dtype:
                 flat[index] = self._cast(index, flat[index])
             sizes: list[int | None] = list(feature.shape)
-            if feature.growing is not None and len(shape) == len(sizes):
-                sizes[feature.growing] = rows if feature.role == "rows" else shape[feature.growing]
+            axis = feature.growing
+            if axis is not None and len(shape) == len(sizes):
+                once = feature.role != "rows" or (feature.request is True and shape[axis] == 1)
+                sizes[axis] = shape[axis] if once else rows
             if list(shape) != sizes:
                 return None
         assert rows is not None
@@ -145,12 +170,17 @@ class CompressedModel(nn.Module):
         )
 
     def _call_original(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._once:
+            flat = self._once.one(self._layout.flatten(args, kwargs))
+            args, kwargs = self._layout.arguments(self._once.all(flat))
         with torch.no_grad():
             return self.original.function(*args, **kwargs)
 
     def _call_unforeseen(self, args: tuple[Any, ...], kwargs: dict[str, Any], flat: list[Tensor]) -> Any:
         try:
             return self._call_original(args, kwargs)
+        except InputError:
+            raise
         except Exception as error:
             odd = [
                 (feature, tensor)

@@ -8,30 +8,42 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, fx, nn
 
 from .arguments import own_random_state, read_backends, read_recipe, read_sizes
 from .backends import Backend, Session
 from .capture import capture
-from .compressed import CompressedModel, OriginalSession, release_moved
+from .compressed import CompressedModel, Repeated, release_moved
 from .errors import BackendError, CaptureError, FastrecError, InputError, TechniqueError
 from .fresh import Fresh
 from .guards import Guard, read_guard
 from .inputs import read_layout
-from .measure import fidelity, machine, tensor_bytes
+from .measure import machine, tensor_bytes
 from .measure.accuracy import Fidelity
-from .plan import ORIGINAL, Call, Plan, affordable, as_original, choose, confirm, remaining, share, worth_it
+from .plan import (
+    ORIGINAL,
+    Batches,
+    Call,
+    Plan,
+    affordable,
+    as_original,
+    choose,
+    confirm,
+    remaining,
+    share,
+    worth_it,
+)
 from .program import Program, target_of
 from .progress import Stages, stages
 from .recipe import Recipe
 from .report import Memory, Report, SizeResult, Step, Trial
+from .request import Declared, Once, ask, read_program, request_notes
 from .techniques import Skip, Technique
+from .verify import checked_rows, verify
 
 __all__ = ["compress"]
 
 _SIZES = (1, 32, 100, 500, 1000)
-_CHECKED = (1, 2, 3, 33)
 _BATCHES = 64
 
 
@@ -39,6 +51,8 @@ def compress(
     model: nn.Module | Callable[..., Any],
     batch: Any,
     *,
+    request_features: Declared | None = None,
+    check_request: bool = True,
     calibration: Iterable[Any] | None = None,
     recipe: Technique | Sequence[Technique] | Recipe | None = None,
     backends: Backend | Sequence[Backend] | None = None,
@@ -54,6 +68,11 @@ def compress(
     it takes: a tensor, a tuple of positional arguments, a dict of keyword arguments, nested containers. Nothing
     else is needed: the changes are exact, every session is checked against the original, and one serves only
     where it was measured faster, with the caller's number of threads.
+
+    `request_features` names what is the same in all rows of one call (the user, the context), as names of features
+    or a mapping `name -> True | columns` of a matrix: it is then computed once for all candidates, and may be given
+    repeated, as before, or once, with one row. Calls whose rows differ in it raise `RequestMismatchError`, unless
+    `check_request=False`.
 
     `calibration` gives more real batches, whose rows are then used for timing. `recipe` names the techniques
     (None: every exact one), `backends` who may run them (None: those installed), `batch_sizes` the numbers of
@@ -82,24 +101,37 @@ def compress(
     work = _Work(began, began + seconds, strict_recipe=recipe is not None)
     with own_random_state(), stages(progress) as show:
         show("reading the model")
-        program = _read(work, model, batch, calibration)
+        program = _read(work, model, batch, request_features, calibration)
         if program is None:
             return _unreadable(work, model, batch, steps)
+        once = Once(program.layout.features, check=check_request)
         captured = _apply(work, program, steps, show)
         guard: Guard | None = None
         sessions: dict[str, Session] = {}
         results: list[SizeResult] = []
         if captured is not None:
-            plain, fast = captured
-            program = replace(program, layout=replace(program.layout, exempt=plain.layout.exempt))
-            guard = read_guard(plain, on_nonfinite)
-            fresh = _fresh(work, plain, guard)
-            sessions = _compile(work, program, fast, chosen, fresh, sizes, show)
-            results = _measure(work, program, sessions, guard if guards else None, fresh, sizes, show)
-        made = _assemble(work, program, captured, sessions, results, guard if guards else None)
+            program = replace(program, layout=replace(program.layout, exempt=captured.plain.layout.exempt))
+            guard = read_guard(captured.asked, on_nonfinite)
+            fresh = _fresh(work, once, captured.asked, guard)
+            sessions = _compile(work, program, once, captured, chosen, fresh, sizes, show)
+            results = _measure(work, program, once, sessions, guard if guards else None, fresh, sizes, show)
+        made = _assemble(work, program, once, captured, sessions, results, guard if guards else None)
         made.report = _report(work, program, made, results, steps, captured)
         made.recipe = steps
     return made
+
+
+@dataclass(frozen=True)
+class _Captured:
+    """The captured program as it is, as one request asks for it, and both after the recipe.
+
+    `whole` is the former, and the latter the same program, where nothing belongs to the request.
+    """
+
+    plain: Program
+    asked: Program
+    fast: Program
+    whole: Program
 
 
 @dataclass
@@ -117,7 +149,9 @@ class _Work:
     calibration: list[list[Tensor]] = field(default_factory=list)
 
 
-def _read(work: _Work, target: Any, batch: Any, calibration: Iterable[Any] | None) -> Program | None:
+def _read(
+    work: _Work, target: Any, batch: Any, request: Declared | None, calibration: Iterable[Any] | None
+) -> Program | None:
     """The program, or None for a model that cannot be copied to be looked at."""
     model, _ = target_of(target)
     if any(module.training for module in model.modules()):
@@ -126,7 +160,7 @@ def _read(work: _Work, target: Any, batch: Any, calibration: Iterable[Any] | Non
         )
     batches = list(itertools.islice(calibration or (), _BATCHES))
     try:
-        program = Program.read(target, batch, batches)
+        program = read_program(target, batch, batches, request or ())
     except FastrecError:
         raise
     except Exception as error:  # noqa: BLE001 - a stranger's module may refuse to be copied in any way
@@ -134,7 +168,7 @@ def _read(work: _Work, target: Any, batch: Any, calibration: Iterable[Any] | Non
         return None
     for index, other in enumerate(batches):
         try:
-            work.calibration.append(program.flat(other))
+            work.calibration.append(Once(program.layout.features).all(program.flat(other)))
         except InputError as error:
             raise InputError(f"calibration batch {index}: {error}", feature=error.feature) from error
     if program.layout.rows is None:
@@ -143,10 +177,12 @@ def _read(work: _Work, target: Any, batch: Any, calibration: Iterable[Any] | Non
         )
     elif not program.layout.independent:
         work.notes.append("the answer for a row was seen to depend on the other rows of its batch")
+    if request:
+        work.notes += request_notes(program)
     return program
 
 
-def _apply(work: _Work, program: Program, recipe: Recipe, show: Stages) -> tuple[Program, Program] | None:
+def _apply(work: _Work, program: Program, recipe: Recipe, show: Stages) -> _Captured | None:
     """The captured program before and after the recipe's graph techniques; None where it cannot be captured."""
     for technique in recipe:
         if technique.level == "module":
@@ -168,12 +204,15 @@ def _apply(work: _Work, program: Program, recipe: Recipe, show: Stages) -> tuple
         if not blocked:
             work.skipped.append(Skip("capture", type(program.model).__name__, str(error)))
         return None
-    fast = plain
+    asked = fast = ask(plain)
+    whole = plain
     for technique in recipe:
         if technique.level == "graph":
             show(technique.name)
             fast = _applied(work, fast, technique)
-    return plain, fast
+            if asked is not plain:
+                whole = whole.with_model(technique.apply(whole).model)
+    return _Captured(plain, asked, fast, fast if asked is plain else whole)
 
 
 def _applied(work: _Work, program: Program, technique: Technique) -> Program:
@@ -184,91 +223,78 @@ def _applied(work: _Work, program: Program, technique: Technique) -> Program:
     return program.with_model(applied.model)
 
 
-def _fresh(work: _Work, plain: Program, guard: Guard) -> Fresh:
-    batches = work.calibration or [list(plain.batch)]
-    return Fresh(plain.layout.features, batches, guard.bounds, redraw=not work.calibration)
+def _fresh(work: _Work, once: Once, asked: Program, guard: Guard) -> Batches:
+    """Fresh batches of one request each, its features repeated, as the original takes them."""
+    given = [once.one(once.same(flat)) for flat in work.calibration or [once.all(asked.batch)]]
+    draw = Fresh(asked.layout.features, given, guard.bounds, redraw=not work.calibration)
+    if not once:
+        return draw
+    return lambda rows, index: [tensor.contiguous() for tensor in once.all(once.same(draw(rows, index)))]
 
 
 def _compile(
     work: _Work,
     program: Program,
-    fast: Program,
+    once: Once,
+    captured: _Captured,
     backends: Sequence[Backend],
-    fresh: Fresh,
+    fresh: Batches,
     sizes: Sequence[int],
     show: Stages,
 ) -> dict[str, Session]:
     """Every session that answers as the original does, by its label."""
     sessions: dict[str, Session] = {}
     budget = work.deadline - work.began
-    private = program.with_model(program.draft(private_buffers=True).eval())
-    rows = _checked_rows(fast, sizes)
-    for backend in backends:
-        show(f"compiling for {backend.label}")
-        if sessions and remaining(work.deadline) < 0.6 * budget:
-            work.trials.append(Trial(0, backend.label, None, None, "not tried: the time limit was near"))
+    original = _original_call(program.with_model(program.draft(private_buffers=True).eval()))
+    rows = checked_rows(captured.fast, sizes)
+    took: dict[Backend, float] = {}
+    forms = [(captured.fast, "")]
+    if captured.whole is not captured.fast:
+        # Where rows are few, one lookup and one product for all of them may beat one for the request and one more.
+        forms.append((captured.whole, ", whole batch"))
+    for (form, suffix), backend in itertools.product(forms, backends):
+        label = backend.label + suffix
+        show(f"compiling for {label}")
+        left = remaining(work.deadline)
+        if sessions and (left < 0.6 * budget or took.get(backend, 0.0) > 0.1 * left):
+            work.trials.append(Trial(0, label, None, None, "not tried: the time limit was near"))
             continue
+        began = time.perf_counter()
         try:
-            session = backend.compile(fast)
-            worst = _verify(private, session, fresh, rows)
+            session = backend.compile(form)
+            if suffix:
+                session = Repeated(session, once)
+            worst = verify(original, _call(session, once), fresh, rows, program.layout.output_axes)
         except BackendError as error:
-            work.trials.append(Trial(0, backend.label, None, None, str(error)))
+            work.trials.append(Trial(0, label, None, None, str(error)))
             continue
         except Exception as error:  # noqa: BLE001 - whatever a foreign library raises, the original still serves
-            work.trials.append(Trial(0, backend.label, None, None, f"{type(error).__name__}: {error}"[:300]))
+            work.trials.append(Trial(0, label, None, None, f"{type(error).__name__}: {error}"[:300]))
             continue
+        took[backend] = time.perf_counter() - began
         if isinstance(worst, str):
-            work.trials.append(Trial(0, backend.label, None, None, worst))
+            work.trials.append(Trial(0, label, None, None, worst))
             continue
-        sessions[backend.label] = session
+        sessions[label] = session
         if work.fidelity is None or worst.max_abs >= work.fidelity.max_abs:
             work.fidelity = worst
     return sessions
 
 
-def _checked_rows(fast: Program, sizes: Sequence[int]) -> list[int]:
-    if fast.layout.rows is None:
-        return [1]
-    rows = sorted({*_CHECKED, min(sizes, key=lambda n: abs(n - 100)), fast.layout.rows})
-    return [count for count in rows if count not in fast.layout.exempt]
-
-
-def _verify(program: Program, session: Session, fresh: Fresh, rows: Sequence[int]) -> Fidelity | str:
-    """The difference over batches of these many rows, or why the session may not serve.
-
-    The answers of all batches are judged together: what rounding may do to one is known by the spread of many.
-    """
-    original = OriginalSession(program)
-    axes = program.layout.output_axes
-    before: list[list[Tensor]] = []
-    after: list[list[Tensor]] = []
-    for count in rows:
-        for index in range(max(1, 16 // count)):
-            flat = fresh(count, 7 + index)
-            before.append(list(original(*flat)))
-            after.append(list(session(*flat)))
-            for old, new in zip(before[-1], after[-1], strict=True):
-                if old.shape != new.shape or old.dtype != new.dtype:
-                    return f"at {count} rows it answers {tuple(new.shape)} {new.dtype}, the original {tuple(old.shape)} {old.dtype}"
-    found = fidelity(_joined(before, axes), _joined(after, axes))
-    return found if found.exact else f"answers differ from the original's by {found.max_abs:.3g}"
-
-
-def _joined(batches: Sequence[Sequence[Tensor]], axes: Sequence[int | None]) -> list[Tensor]:
-    """The answers of several batches as one, along the dimensions that count rows."""
-    joined = []
-    for index, parts in enumerate(zip(*batches, strict=True)):
-        axis = axes[index] if index < len(axes) else None
-        joined.append(torch.cat(parts, axis) if axis is not None else torch.stack(parts))
-    return joined
+def _call(session: Session, once: Once) -> Callable[[list[Tensor]], tuple[Tensor, ...]]:
+    """A session, which takes one row of the request's features, for batches that repeat them."""
+    if not once:
+        return lambda flat: session(*flat)
+    return lambda flat: session(*once.first(flat))
 
 
 def _measure(
     work: _Work,
     program: Program,
+    once: Once,
     sessions: Mapping[str, Session],
     guard: Guard | None,
-    fresh: Fresh,
+    fresh: Batches,
     sizes: Sequence[int],
     show: Stages,
 ) -> list[SizeResult]:
@@ -288,7 +314,8 @@ def _measure(
                 f"not measured at {rows} rows and above, which takes too long: served as at {sizes[index - 1]}"
             )
             break
-        winner, trials = choose(rows, before, sessions, fresh, share(work.deadline, parts, 4.0) * 0.5)
+        calls = {name: _call(session, once) for name, session in sessions.items()}
+        winner, trials = choose(rows, before, calls, fresh, share(work.deadline, parts, 4.0) * 0.5)
         work.trials += trials
         name = (
             winner
@@ -297,22 +324,15 @@ def _measure(
                 (trial for trial in trials if trial.p50 is not None), key=lambda trial: trial.p50 or 0.0
             ).session
         )
-        served = CompressedModel(private, {name: sessions[name]}, Plan((rows,), (name,)), guard)
+        served = CompressedModel(private, {name: sessions[name]}, Plan((rows,), (name,)), guard, once)
         after = _served_call(served)
         result = confirm(rows, name, before, after, fresh, share(work.deadline, parts, 4.0) * 0.5)
         results.append(result if worth_it(result) else as_original(result))
     return results
 
 
-def _original_call(program: Program) -> Call:
-    function, layout = program.function, program.layout
-
-    def call(flat: list[Tensor]) -> object:
-        args, kwargs = layout.arguments(flat)
-        with torch.no_grad():
-            return function(*args, **kwargs)
-
-    return call
+def _original_call(program: Program) -> Callable[[list[Tensor]], list[Tensor]]:
+    return lambda flat: program.run(flat)[0]
 
 
 def _served_call(served: CompressedModel) -> Call:
@@ -328,7 +348,8 @@ def _served_call(served: CompressedModel) -> Call:
 def _assemble(
     work: _Work,
     program: Program,
-    captured: tuple[Program, Program] | None,
+    once: Once,
+    captured: _Captured | None,
     sessions: dict[str, Session],
     results: Sequence[SizeResult],
     guard: Guard | None,
@@ -339,8 +360,8 @@ def _assemble(
         del sessions[name]
     original = program.with_model(program.draft().eval())
     if captured is None or not names:
-        return CompressedModel(original, {}, None, None)
-    fast = captured[1].model
+        return CompressedModel(original, {}, None, None, once)
+    fast = captured.fast.model
     assert isinstance(fast, fx.GraphModule)
     if any(result.session == ORIGINAL for result in results):
         work.notes.append(
@@ -349,7 +370,9 @@ def _assemble(
     else:
         release_moved(original, fast)
     plan = Plan(tuple(r.rows for r in results), tuple(r.session for r in results))
-    return CompressedModel(original, sessions, plan, guard)
+    made = CompressedModel(original, sessions, plan, guard, once)
+    made.program = captured.fast
+    return made
 
 
 def _report(
@@ -358,12 +381,16 @@ def _report(
     made: CompressedModel,
     results: Sequence[SizeResult],
     recipe: Recipe,
-    captured: tuple[Program, Program] | None,
+    captured: _Captured | None,
 ) -> Report:
     improved = made.plan is not None
     if captured is not None and not improved and not work.trials:
         work.notes.append("no backend was given or is installed, so nothing was measured")
-    kept = [made.original.model, *([captured[1].model] if improved and captured is not None else [])]
+    kept = [made.original.model]
+    if improved and captured is not None:
+        kept.append(captured.fast.model)
+        if any(isinstance(session, Repeated) for session in made.sessions.values()):
+            kept.append(captured.whole.model)
     return Report(
         status="improved" if improved else "unchanged",
         sizes=tuple(results),
@@ -388,6 +415,6 @@ def _unreadable(work: _Work, target: Any, batch: Any, recipe: Recipe) -> Compres
     model, entry = target_of(target)
     layout, _ = read_layout(getattr(model, entry), batch)
     program = Program(model, batch, layout, entry)
-    made = CompressedModel(program, {}, None, None)
+    made = CompressedModel(program, {}, None, None, Once(layout.features))
     made.report, made.recipe = _report(work, program, made, (), recipe, None), recipe
     return made

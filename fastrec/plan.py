@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .backends import Session
 from .measure.latency import Ratio, Samples, interleaved
 from .report import SizeResult, Trial
 
 __all__ = [
     "ORIGINAL",
+    "Batches",
+    "Call",
     "Plan",
     "affordable",
     "as_original",
@@ -63,15 +64,13 @@ class Plan:
 def choose(
     rows: int,
     original: Call,
-    sessions: Mapping[str, Session],
+    sessions: Mapping[str, Call],
     batches: Batches,
     seconds: float,
     clock: Callable[[], int] = time.perf_counter_ns,
 ) -> tuple[str, list[Trial]]:
     """The session with the lowest median at `rows` rows, and what was seen of each."""
-    calls: dict[str, Call] = {ORIGINAL: original}
-    for name, session in sessions.items():
-        calls[name] = _spread(session)
+    calls: dict[str, Call] = {ORIGINAL: original, **sessions}
     cost = _cost([*calls.values()], batches(rows, 0))
     # A first look drops what is far behind, so that the time goes to what may win.
     first = interleaved(
@@ -158,7 +157,3 @@ def _cost(calls: Sequence[Call], batch: Flat) -> float:
 def _rounds(seconds: float, cost: float, fewest: int, wanted: int) -> int:
     """How many rounds to insist on: as many as wanted where calls are quick, the fewest where they are slow."""
     return max(fewest, min(wanted, int(seconds / max(cost, 1e-9))))
-
-
-def _spread(session: Session) -> Call:
-    return lambda flat: session(*flat)

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, fx
 
 from .errors import InputError, RequestMismatchError
-from .graph import copy_graph, emit, evaluate, sweep, value
-from .inputs import Feature, Layout
-from .program import Program
+from .graph import copy_graph, emit, evaluate, is_call, sweep, value
+from .inputs import Feature, read_layout
+from .program import Program, target_of
 from .rows import count_rows
 
-__all__ = ["Declared", "Once", "ask", "read_request"]
+__all__ = ["Declared", "Once", "ask", "read_program", "read_request", "request_notes"]
 
 aten = torch.ops.aten
 
@@ -46,6 +46,62 @@ def read_request(features: Sequence[Feature], declared: Declared) -> tuple[Featu
         for place in places:
             made[place] = replace(made[place], request=_columns(made[place], columns))
     return tuple(made)
+
+
+def read_program(target: Any, batch: Any, calibration: Iterable[Any], declared: Declared) -> Program:
+    """The program of a model and an example batch, with the declared features of the request.
+
+    The example may hold one row of them: it is repeated for each candidate where the model takes it so. Raises
+    `InputError` for a declaration or a batch that does not fit.
+    """
+    calibration = tuple(calibration)
+    if not declared:
+        return Program.read(target, batch, calibration)
+    model, entry = target_of(target)
+    layout, tensors = read_layout(getattr(model, entry), batch)
+    features = read_request(layout.features, declared)
+    mine = [
+        f.request is True and t.dim() > 0 and t.shape[0] == 1 for f, t in zip(features, tensors, strict=True)
+    ]
+    counts = [t.shape[0] for t, once in zip(tensors, mine, strict=True) if t.dim() > 0 and not once]
+    program: Program | None = None
+    if any(mine) and counts and (rows := max(set(counts), key=counts.count)) > 1:
+        pairs = zip(tensors, mine, strict=True)
+        repeated = [t.expand(rows, *t.shape[1:]).contiguous() if once else t for t, once in pairs]
+        args, kwargs = layout.arguments(repeated)
+        try:
+            program = Program.read(target, kwargs or args, calibration)
+        except InputError:
+            program = None  # then it is its own form that has one row
+    program = program or Program.read(target, batch, calibration)
+    features = read_request(program.layout.features, declared)
+    return replace(program, layout=replace(program.layout, features=features))
+
+
+def request_notes(program: Program) -> list[str]:
+    """What was taken as the request's, in words for the report."""
+    taken = [f for f in program.layout.features if f.request]
+    whole = [_named(f) for f in taken if f.role in ("rows", "fixed")]
+    jagged = [repr(f.name) for f in taken if f.role not in ("rows", "fixed")]
+    notes = (
+        [f"taken as the request's, computed once for all rows of a call: {', '.join(whole)}"] if whole else []
+    )
+    if jagged:
+        notes.append(
+            f"declared of the request but cut by offsets or lengths, and so computed per row: {', '.join(jagged)}"
+        )
+    differing = Once(program.layout.features).differing(program.flat(program.batch))
+    if differing:
+        notes.append(
+            f"rows of the example differ in {', '.join(map(repr, differing))}: its first row stands for the request"
+        )
+    return notes
+
+
+def _named(feature: Feature) -> str:
+    if isinstance(feature.request, tuple):
+        return f"{feature.name!r} columns {', '.join(map(str, feature.request))}"
+    return repr(feature.name)
 
 
 def _places(features: Sequence[Feature], name: object) -> list[int]:
@@ -115,24 +171,28 @@ class Once:
     def __bool__(self) -> bool:
         return bool(self._whole or self._mixed)
 
-    def one(self, tensors: list[Tensor]) -> list[Tensor]:
-        """The flat batch with one row of each request feature; of a batch of no rows, a row of zeros.
+    def one(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The flat batch with one row of each request feature.
 
-        Raises `RequestMismatchError` where rows of one differ.
+        Raises `RequestMismatchError` where rows of one differ, unless they are not to be compared.
         """
+        if self._check:
+            for index, axis in self._whole:
+                self._compare(index, tensors[index], axis)
+            for index, columns in self._mixed:
+                self._compare(index, tensors[index][:, columns], 0)
+        return self.first(tensors)
+
+    def first(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The flat batch with the first row of each request feature, whatever the others are; zeros where it has none."""
         made = list(tensors)
         for index, axis in self._whole:
             tensor = tensors[index]
-            if tensor.shape[axis] == 0:
+            if tensor.shape[axis] > 1:
+                made[index] = tensor.narrow(axis, 0, 1)
+            elif tensor.shape[axis] == 0:
                 # No answer reads it, and zero is an id of every table.
                 made[index] = tensor.new_zeros([1 if k == axis else n for k, n in enumerate(tensor.shape)])
-            elif tensor.shape[axis] != 1:
-                if self._check:
-                    self._compare(index, tensor, axis)
-                made[index] = tensor.narrow(axis, 0, 1)
-        if self._check:
-            for index, columns in self._mixed:
-                self._compare(index, tensors[index][:, columns], 0)
         return made
 
     def all(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -172,10 +232,23 @@ class Once:
                 found.append(f"{feature.name}[{', '.join(map(str, columns.nonzero().flatten().tolist()))}]")
         return found
 
+    def differing(self, tensors: Sequence[Tensor]) -> list[str]:
+        """Names of declared features whose rows differ."""
+        found = []
+        parts = [(i, tensors[i], axis) for i, axis in self._whole] + [
+            (i, tensors[i][:, c], 0) for i, c in self._mixed
+        ]
+        for index, tensor, axis in parts:
+            try:
+                self._compare(index, tensor, axis)
+            except RequestMismatchError:
+                found.append(self._features[index].name)
+        return found
+
     def _compare(self, index: int, tensor: Tensor, axis: int) -> None:
-        if tensor.stride(axis) == 0 or tensor.shape[axis] == 0:
-            return
         rows = tensor.shape[axis]
+        if rows < 2 or tensor.stride(axis) == 0:
+            return
         if torch.equal(tensor.narrow(axis, 1, rows - 1), tensor.narrow(axis, 0, rows - 1)):
             return
         first = tensor.narrow(axis, 0, 1)
@@ -274,7 +347,12 @@ def _spread_columns(gm: fx.GraphModule, node: fx.Node, columns: tuple[int, ...],
 
 
 def _revalue(gm: fx.GraphModule) -> None:
-    """Values again from the inputs: rows are now counted by the candidates alone."""
+    """Values again from the inputs: rows are now counted by the candidates alone.
+
+    What is spread lies in no order that a view could take, so views become reshapes.
+    """
     for node in gm.graph.nodes:
+        if is_call(node, aten.view.default):
+            node.target = aten.reshape.default
         if node.op == "call_function":
             node.meta["val"] = evaluate(gm, node)

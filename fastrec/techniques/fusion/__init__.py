@@ -25,27 +25,40 @@ from .constants import fold_constants
 from .linears import merge_linears
 from .no_ops import remove_no_ops
 from .norms import fold_norms
+from .once import compute_once
 from .packed_columns import pack_columns
 from .pair_selection import select_pairs
+from .pointwise import drop_expands
+from .split_joins import split_joins
+from .split_linears import split_linears
 from .stacked_bags import stack_bags
 from .stacked_lookups import stack_lookups
 
-__all__ = ["RULES", "Fuse", "Rule"]
+__all__ = ["PHASES", "RULES", "Fuse", "Rule"]
 
 Rule = Callable[[fx.GraphModule], list[Change]]
 
-RULES: tuple[Rule, ...] = (
-    remove_no_ops,
-    fold_constants,
-    merge_common,
-    fold_norms,
-    merge_linears,
-    simplify_bags,
-    stack_lookups,
-    stack_bags,
-    pack_columns,
-    select_pairs,
+PHASES: tuple[tuple[Rule, ...], ...] = (
+    (
+        remove_no_ops,
+        fold_constants,
+        merge_common,
+        compute_once,
+        fold_norms,
+        merge_linears,
+        simplify_bags,
+        split_joins,
+        drop_expands,
+        split_linears,
+    ),
+    (stack_lookups, stack_bags, pack_columns, select_pairs),
 )
+"""Every rule, in order of application: first what removes work, then how what is left lies in memory.
+
+A phase is over when none of its rules applies; whatever a later one changed goes through the earlier ones again.
+"""
+
+RULES: tuple[Rule, ...] = tuple(rule for phase in PHASES for rule in phase)
 """Every rule, in order of application."""
 
 _ROUNDS = 8
@@ -86,35 +99,55 @@ class Fuse(Technique):
         """The rewritten graph; the program's own when no rule applies."""
         if not isinstance(program.model, fx.GraphModule):
             raise TechniqueError("rewrites captured graphs: capture the program first", technique=self.name)
-        rules = [rule for rule in RULES if self.rules is None or rule.__name__ in self.rules]
-        probes = _probes(program)
-        graph = program.model
-        changes: list[Change] = []
-        skipped: dict[str, Skip] = {}
+        work = _Rewriting(program.model, _probes(program))
+        chosen = [[rule for rule in phase if self._uses(rule)] for phase in PHASES]
         for _ in range(_ROUNDS):
-            before = len(changes)
-            for rule in rules:
-                if rule.__name__ in skipped:
-                    continue
-                trial = copy_graph(graph)
-                try:
-                    with quiet():
-                        found = rule(trial)
-                    if not found:
-                        continue
-                    sweep(trial)
-                    reason = _difference(graph, trial, probes)
-                except Exception as error:  # noqa: BLE001 - rolled back, and the reason reported
-                    found, reason = [], reason_of(error)
-                if reason:
-                    site = found[0].site if found else ""
-                    skipped[rule.__name__] = Skip(rule.__name__.replace("_", " "), site, reason)
-                else:
-                    graph = trial
-                    changes += found
-            if len(changes) == before:
+            if not sum(work.exhaust(rules) for rules in chosen):
                 break
-        return Applied(graph, tuple(changes), tuple(skipped.values()))
+        return Applied(work.graph, tuple(work.changes), tuple(work.skipped.values()))
+
+    def _uses(self, rule: Rule) -> bool:
+        return self.rules is None or rule.__name__ in self.rules
+
+
+class _Rewriting:
+    """A graph as rules are applied to it, and what became of them."""
+
+    def __init__(self, graph: fx.GraphModule, probes: list[list[Tensor]]) -> None:
+        self.graph = graph
+        self.changes: list[Change] = []
+        self.skipped: dict[str, Skip] = {}
+        self._probes = probes
+
+    def exhaust(self, rules: list[Rule]) -> bool:
+        """Apply these rules in turn until none has anything left to do; whether any had."""
+        start = len(self.changes)
+        for _ in range(_ROUNDS):
+            before = len(self.changes)
+            for rule in rules:
+                if rule.__name__ not in self.skipped:
+                    self._apply(rule)
+            if len(self.changes) == before:
+                break
+        return len(self.changes) > start
+
+    def _apply(self, rule: Rule) -> None:
+        trial = copy_graph(self.graph)
+        try:
+            with quiet():
+                found = rule(trial)
+            if not found:
+                return
+            sweep(trial)
+            reason = _difference(self.graph, trial, self._probes)
+        except Exception as error:  # noqa: BLE001 - rolled back, and the reason reported
+            found, reason = [], reason_of(error)
+        if reason:
+            site = found[0].site if found else ""
+            self.skipped[rule.__name__] = Skip(rule.__name__.replace("_", " "), site, reason)
+        else:
+            self.graph = trial
+            self.changes += found
 
 
 def _probes(program: Program) -> list[list[Tensor]]:

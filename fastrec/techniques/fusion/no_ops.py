@@ -3,6 +3,7 @@
     dropout(x) = x  (evaluation)      x * 1 = x + 0 = x      to(x, dtype of x) = x      cat([x]) = x
     view(x, shape of x) = x           view(view(x)) = view(x)         transpose(transpose(x)) = x
     contiguous(x) = clone(x) = x      (memory order is no part of the answer)
+    size of a result = the same size of an input                      (so that no result is made for its size alone)
 
 When it does not apply: to a graph that writes in place, where a copy has a purpose; to a copy of an input or a
 constant that is itself an output, which a caller may write into.
@@ -60,7 +61,7 @@ def remove_no_ops(gm: fx.GraphModule) -> list[Change]:
     """Removes calls that return their first argument; edits `gm` in place. No constants are added."""
     if writes(gm) or reads_strides(gm):
         return []
-    changes: list[Change] = []
+    changes = _read_sizes(gm)
     strided = False
     for node in list(gm.graph.nodes):
         source = _same_as(node)
@@ -78,6 +79,23 @@ def remove_no_ops(gm: fx.GraphModule) -> list[Change]:
         gm.graph.erase_node(node)
     if strided:
         allow_strides(gm)
+    return changes
+
+
+def _read_sizes(gm: fx.GraphModule) -> list[Change]:
+    """Sizes are read off the inputs."""
+    homes: dict[str, tuple[fx.Node, int]] = {}
+    changes: list[Change] = []
+    for node in list(gm.graph.nodes):
+        if node.op == "placeholder" and isinstance(node.meta.get("val"), Tensor):
+            for axis, dim in enumerate(value(node).shape):
+                if isinstance(dim, torch.SymInt):
+                    homes.setdefault(str(dim.node.expr), (node, axis))
+        elif is_call(node, aten.sym_size.int) and isinstance(node.meta["val"], torch.SymInt):
+            home = homes.get(str(node.meta["val"].node.expr))
+            if home is not None and node.args != home:
+                changes.append(Change("remove no ops", node.name, "a size of an input"))
+                node.args = home
     return changes
 
 

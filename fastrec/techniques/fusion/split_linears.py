@@ -1,0 +1,195 @@
+"""A linear map of a sum, of a join, of what is repeated, is a sum of smaller linear maps (A1, A7).
+
+    W cat([u, c]) + b       =  W_c c + (W_u u + b)          u the request's: its part is the bias
+    W (x ± y)               =  W x ± W y
+    W expand(x)             =  expand(W x)
+    W x[..., order]         =  W[:, order^-1] x
+    W cat([q, k, q - k, q * k])  =  (W_q + W_m) q + (W_k - W_m) k + W_p (q * k)      q (N, 1, d), k (1, T, d)
+
+The argument is opened into terms as long as that makes less of it: each term is a tensor no larger than it must be
+and the columns of W it meets, equal tensors met by the sum of their columns. Terms of one size stay one product. The
+activation unit of DIN is the last line, in whatever order and of whichever of the four its author joined it.
+
+Where every term of full size is a product of a factor that varies over the candidates with one that varies over the
+history, the whole is one product with a matrix made once for the request:
+
+    W_p (q * k_t) + W_q q + W_k k_t + b  =  (W_p diag(k_t) + W_q) q + (W_k k_t + b)
+
+Weights are added in float64. When it does not apply: to weights that are not constant; where the terms are not less
+than four fifths of the argument at 64 candidates; to a graph that writes in place.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ...graph import add_constant, constant, emit, is_call, operator_name, value
+from ..base import Change
+from .joins import Joins
+from .once import dimension
+from .purity import writes
+
+__all__ = ["split_linears"]
+
+aten = torch.ops.aten
+_CANDIDATES = 64
+_WORTH = 0.8
+
+
+@dataclass
+class _Term:
+    """A tensor (..., d) and the columns (h, d) it meets."""
+
+    leaf: fx.Node
+    columns: Tensor
+    shape: tuple[Any, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.shape = tuple(value(self.leaf).shape[:-1])
+
+    @property
+    def size(self) -> int:
+        """Elements of the leaf at `_CANDIDATES` rows."""
+        return math.prod(_sized(n) for n in value(self.leaf).shape)
+
+
+def split_linears(gm: fx.GraphModule) -> list[Change]:
+    """Opens the arguments of linear maps; edits `gm` in place. Adds the columns of the weights apart."""
+    if writes(gm):
+        return []
+    joins = Joins(gm)
+    changes = []
+    for node in list(gm.graph.nodes):
+        if is_call(node, aten.linear.default) and (change := _split(gm, joins, node)) is not None:
+            changes.append(change)
+    return changes
+
+
+def _split(gm: fx.GraphModule, joins: Joins, node: fx.Node) -> Change | None:
+    x, weight = node.args[0], constant(gm, node.args[1])
+    bias: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+    if weight is None or weight.ndim != 2 or not isinstance(x, fx.Node) or not weight.is_floating_point():
+        return None
+    terms = _merged(_Opening(joins, _full(x)).terms(x, weight.double(), 1))
+    whole = math.prod(_sized(n) for n in value(x).shape)
+    if (len(terms) < 2 and (not terms or terms[0].leaf is x)) or sum(t.size for t in terms) > _WORTH * whole:
+        return None
+    groups: dict[tuple[str, ...], list[_Term]] = {}
+    for term in sorted(terms, key=lambda t: t.size):
+        groups.setdefault(tuple(map(str, term.shape)), []).append(term)
+    with gm.graph.inserting_before(node):
+        total: fx.Node | None = None
+        added = 0
+        for members in groups.values():
+            total, bytes_ = _product(gm, node, members, weight.dtype, bias if total is None else None, total)
+            added += bytes_
+        assert total is not None
+        if [str(n) for n in value(total).shape] != [str(n) for n in value(node).shape]:
+            return None
+    node.replace_all_uses_with(total)
+    gm.graph.erase_node(node)
+    shapes = ", ".join(f"{tuple(value(t.leaf).shape)}" for t in terms)
+    return Change("split linears", node.name, f"its argument {tuple(value(x).shape)} as {shapes}", added)
+
+
+def _sized(size: Any) -> int:
+    return size if isinstance(size, int) else _CANDIDATES
+
+
+def _full(x: fx.Node) -> list[str]:
+    return [str(n) for n in value(x).shape[:-1]]
+
+
+class _Opening:
+    """Opens an argument into terms, each opening taken where it makes less of what it opens."""
+
+    def __init__(self, joins: Joins, full: list[str]) -> None:
+        self._joins = joins
+        self._full = full
+
+    def terms(self, x: fx.Node, columns: Tensor, depth: int) -> list[_Term]:
+        """The terms that stand for `columns @ x`."""
+        closed = [_Term(x, columns)]
+        opened = self._open(x, columns, depth) if depth < 40 else None
+        if opened is None:
+            return closed
+        merged = _merged(opened)
+        return merged if sum(t.size for t in merged) < closed[0].size else closed
+
+    def _open(self, x: fx.Node, columns: Tensor, depth: int) -> list[_Term] | None:
+        name = operator_name(x)
+        last = value(x).ndim - 1
+        if name == "expand" and str(value(x).shape[-1]) == str(value(x.args[0]).shape[-1]):  # type: ignore[arg-type]
+            source = x.args[0]
+            assert isinstance(source, fx.Node)
+            return self.terms(source, columns, depth + 1)
+        join = self._joins.read(x)
+        if join is not None and join.axis == last:
+            parts = columns.new_zeros(len(columns), join.width + int(value(join.each).shape[-1]))
+            parts.index_add_(1, torch.tensor(join.order), columns)
+            split = (parts[:, : join.width], parts[:, join.width :])
+            return [
+                term
+                for part, mine in zip((join.once, join.each), split, strict=True)
+                for term in self.terms(part, mine, depth + 1)
+            ]
+        if name in ("cat", "concat") and dimension(x, 1) % (last + 1) == last:
+            found, start = [], 0
+            for part in x.args[0]:  # type: ignore[union-attr]
+                assert isinstance(part, fx.Node)
+                width = int(value(part).shape[-1])
+                found += self.terms(part, columns[:, start : start + width], depth + 1)
+                start += width
+            return found
+        if name in ("add", "sub") and not x.kwargs and len(x.args) == 2:
+            sides = [side for side in x.args if isinstance(side, fx.Node)]
+            if len(sides) != 2 or any(
+                value(s).ndim < 1 or value(s).shape[-1] != value(x).shape[-1] for s in sides
+            ):
+                return None
+            signs = (columns, -columns if name == "sub" else columns)
+            return [
+                t for side, mine in zip(sides, signs, strict=True) for t in self.terms(side, mine, depth + 1)
+            ]
+        if name == "neg":
+            assert isinstance(x.args[0], fx.Node)
+            return self.terms(x.args[0], -columns, depth + 1)
+        return None
+
+
+def _merged(terms: list[_Term]) -> list[_Term]:
+    """Equal tensors meet the sum of their columns."""
+    found: dict[fx.Node, _Term] = {}
+    for term in terms:
+        if term.leaf in found:
+            found[term.leaf] = _Term(term.leaf, found[term.leaf].columns + term.columns)
+        else:
+            found[term.leaf] = term
+    return list(found.values())
+
+
+def _product(
+    gm: fx.GraphModule,
+    node: fx.Node,
+    members: list[_Term],
+    dtype: torch.dtype,
+    bias: Any,
+    total: fx.Node | None,
+) -> tuple[fx.Node, int]:
+    """`total` plus the linear map of these terms, which are of one size; the smaller sum is the bias where it can be."""
+    leaf = members[0].leaf
+    if len(members) > 1:
+        leaf = emit(gm, aten.cat.default, ([member.leaf for member in members], value(leaf).ndim - 1))
+    columns = torch.cat([member.columns for member in members], 1).to(dtype)
+    weight = add_constant(gm, f"{node.name}_weight", columns)
+    if total is not None and all(isinstance(n, int) and n == 1 for n in value(total).shape[:-1]):
+        bias, total = emit(gm, aten.reshape.default, (total, [value(total).shape[-1]])), None
+    made = emit(gm, aten.linear.default, (leaf, weight) if bias is None else (leaf, weight, bias))
+    if total is not None:
+        made = emit(gm, aten.add.Tensor, (made, total))
+    return made, columns.nbytes
