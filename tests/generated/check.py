@@ -16,13 +16,10 @@ from fastrec.techniques.fusion import Fuse
 from tests.checks import assert_as_good, call, double, flat
 from tests.zoo import make
 
-from .describe import Description, descriptions
+from .describe import BLOCKS, Block, Description, descriptions
 from .model import entry_of, request_of
 
-__all__ = ["CHUNKS", "assert_the_answer_is_kept", "chunk"]
-
-CHUNKS = 4
-"""Parts of the suite, a file each, so that they run side by side."""
+__all__ = ["assert_the_answer_is_kept", "generated"]
 
 EXAMPLES = int(os.environ.get("FASTREC_EXAMPLES", "500"))
 SEED = int(os.environ.get("FASTREC_SEED", "0"))
@@ -48,22 +45,23 @@ def assert_the_answer_is_kept(description: Description) -> None:
         assert_as_good(list(got), flat(call(model, batch)), double(model, "forward", batch))
 
 
-def chunk(number: int) -> Callable[[], None]:
-    """One part of the suite: always the same models, as many as FASTREC_EXAMPLES (500) says for all parts together.
+def generated(number: int, *first: type[Block]) -> Callable[[], None]:
+    """A test over models whose first block is one of `first`: its share of FASTREC_EXAMPLES (500), always the same models.
 
-    Another FASTREC_SEED draws other models.
+    Another FASTREC_SEED draws other models. `number` tells tests apart.
     """
+    share = -(-EXAMPLES * len(first) // len(BLOCKS))
 
-    @seed(SEED * CHUNKS + number)
+    @seed(SEED * 100 + number)
     @settings(
-        max_examples=-(-EXAMPLES // CHUNKS),
+        max_examples=share,
         deadline=None,
         database=None,
         print_blob=False,
         report_multiple_bugs=False,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
-    @given(descriptions())
+    @given(descriptions(first))
     def test(description: Description) -> None:
         assert_the_answer_is_kept(description)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import hypothesis.strategies as st
 
 __all__ = [
-    "Attention", "Block", "Cross", "Deep", "Description", "Dots", "Excited", "Experts", "Field", "FieldWeighted", "Gate",
+    "BLOCKS", "Attention", "Block", "Cross", "Deep", "Description", "Dots", "Excited", "Experts", "Field", "FieldWeighted", "Gate",
     "Pairs", "Stack", "Towers", "Unit", "Wide", "descriptions",
 ]  # fmt: skip
 
@@ -179,7 +180,7 @@ class Description:
 
 STACKS = st.builds(
     Stack,
-    widths=st.lists(st.integers(1, 6), min_size=1, max_size=3).map(tuple),
+    widths=st.lists(st.integers(1, 6), min_size=1, max_size=2).map(tuple),
     act=st.sampled_from(("relu", "prelu", "dice", "sigmoid", "tanh", "gelu", "leaky")),
     norm=st.sampled_from(("", "batch", "layer")),
     first=st.sampled_from(("", "", "batch", "layer")),
@@ -213,40 +214,41 @@ def _of(kind: type[Block], **settings: st.SearchStrategy[Any]) -> st.SearchStrat
     return st.builds(kind, **_COMMON, **settings)
 
 
-ALWAYS = (
-    _of(Deep),
-    _of(
+BLOCKS: dict[type[Block], st.SearchStrategy[Block]] = {
+    Deep: _of(Deep),
+    Wide: _of(Wide, form=st.sampled_from(("add", "cat", "stack", "bag"))),
+    Towers: _of(
         Towers,
         layers=STACKS,
         form=st.sampled_from(("dot", "cosine", "normalised", "bmm", "einsum", "both")),
         by_colour=st.booleans(),
     ),
-    _of(
+    Gate: _of(
         Gate,
         width=st.integers(1, 5),
         form=st.sampled_from(("sigmoid", "product", "tanh", "mix")),
         by_colour=st.booleans(),
     ),
-    _of(
+    Experts: _of(Experts, experts=st.integers(1, 3), layers=STACKS),
+    Cross: _of(
         Cross,
         layers=st.integers(1, 3),
         rank=st.integers(-1, 2),
         form=st.sampled_from(("after", "before", "addcmul")),
     ),
-    _of(Experts, experts=st.integers(1, 3), layers=STACKS),
-)
-WITH_IDS = (_of(Wide, form=st.sampled_from(("add", "cat", "stack", "bag"))),)
-WITH_VECTORS = (
-    _of(
+    Pairs: _of(
         Pairs, form=st.sampled_from(("square", "pow", "loop", "stack", "gram", "index")), total=st.booleans()
     ),
-    _of(FieldWeighted, form=st.sampled_from(("loop", "gram", "index", "einsum"))),
-    _of(Dots, form=st.sampled_from(("tril", "triu", "buffer", "flat", "lists", "loop", "all")), numbers=st.booleans()),
-    _of(Excited, squeeze=st.sampled_from(("mean", "max")), form=st.sampled_from(("scale", "residual"))),
-    _of(Attention, among=st.just(True), heads=st.integers(1, 2), form=st.sampled_from(("module", "explicit", "fused"))),
-)  # fmt: skip
-WITH_HISTORY = (
-    _of(
+    FieldWeighted: _of(FieldWeighted, form=st.sampled_from(("loop", "gram", "index", "einsum"))),
+    Dots: _of(
+        Dots,
+        form=st.sampled_from(("tril", "triu", "buffer", "flat", "lists", "loop", "all")),
+        numbers=st.booleans(),
+    ),
+    Excited: _of(
+        Excited, squeeze=st.sampled_from(("mean", "max")), form=st.sampled_from(("scale", "residual"))
+    ),
+    Unit: _of(
         Unit,
         query=_PLACE,
         history=_PLACE,
@@ -256,32 +258,38 @@ WITH_HISTORY = (
         spread=st.sampled_from(("expand", "repeat", "like", "interleave")),
         with_query=st.booleans(),
     ),
-    _of(
+    Attention: _of(
         Attention,
         query=_PLACE,
         history=_PLACE,
         form=st.sampled_from(("module", "explicit", "fused", "einsum")),
         heads=st.integers(1, 2),
+        among=st.booleans(),
         masked=st.booleans(),
         with_query=st.booleans(),
     ),
-)
+}
 
 
 @st.composite
-def descriptions(draw: st.DrawFn) -> Description:
-    """Models with at least one candidate feature, of blocks that their fields allow."""
+def descriptions(draw: st.DrawFn, first: Sequence[type[Block]] = tuple(BLOCKS)) -> Description:
+    """Models with at least one candidate feature, their first block one of `first`, and the fields their blocks need."""
+    block = draw(st.sampled_from(tuple(first)).flatmap(BLOCKS.__getitem__))
+    blocks = [block, *draw(st.lists(st.one_of(*BLOCKS.values()), max_size=2))]
     fields = draw(st.lists(FIELDS, min_size=1, max_size=12))
     if all(field.request for field in fields):
         fields.append(Field())
-    ids = sum(field.kind == "id" for field in fields)
-    vectors = sum(field.kind == "id" and field.width == 0 for field in fields)
-    choice = [*ALWAYS, *(WITH_IDS if ids else ()), *(WITH_VECTORS if vectors > 1 else ())]
-    if vectors and any(field.kind == "history" for field in fields):
-        choice += [*WITH_HISTORY, *WITH_HISTORY]
+    needs = [need for block in blocks for need in _needs(block)]
+    if "vectors" in needs:
+        vectors = sum(field.kind == "id" and (field.shared or not field.width) for field in fields)
+        fields += [Field(request=bool(vectors)) for _ in range(2 - vectors)]
+    if "id" in needs and all(field.kind != "id" for field in fields):
+        fields.append(Field())
+    if "history" in needs and all(field.kind != "history" for field in fields):
+        fields.append(Field("history", request=True))
     return Description(
         fields=tuple(fields),
-        blocks=tuple(draw(st.lists(st.one_of(choice), min_size=1, max_size=3))),
+        blocks=tuple(blocks),
         width=draw(st.sampled_from((4, 1, 2, 6, 8))),
         form=draw(st.sampled_from(FORMS)),
         cut=draw(st.sampled_from(("select", "slice", "split"))),
@@ -290,3 +298,12 @@ def descriptions(draw: st.DrawFn) -> Description:
         answer=draw(st.sampled_from(("sum", "cat", "tuple", "dict"))),
         squash=draw(st.booleans()),
     )
+
+
+def _needs(block: Block) -> tuple[str, ...]:
+    """What fields a block cannot do without: two vectors of the model's width, an id, a history."""
+    if isinstance(block, Unit) or (isinstance(block, Attention) and not block.among):
+        return ("vectors", "history")
+    if isinstance(block, (Pairs, FieldWeighted, Dots, Excited, Attention)):
+        return ("vectors",)
+    return ("id",) if isinstance(block, Wide) else ()
