@@ -29,8 +29,9 @@ from .once import compute_once
 from .packed_columns import pack_columns
 from .pair_selection import select_pairs
 from .pointwise import drop_expands
-from .split_joins import split_joins
+from .select_parts import select_parts
 from .split_linears import split_linears
+from .split_sums import split_sums
 from .stacked_bags import stack_bags
 from .stacked_lookups import stack_lookups
 
@@ -43,19 +44,18 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
         remove_no_ops,
         fold_constants,
         merge_common,
-        compute_once,
-        fold_norms,
-        merge_linears,
         simplify_bags,
-        split_joins,
+        select_pairs,
+        compute_once,
+        select_parts,
         drop_expands,
-        split_linears,
     ),
-    (stack_lookups, stack_bags, pack_columns, select_pairs),
+    (fold_norms, merge_linears, split_sums, split_linears),
+    (stack_lookups, stack_bags, pack_columns),
 )
-"""Every rule, in order of application: first what removes work, then how what is left lies in memory.
+"""Every rule, in order of application: what is known of the values, what removes work, how the rest lies in memory.
 
-A phase is over when none of its rules applies; whatever a later one changed goes through the earlier ones again.
+A phase is over when none of its rules applies; what it changed goes through those before it again.
 """
 
 RULES: tuple[Rule, ...] = tuple(rule for phase in PHASES for rule in phase)
@@ -101,8 +101,10 @@ class Fuse(Technique):
             raise TechniqueError("rewrites captured graphs: capture the program first", technique=self.name)
         work = _Rewriting(program.model, _probes(program))
         chosen = [[rule for rule in phase if self._uses(rule)] for phase in PHASES]
-        for _ in range(_ROUNDS):
-            if not sum(work.exhaust(rules) for rules in chosen):
+        phase = 0
+        for _ in range(_ROUNDS * len(chosen)):
+            phase = 0 if work.exhaust(chosen[phase]) and phase else phase + 1
+            if phase == len(chosen):
                 break
         return Applied(work.graph, tuple(work.changes), tuple(work.skipped.values()))
 

@@ -11,65 +11,34 @@ wrote its fields: `order` says where each position of the join stands in [once |
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from ...graph import add_constant, constant, emit, is_call, operator_name, value
+from ...graph import constant, emit, is_call, operator_name, value
+from .interactions import gram, pairs
+from .join import SPLITS, Join, picks, rescaled, take
 from .once import dimension, spread_of
 from .pointwise import is_pointwise
 
-__all__ = ["Join", "Joins", "take"]
+__all__ = ["Joins"]
 
 aten = torch.ops.aten
-_SPLITS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int)
-
-
-@dataclass(frozen=True)
-class Join:
-    """`once` (1 along `rows`) and `each` (N along `rows`), side by side along `axis` in this order."""
-
-    axis: int
-    rows: int
-    once: fx.Node
-    each: fx.Node
-    order: tuple[int, ...]
-
-    @property
-    def width(self) -> int:
-        """Positions of `once` along the axis."""
-        return int(value(self.once).shape[self.axis])
-
-    @property
-    def plain(self) -> bool:
-        """Whether each position of the parts stands in the join exactly once."""
-        return sorted(self.order) == list(range(self.width + int(value(self.each).shape[self.axis])))
-
-    def places(self) -> tuple[list[int], list[int]]:
-        """The positions in the join that come from `once`, and those from `each`, in the parts' own order."""
-        where = sorted(range(len(self.order)), key=lambda k: self.order[k])
-        return [k for k in where if self.order[k] < self.width], [
-            k for k in where if self.order[k] >= self.width
-        ]
-
-
-def take(gm: fx.GraphModule, node: fx.Node, axis: int, positions: Sequence[int]) -> fx.Node:
-    """`node[..., positions, ...]`, a view where they are neighbours."""
-    if list(positions) == list(range(value(node).shape[axis])):
-        return node
-    if list(positions) == list(range(positions[0], positions[0] + len(positions))):
-        return emit(gm, aten.slice.Tensor, (node, axis, positions[0], positions[0] + len(positions)))
-    index = add_constant(gm, "positions", torch.tensor(list(positions)))
-    return emit(gm, aten.index_select.default, (node, axis, index))
+_FLAT = (aten.view.default, aten.reshape.default, aten.flatten.using_ints)
 
 
 class Joins:
-    """Reads the joins of one graph; what the parts need is put in front of the node that was read."""
+    """Reads the joins of one graph; what the parts need is put in front of the node that was read.
 
-    def __init__(self, gm: fx.GraphModule) -> None:
+    Without `products`, dot products of the parts are not read: they are made anew from the parts, which is worth
+    doing once, when it is known which are the request's.
+    """
+
+    def __init__(self, gm: fx.GraphModule, *, products: bool = True) -> None:
         self._gm = gm
+        self._products = products
         self._known: dict[fx.Node, Join | None] = {}
 
     def read(self, node: Any) -> Join | None:
@@ -224,7 +193,7 @@ class Joins:
         source = node.args[0]
         join = self.read(source)
         if join is None:
-            return None
+            return self._interaction(node, source, None)
         assert isinstance(source, fx.Node)
         before, after = ([str(n) for n in value(n).shape] for n in (source, node))
         if join.axis < join.rows:
@@ -244,7 +213,7 @@ class Joins:
         if len(rows) != 1:
             return None
         old, new = len(join.order), int(value(node).shape[place])
-        order = _rescaled(join.order, old, new)
+        order = rescaled(join.order, old, new)
         if order is None:
             return None
         widths = [n * new / old for n in (join.width, int(value(join.each).shape[join.axis]))]
@@ -350,19 +319,32 @@ class Joins:
         return self._picked(node, join, range(len(join.order))[slice(*bounds)])
 
     def _selected(self, node: fx.Node) -> Join | None:
-        source, _, index = node.args
+        source: Any = node.args[0]
+        chosen = constant(self._gm, node.args[2])
+        if chosen is not None and is_call(source, *_FLAT) and gram(source.args[0]) is not None:
+            return self._interaction(node, source.args[0], chosen)
         join = self.read(source)
         if join is None or not isinstance(source, fx.Node):
             return None
-        chosen = constant(self._gm, index)
         if chosen is None or chosen.ndim != 1 or dimension(node, 1) % value(source).ndim != join.axis:
             return None
         return self._picked(node, join, [int(k) % len(join.order) for k in chosen])
 
+    def _interaction(self, node: fx.Node, product: Any, chosen: Tensor | None) -> Join | None:
+        """Some or all dot products of the parts' positions, as (N, pairs)."""
+        source = gram(product) if self._products else None
+        join = self.read(source)
+        if join is None or (join.axis, join.rows) != (1, 0) or value(node).ndim != 2:
+            return None
+        flat = torch.arange(len(join.order) ** 2) if chosen is None else chosen
+        if value(node).shape[1] != len(flat):
+            return None
+        return pairs(self._gm, node, join, flat.tolist())
+
     def _piece(self, node: fx.Node) -> Join | None:
         """One piece of a split along the join."""
         whole, index = node.args
-        if not is_call(whole, *_SPLITS[:3]) or not isinstance(index, int) or not isinstance(whole, fx.Node):
+        if not is_call(whole, *SPLITS) or not isinstance(index, int) or not isinstance(whole, fx.Node):
             return None
         source = whole.args[0]
         join = self.read(source)
@@ -389,10 +371,10 @@ class Joins:
 
     def pure(self, node: fx.Node) -> tuple[str, fx.Node, int] | None:
         """A selection from a join that lies in one of its parts: which, the selection from it, and its rows' dimension."""
-        picks = _picks(self._gm, node)
-        if picks is None:
+        found = picks(self._gm, node)
+        if found is None:
             return None
-        source, axis, positions, dropped = picks
+        source, axis, positions, dropped = found
         join = self.read(source)
         if join is None or axis != join.axis or not positions:
             return None
@@ -402,69 +384,9 @@ class Joins:
             return None
         part, shift = (join.once, 0) if mine else (join.each, join.width)
         with self._gm.graph.inserting_before(node):
-            found = (
+            made = (
                 emit(self._gm, aten.select.int, (part, axis, order[0] - shift))
                 if dropped
                 else take(self._gm, part, axis, [k - shift for k in order])
             )
-        return "once" if mine else "each", found, join.rows - (dropped and axis < join.rows)
-
-
-def _picks(gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, int, list[int], bool] | None:
-    """The source of a selection, its dimension, the positions, and whether the dimension is dropped."""
-    if node.op != "call_function" or not node.args or not isinstance(node.args[0], fx.Node):
-        return None
-    source, name = node.args[0], operator_name(node)
-    whole = source
-    if name == "getitem" and is_call(source, *_SPLITS):
-        source = source.args[0]  # type: ignore[assignment]
-    if not isinstance(source.meta.get("val"), Tensor) or not isinstance(node.meta.get("val"), Tensor):
-        return None
-    shape = value(source).shape
-    if name in ("select", "slice", "index_select"):
-        axis = dimension(node, 1) % len(shape)
-    elif name == "getitem" and whole is not source:
-        axis = dimension(whole, 1 if is_call(whole, aten.unbind.int) else 2) % len(shape)
-    else:
-        return None
-    if not isinstance(shape[axis], int):
-        return None
-    every = range(shape[axis])
-    if name == "select":
-        return (source, axis, [every[node.args[2]]], True) if isinstance(node.args[2], int) else None
-    if name == "slice":
-        bounds: tuple[Any, ...] = (*node.args[2:], *(None, None, 1)[len(node.args) - 2 :])
-        return (
-            None
-            if any(isinstance(b, fx.Node) for b in bounds)
-            else (source, axis, list(every[slice(*bounds)]), False)
-        )
-    if name == "index_select":
-        index = constant(gm, node.args[2])
-        return (
-            None
-            if index is None or index.ndim != 1
-            else (source, axis, [every[int(k)] for k in index], False)
-        )
-    piece = node.args[1]
-    if not isinstance(piece, int):
-        return None
-    if is_call(whole, aten.unbind.int):
-        return source, axis, [every[piece]], True
-    widths = [int(part.shape[axis]) for part in whole.meta["val"]]
-    start = sum(widths[:piece])
-    return source, axis, list(every[start : start + widths[piece]]), False
-
-
-def _rescaled(order: tuple[int, ...], old: int, new: int) -> tuple[int, ...] | None:
-    """The order of finer or coarser positions."""
-    if new % old == 0:
-        times = new // old
-        return tuple(times * k + i for k in order for i in range(times))
-    if old % new:
-        return None
-    times = old // new
-    blocks = [order[times * k : times * (k + 1)] for k in range(new)]
-    if any(block[0] % times or list(block) != list(range(block[0], block[0] + times)) for block in blocks):
-        return None
-    return tuple(block[0] // times for block in blocks)
+        return "once" if mine else "each", made, join.rows - (dropped and axis < join.rows)
