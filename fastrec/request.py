@@ -278,7 +278,7 @@ def ask(captured: Program) -> Program:
     """The captured program of one request: whole request features have one row, spread where they are read.
 
     The layout calls them fixed, with one row, so that whatever counts, draws or checks rows leaves them alone. Of
-    a matrix with request columns, row 0 of those is spread. The program itself where nothing is declared.
+    a matrix with request columns, row 0 of those is spread, and batches of no rows are left to the model. The program itself where nothing is declared.
 
     Raises `InputError` where every feature that counts rows belongs to the request.
     """
@@ -315,7 +315,10 @@ def ask(captured: Program) -> Program:
                 made.append(feature)
     _revalue(gm)
     sweep(gm)
-    layout = replace(captured.layout, features=tuple(made))
+    exempt = captured.layout.exempt
+    if any(isinstance(feature.request, tuple) for feature in features):
+        exempt = tuple(sorted({0, *exempt}))  # there is no row 0 to spread
+    layout = replace(captured.layout, features=tuple(made), exempt=exempt)
     batch = tuple(once.one(list(once.same(captured.batch))))
     return replace(captured, model=gm, layout=layout, batch=batch)
 
