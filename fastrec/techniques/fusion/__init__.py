@@ -30,6 +30,7 @@ from .packed_columns import pack_columns
 from .pair_selection import select_pairs
 from .pointwise import drop_expands
 from .select_parts import select_parts
+from .shared_operands import share_operands
 from .split_linears import split_linears
 from .split_sums import split_sums
 from .stacked_bags import stack_bags
@@ -50,7 +51,7 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
         select_parts,
         drop_expands,
     ),
-    (fold_norms, merge_linears, split_sums, split_linears),
+    (fold_norms, merge_linears, split_sums, split_linears, share_operands),
     (stack_lookups, stack_bags, pack_columns),
 )
 """Every rule, in order of application: what is known of the values, what removes work, how the rest lies in memory.
