@@ -7,6 +7,7 @@ the spreading behind whatever needs the request alone.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -128,7 +129,7 @@ def _places(features: Sequence[Feature], name: object) -> list[int]:
 def _columns(feature: Feature, columns: object) -> bool | tuple[int, ...]:
     if isinstance(columns, bool):
         return columns
-    width = feature.shape[1] if len(feature.shape) == 2 else 0
+    width = feature.shape[1] if len(feature.shape) == 2 and not feature.axis else 0
     if isinstance(columns, str) or not isinstance(columns, Iterable):
         raise InputError(
             f"request_features: {feature.name!r} takes True or columns, got {columns!r:.80}",
@@ -162,7 +163,11 @@ class Once:
         self._whole = [
             (i, f.axis or 0) for i, f in enumerate(features) if f.request is True and f.role == "rows"
         ]
-        self._mixed = [(i, _slice(f.request)) for i, f in enumerate(features) if isinstance(f.request, tuple)]
+        self._mixed = [
+            (i, _slice(f.request))
+            for i, f in enumerate(features)
+            if isinstance(f.request, tuple) and f.role == "rows"
+        ]
         self._check = check
         self.candidates = tuple(
             replace(f, role="fixed") if f.request is True and f.role == "rows" else f for f in features
@@ -289,43 +294,49 @@ def ask(captured: Program) -> Program:
     assert isinstance(captured.model, fx.GraphModule)
     gm = copy_graph(captured.model)
     inputs = [node for node in gm.graph.nodes if node.op == "placeholder"]
-    rows = next(
-        (
-            (node, f)
-            for node, f in zip(inputs, features, strict=True)
-            if f.role == "rows" and f.request is not True
-        ),
-        None,
-    )
-    if rows is None:
+    counting = [
+        (node, feature)
+        for node, feature in zip(inputs, features, strict=True)
+        if feature.role not in ("fixed", "values")
+        and not (feature.role == "rows" and feature.request is True)
+    ]
+    if not counting:
         raise InputError(
             "request_features: every feature that counts rows belongs to the request, and none is left to its candidates"
         )
     made: list[Feature] = []
     with gm.graph.inserting_before(inputs[-1].next):
-        count = emit(gm, aten.sym_size.int, (rows[0], rows[1].axis or 0))
+        count = _count(gm, *min(counting, key=lambda found: found[1].role != "rows"))
         for node, feature in zip(inputs, features, strict=True):
             if feature.request is True and feature.role == "rows":
                 _spread(gm, node, feature.axis or 0, count)
                 shape = tuple(1 if k == feature.axis else n for k, n in enumerate(feature.shape))
                 made.append(replace(feature, role="fixed", shape=shape))
             else:
-                if isinstance(feature.request, tuple):
+                if isinstance(feature.request, tuple) and feature.role == "rows":
                     _spread_columns(gm, node, feature.request, count)
                 made.append(feature)
     _revalue(gm)
     sweep(gm)
     exempt = captured.layout.exempt
-    if any(isinstance(feature.request, tuple) for feature in features):
+    if any(isinstance(feature.request, tuple) and feature.role == "rows" for feature in features):
         exempt = tuple(sorted({0, *exempt}))  # there is no row 0 to spread
     layout = replace(captured.layout, features=tuple(made), exempt=exempt)
     batch = tuple(once.one(list(once.same(captured.batch))))
     return replace(captured, model=gm, layout=layout, batch=batch)
 
 
+def _count(gm: fx.GraphModule, node: fx.Node, feature: Feature) -> fx.Node:
+    """The number of candidates, as `rows.count_rows` counts them."""
+    size = emit(gm, aten.sym_size.int, (node, feature.axis or 0))
+    if feature.role == "bounds":
+        return emit(gm, operator.sub, (size, 1))
+    return emit(gm, operator.floordiv, (size, feature.keys)) if feature.keys > 1 else size
+
+
 def _spread(gm: fx.GraphModule, node: fx.Node, axis: int, count: fx.Node) -> None:
     """One row in place of all of them, spread over the candidates for its readers."""
-    readers = [user for user in node.users if user is not count]
+    readers = list(node.users)
     node.meta["val"] = value(node).narrow(axis, 0, 1)
     sizes: list[Any] = [count if k == axis else n for k, n in enumerate(value(node).shape)]
     spread = emit(gm, aten.expand.default, (node, sizes))

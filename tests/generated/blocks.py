@@ -11,7 +11,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .describe import (
-    Attention, Block, Cross, Deep, Dots, Excited, Experts, FieldWeighted, Gate, Pairs, Towers, Unit, Wide,
+    Attention,
+    Block,
+    Cross,
+    Deep,
+    Dots,
+    Excited,
+    Experts,
+    FieldWeighted,
+    Gate,
+    Pairs,
+    Towers,
+    Unit,
+    Wide,
 )  # fmt: skip
 from .layers import Layers, compared, triangle
 
@@ -255,7 +267,11 @@ class DotsCore(Core):
         count, form = len(rows), self.block.form
         if form == "loop":
             return torch.cat([(rows[i] * rows[j]).sum(-1, keepdim=True) for i, j in triangle(count)], -1)
-        block = torch.cat(rows, dim=1).view(rows[0].shape[0], count, -1) if form == "tril" else torch.stack(rows, 1)
+        block = (
+            torch.cat(rows, dim=1).view(rows[0].shape[0], count, -1)
+            if form == "tril"
+            else torch.stack(rows, 1)
+        )
         products = torch.bmm(block, block.transpose(1, 2))
         if form == "all":
             return products.flatten(1)
@@ -446,4 +462,3 @@ class Whole(nn.Module):
         if self.block.then is None:
             return y
         return self.then(torch.cat([y, *given.parts], dim=1) if self.block.beside else y)
-

@@ -205,7 +205,10 @@ _COMMON: dict[str, Any] = {
     "beside": st.booleans(),
 }
 _PARTS = tuple(
-    order for n in range(1, 6) for order in permutations(("q", "k", "q-k", "k-q", "q*k"), n) if {*order} != {"k"}
+    order
+    for n in range(1, 6)
+    for order in permutations(("q", "k", "q-k", "k-q", "q*k"), n)
+    if {*order} != {"k"}
 )
 _PLACE = st.integers(0, 11)
 

@@ -93,9 +93,7 @@ class Generated(nn.Module):
             return self.uncolumned(batch)
         if description.once:
             rows = next(len(x) for x, field in zip(cut, fields, strict=True) if not field.request)
-            cut = [
-                self.spread(x, rows) if field.request else x for x, field in zip(cut, fields, strict=True)
-            ]
+            cut = [self.spread(x, rows) if field.request else x for x, field in zip(cut, fields, strict=True)]
         return cut
 
     def spread(self, x: Tensor, rows: int) -> Tensor:
@@ -141,7 +139,13 @@ class Generated(nn.Module):
                 given.numbers.append(x)
                 given.parts.append(x)
                 continue
-            table = self.shared if field.shared else None if packed and field.kind == "id" else self.tables[f"f{place}"]
+            table = (
+                self.shared
+                if field.shared
+                else None
+                if packed and field.kind == "id"
+                else self.tables[f"f{place}"]
+            )
             if field.kind == "id":
                 row = table(x) if table is not None else packed.pop(0)
                 given.ids.append(x)
@@ -234,7 +238,11 @@ def batch_of(description: Description, rows: int, rng: torch.Generator) -> Any:
     for field in description.fields:
         # Drawn whatever the number of rows, so that one request is asked at every size.
         x = _drawn(field, 1 if field.request else rows, fewest, rng)
-        drawn.append(x.repeat(rows, *([1] * (x.dim() - 1))) if field.request and not (description.once and description.form in ("arguments", "dict")) else x)
+        drawn.append(
+            x.repeat(rows, *([1] * (x.dim() - 1)))
+            if field.request and not (description.once and description.form in ("arguments", "dict"))
+            else x
+        )
     if description.form == "arguments":
         return tuple(drawn)
     if description.form == "dict":
