@@ -10,11 +10,6 @@ The argument is opened into terms as long as that makes less of it: each term is
 and the columns of W it meets, equal tensors met by the sum of their columns. Terms of one size stay one product. The
 activation unit of DIN is the last line, in whatever order and of whichever of the four its author joined it.
 
-Where every term of full size is a product of a factor that varies over the candidates with one that varies over the
-history, the whole is one product with a matrix made once for the request:
-
-    W_p (q * k_t) + W_q q + W_k k_t + b  =  (W_p diag(k_t) + W_q) q + (W_k k_t + b)
-
 Weights are added in float64. When it does not apply: to weights that are not constant; where the terms are not less
 than four fifths of the argument at 64 candidates; to a graph that writes in place.
 """
