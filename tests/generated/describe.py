@@ -278,7 +278,7 @@ BLOCKS: dict[type[Block], st.SearchStrategy[Block]] = {
 def descriptions(draw: st.DrawFn, first: Sequence[type[Block]] = tuple(BLOCKS)) -> Description:
     """Models with at least one candidate feature, their first block one of `first`, and the fields their blocks need."""
     block = draw(st.sampled_from(tuple(first)).flatmap(BLOCKS.__getitem__))
-    blocks = [block, *draw(st.lists(st.one_of(*BLOCKS.values()), max_size=2))]
+    blocks = [block, *draw(st.lists(st.one_of(*BLOCKS.values()), max_size=1))]
     fields = draw(st.lists(FIELDS, min_size=1, max_size=12))
     if all(field.request for field in fields):
         fields.append(Field())
