@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from .attention import AttentionCore, UnitCore
+from .core import Core, Given, Plan, joined, picked
 from .describe import (
     Attention,
     Block,
@@ -24,77 +24,10 @@ from .describe import (
     Towers,
     Unit,
     Wide,
-)  # fmt: skip
+)
 from .layers import Layers, compared, triangle
 
-__all__ = ["Given", "History", "Plan", "Whole"]
-
-
-@dataclass(frozen=True)
-class History:
-    """Vectors of a history (N, T, d), and where it is no padding (N, T)."""
-
-    rows: Tensor
-    mask: Tensor
-
-
-@dataclass
-class Given:
-    """What blocks read: `parts` holds one (N, k) for each field in order, `vectors` those of the model's width."""
-
-    parts: list[Tensor] = field(default_factory=list)
-    ids: list[Tensor] = field(default_factory=list)
-    vectors: list[Tensor] = field(default_factory=list)
-    numbers: list[Tensor] = field(default_factory=list)
-    histories: list[History] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The sizes of what will be given."""
-
-    width: int
-    widths: tuple[int, ...]
-    request: tuple[bool, ...]
-    tables: tuple[int, ...]
-    vectors: int
-    numbers: int
-    histories: int
-
-
-class Core(nn.Module):
-    """A block without the layers after it; `width` is that of its answer."""
-
-    width: int
-
-    def __init__(self, block: Any, plan: Plan) -> None:
-        super().__init__()
-        self.block, self.plan = block, plan
-
-    def parts(self) -> list[int]:
-        return picked(self.block.of, len(self.plan.widths))
-
-    def total(self, places: Sequence[int]) -> int:
-        return sum(self.plan.widths[place] for place in places)
-
-    def sides(self) -> tuple[list[int], list[int]]:
-        """Two sets of fields: the request's and the candidate's, or those at even places and the rest."""
-        places = self.parts()
-        left = [place for place in places if self.plan.request[place]]
-        if not self.block.by_colour or not 0 < len(left) < len(places):
-            left = places[::2]
-        return left, [place for place in places if place not in left] or left
-
-
-def picked(of: Sequence[int], count: int, fewest: int = 1) -> list[int]:
-    """Places in the order drawn, without repeats; all where there are too few."""
-    places = list(dict.fromkeys(place % count for place in of))
-    return places if len(places) >= fewest else list(range(count))
-
-
-def joined(given: Given, places: Sequence[int]) -> Tensor:
-    """Fields side by side."""
-    return torch.cat([given.parts[place] for place in places], dim=-1)
+__all__ = ["Whole"]
 
 
 class DeepCore(Core):
@@ -352,91 +285,6 @@ class ExpertsCore(Core):
         x = joined(given, self.parts())
         mixed = torch.stack([expert(x) for expert in self.experts], dim=1)
         return (torch.softmax(self.gate(x), dim=-1).unsqueeze(-1) * mixed).sum(dim=1)
-
-
-class UnitCore(Core):
-    """See `Unit`."""
-
-    def __init__(self, block: Unit, plan: Plan) -> None:
-        super().__init__(block, plan)
-        self.layers = Layers(plan.width * len(block.parts), block.layers, last=1)
-        self.width = plan.width * (3 if block.with_query else 1)
-
-    def forward(self, given: Given) -> Tensor:
-        query = given.vectors[self.block.query % self.plan.vectors]
-        history = given.histories[self.block.history % self.plan.histories]
-        k, q = history.rows, self.spread(query, history.rows)
-        every = {"q": q, "k": k, "q-k": q - k, "k-q": k - q, "q*k": q * k}
-        scores = self.layers(torch.cat([every[part] for part in self.block.parts], dim=-1))
-        there = history.mask.unsqueeze(-1)
-        if self.block.mask in ("inf", "large"):
-            least = float("-inf") if self.block.mask == "inf" else -1e9
-            weights = scores.masked_fill(~there, least).softmax(dim=1)
-            pooled = torch.bmm(weights.transpose(1, 2), k).squeeze(1)
-        else:
-            if self.block.mask == "zero":
-                scores = torch.where(there, scores, torch.zeros_like(scores))
-            elif self.block.mask == "product":
-                scores = scores * there.to(scores.dtype)
-            pooled = (scores * k).sum(dim=1)
-        return torch.cat([query, pooled, query * pooled], 1) if self.block.with_query else pooled
-
-    def spread(self, query: Tensor, keys: Tensor) -> Tensor:
-        steps = keys.shape[1]
-        if self.block.spread == "repeat":
-            return query.unsqueeze(1).repeat(1, steps, 1)
-        if self.block.spread == "like":
-            return query.unsqueeze(1).expand_as(keys)
-        if self.block.spread == "interleave":
-            return torch.repeat_interleave(query.unsqueeze(1), steps, dim=1)
-        return query[:, None, :].expand(-1, steps, -1)
-
-
-class AttentionCore(Core):
-    """See `Attention`."""
-
-    def __init__(self, block: Attention, plan: Plan) -> None:
-        super().__init__(block, plan)
-        self.places = picked(block.of, plan.vectors, 2)
-        self.count = block.heads if plan.width % block.heads == 0 else 1
-        if block.form == "module":
-            self.module = nn.MultiheadAttention(plan.width, self.count, dropout=0.1, batch_first=True)
-        else:
-            self.q, self.k, self.v, self.out = (nn.Linear(plan.width, plan.width) for _ in range(4))
-        self.width = plan.width * (len(self.places) if block.among else 2 if block.with_query else 1)
-
-    def forward(self, given: Given) -> Tensor:
-        if self.block.among:
-            query = keys = torch.stack([given.vectors[place] for place in self.places], 1)
-            mask = None
-        else:
-            query = given.vectors[self.block.query % self.plan.vectors].unsqueeze(1)
-            history = given.histories[self.block.history % self.plan.histories]
-            keys, mask = history.rows, history.mask if self.block.masked else None
-        y = self.attend(query, keys, mask).flatten(1)
-        return torch.cat([query.squeeze(1), y], 1) if self.block.with_query and not self.block.among else y
-
-    def attend(self, query: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
-        form = self.block.form
-        if form == "module":
-            ignored = None if mask is None else ~mask
-            return self.module(query, keys, keys, key_padding_mask=ignored, need_weights=self.count > 1)[0]
-        q, k, v = self.q(query), self.k(keys), self.v(keys)
-        if form == "einsum":
-            scores = torch.einsum("nqd,ntd->nqt", q, k) / q.shape[-1] ** 0.5
-            if mask is not None:
-                scores = scores + (1.0 - mask.to(q.dtype)).unsqueeze(1) * -1e4
-            return self.out(torch.einsum("nqt,ntd->nqd", scores.softmax(-1), v))
-        q, k, v = (x.unflatten(-1, (self.count, -1)).transpose(1, 2) for x in (q, k, v))
-        seen = None if mask is None else mask[:, None, None, :]
-        if form == "fused":
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
-        else:
-            scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
-            if seen is not None:
-                scores = scores.masked_fill(~seen, float("-inf"))
-            y = torch.softmax(scores, dim=-1) @ v
-        return self.out(y.transpose(1, 2).flatten(2))
 
 
 CORES: dict[type[Block], Callable[[Any, Plan], Core]] = {

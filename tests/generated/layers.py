@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from .describe import Stack
 
-__all__ = ["Dice", "Layers", "normed", "triangle"]
+__all__ = ["Layers", "compared", "triangle"]
 
 
 class Dice(nn.Module):

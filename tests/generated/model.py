@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from tests.zoo.base import Entry
 
-from .blocks import Given, History, Plan, Whole
+from .blocks import Whole
+from .core import Given, History, Plan
 from .describe import Attention, Description, Field, Unit
 
 __all__ = ["Generated", "entry_of", "request_of"]
