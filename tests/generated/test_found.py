@@ -6,11 +6,7 @@ from .describe import Deep, Description, Excited, Experts, Field, Stack, Unit
 
 def test_a_view_of_what_is_spread() -> None:
     assert_the_answer_is_kept(
-        Description(
-            fields=(Field(request=True, size=2), Field()),
-            blocks=(Experts(of=(0,), experts=1, layers=Stack(widths=(4, 1), act="prelu", residual=True)),),
-            answer="dict",
-        )
+        Description(fields=(Field("history", request=True, pool="bag"), Field()), blocks=(Deep(),))
     )
 
 
