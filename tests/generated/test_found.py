@@ -1,12 +1,16 @@
 """Models on which a rewrite once failed, kept as they were printed, made small. Each test's name says what was wrong."""
 
 from .check import assert_the_answer_is_kept
-from .describe import Deep, Description, Excited, Experts, Field, Stack, Unit
+from .describe import Deep, Description, Dots, Excited, Experts, Field, Stack, Unit
 
 
 def test_a_view_of_what_is_spread() -> None:
+    # A flow that wrote in place was decomposed, and holds views where others hold reshapes.
     assert_the_answer_is_kept(
-        Description(fields=(Field("history", request=True, pool="bag"), Field()), blocks=(Deep(),))
+        Description(
+            fields=(Field("history", request=True, size=4, pool="bag"), Field(), Field()),
+            blocks=(Dots(form="lists"), Deep()),
+        )
     )
 
 
