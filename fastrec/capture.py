@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .errors import CaptureError
-from .graph import constant, is_random, is_written, normalise
+from .graph import constant, free_sizes, is_random, is_written, normalise
 from .inputs import collect, flat_layout
 from .program import Program
 from .quiet import quiet, reason_of
@@ -48,6 +48,7 @@ def capture(program: Program) -> Program:
             _check_effects(gm)
             _check_free(program, gm)
             exempt = _check_answers(program, gm, tensors)
+            free_sizes(gm, example, [feature.growing for feature in program.layout.features])
         except CaptureError as error:
             reasons.append(str(error))
         except Exception as error:  # noqa: BLE001 - the exporter raises anything; its reason is kept
