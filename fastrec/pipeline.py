@@ -360,7 +360,10 @@ def _assemble(
         del sessions[name]
     original = program.with_model(program.draft().eval())
     if captured is None or not names:
-        return CompressedModel(original, {}, None, None, once)
+        made = CompressedModel(original, {}, None, guard, once)
+        # For the serving form of what is not faster batch by batch.
+        made.program = captured.fast if captured is not None and once else None
+        return made
     fast = captured.fast.model
     assert isinstance(fast, fx.GraphModule)
     if any(result.session == ORIGINAL for result in results):

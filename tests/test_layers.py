@@ -13,7 +13,7 @@ FLOORS = {
     "recipe": 3,
     "report": 4,
     **dict.fromkeys(("plan", "render", "arguments"), 5),
-    **dict.fromkeys(("compressed", "verify", "pipeline"), 6),
+    **dict.fromkeys(("compressed", "verify", "pipeline", "serving"), 6),
 }  # fmt: skip
 
 
