@@ -163,12 +163,12 @@ def _behaviour(n: int, r: torch.Generator) -> dict[str, Tensor]:
 
 
 ENTRIES = (
-    Entry("din", DIN, _behaviour),
+    Entry("din", DIN, _behaviour, request=("user", "history")),
     Entry("gru4rec", GRU4Rec, _history),
-    Entry("sasrec", SASRec, lambda n, r: (_history(1, r), ids(r, 1, n))),
-    Entry("sasrec_rows", SASRec, lambda n, r: (_history(n, r), ids(r, n))),
+    Entry("sasrec", SASRec, lambda n, r: (_history(1, r), ids(r, 1, n)), request=("history",)),
+    Entry("sasrec_rows", SASRec, lambda n, r: (_history(n, r), ids(r, n)), request=("history",)),
     # Attention with every key masked is not a number, in the original too.
     Entry("bert4rec", BERT4Rec, lambda n, r: _history(n, r, fewest=1)),
-    Entry("caser", Caser, lambda n, r: (_history(n, r), ids(r, n), ids(r, n))),
-    Entry("interest", Interest, lambda n, r: (_history(n, r), ids(r, n, low=1))),
+    Entry("caser", Caser, lambda n, r: (_history(n, r), ids(r, n), ids(r, n)), request=("history", "user")),
+    Entry("interest", Interest, lambda n, r: (_history(n, r), ids(r, n, low=1)), request=("history",)),
 )

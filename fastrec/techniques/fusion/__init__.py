@@ -139,6 +139,8 @@ class _Rewriting:
         self.changes: list[Change] = []
         self.skipped: dict[str, Skip] = {}
         self._probes = probes
+        # The copy that a rule found nothing to do in serves the next: most of what a copy costs is compiling it.
+        self._copy: fx.GraphModule | None = None
 
     def exhaust(self, rules: list[Rule]) -> bool:
         """Apply these rules in turn until none has anything left to do; whether any had."""
@@ -153,11 +155,14 @@ class _Rewriting:
         return len(self.changes) > start
 
     def _apply(self, rule: Rule) -> None:
-        trial = copy_graph(self.graph)
+        trial, self._copy = self._copy or copy_graph(self.graph), None
         try:
             with quiet():
                 found = rule(trial)
             if not found:
+                # What it wrote down while looking goes.
+                trial.graph.eliminate_dead_code()
+                self._copy = trial
                 return
             sweep(trial)
             reason = _difference(self.graph, trial, self._probes)
