@@ -26,6 +26,7 @@ from .linears import merge_linears
 from .no_ops import remove_no_ops
 from .norms import fold_norms
 from .once import compute_once
+from .one_position import read_one_position
 from .packed_columns import pack_columns
 from .pair_selection import select_pairs
 from .pointwise import drop_expands
@@ -51,7 +52,7 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
         select_parts,
         drop_expands,
     ),
-    (fold_norms, merge_linears, split_sums, split_linears, share_operands),
+    (fold_norms, merge_linears, read_one_position, split_sums, split_linears, share_operands),
     (stack_lookups, stack_bags, pack_columns),
 )
 """Every rule, in order of application: what is known of the values, what removes work, how the rest lies in memory.
