@@ -19,6 +19,7 @@ from ...program import Program
 from ...quiet import quiet, reason_of
 from ...rows import take_rows
 from ..base import Applied, Change, Skip, Technique
+from .absorbed_attention import absorb_keys
 from .bags import simplify_bags
 from .common_subexpressions import merge_common
 from .constants import fold_constants
@@ -52,7 +53,7 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
         select_parts,
         drop_expands,
     ),
-    (fold_norms, merge_linears, read_one_position, split_sums, split_linears, share_operands),
+    (fold_norms, merge_linears, read_one_position, absorb_keys, split_sums, split_linears, share_operands),
     (stack_lookups, stack_bags, pack_columns),
 )
 """Every rule, in order of application: what is known of the values, what removes work, how the rest lies in memory.

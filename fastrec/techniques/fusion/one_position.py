@@ -15,7 +15,6 @@ views would be spared.
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import sympy
@@ -25,8 +24,9 @@ from torch import fx
 from ...graph import add_constant, emit, is_call, value
 from ..base import Change
 from .moves import allow_strides, hoist, reads_strides
-from .positions import MOVES, NOTHING, Part, Place, Row, arguments, parts_read, shape_of
+from .positions import MOVES, NOTHING, Part, Place, Row, arguments, parts_read
 from .purity import writes
+from .sizes import Sizes, shape_of, writable
 
 __all__ = ["read_one_position"]
 
@@ -37,9 +37,13 @@ def read_one_position(gm: fx.GraphModule) -> list[Change]:
     """Computes sequences only where they are read; edits `gm` in place. Adds rows of causal masks."""
     if writes(gm) or reads_strides(gm):
         return []
-    parts, chosen = _read(gm)
-    narrow = _worth(gm, parts, chosen)
-    if not narrow:
+    # Of two selections in a row each may be in the way of the other.
+    for through in (False, True):
+        parts, chosen = _read(gm, through)
+        narrow = _worth(gm, parts, chosen)
+        if narrow:
+            break
+    else:
         return []
     _order(gm, narrow)
     surgery = _Surgery(gm)
@@ -70,21 +74,24 @@ def _same(part: Part, other: Part) -> bool:
     return part.steps == other.steps and part.at == other.at
 
 
-def _read(gm: fx.GraphModule) -> tuple[dict[fx.Node, Part], dict[fx.Node, Part]]:
-    """The nodes of which one position is read, and the selections, each with its part (of its argument, these)."""
+def _read(gm: fx.GraphModule, through: bool) -> tuple[dict[fx.Node, Part], dict[fx.Node, Part]]:
+    """The nodes of which one position is read, and the selections, each with its part (of its argument, these).
+
+    A selection of a selection asks for its own position, or, if it can be seen `through`, for that of its reader.
+    """
     read: dict[fx.Node, Part | None] = {}
     chosen: dict[fx.Node, Part] = {}
     for node in reversed(gm.graph.nodes):
         found = arguments(node)
         parts: list[Any] | None = None
-        start = selection(node)
-        if start is not None:
+        start, wanted = selection(node), read.get(node)
+        if wanted is not None and (through or start is None):
+            parts = parts_read(node, wanted) if _writable(node) else None
+        if parts is None and start is not None:
             chosen[node] = start
             parts = [start, *(None for _ in found[1:])]
-        elif (part := read.get(node)) is not None:
-            parts = parts_read(node, part) if _writable(node) else None
-            if parts is None:
-                read[node] = None
+        elif parts is None and wanted is not None:
+            read[node] = None
         for argument, part in zip(found, parts or [None] * len(found), strict=True):
             if part is NOTHING:
                 continue
@@ -184,7 +191,7 @@ def _writable(node: fx.Node) -> bool:
     fakes = node.meta["val"]
     if isinstance(fakes, (list, tuple)):
         return True
-    return all(size.as_coeff_Mul()[1].is_Symbol or size.is_Integer for size in shape_of(node))
+    return writable(shape_of(node))
 
 
 def _narrowed(shape: list[sympy.Expr], place: Place) -> list[sympy.Expr]:
@@ -218,7 +225,7 @@ class _Surgery:
         self._gm = gm
         self._narrow: dict[fx.Node, fx.Node] = {}
         self._cuts: dict[tuple[fx.Node, Part], fx.Node] = {}
-        self._sizes: dict[sympy.Expr, fx.Node] = {}
+        self._size = Sizes(gm)
 
     def narrow(self, node: fx.Node, part: Part) -> None:
         """The node at one position."""
@@ -276,25 +283,7 @@ class _Surgery:
         return (*args[:3], mask, args[4])
 
     def _shape(self, node: fx.Node, part: Part) -> list[int | fx.Node]:
-        return [self._size(size) for size in _narrowed(shape_of(node), part.place)]
-
-    def _size(self, size: sympy.Expr) -> int | fx.Node:
-        """A size as an argument: its number, or a node that gives it."""
-        if size.is_Integer:
-            return int(size)
-        if size not in self._sizes:
-            factor, symbol = size.as_coeff_Mul()
-            inputs = [node for node in self._gm.graph.nodes if node.op == "placeholder"]
-            source, dim = next(
-                (node, dim) for node in inputs for dim, found in enumerate(shape_of(node)) if found == symbol
-            )
-            with self._gm.graph.inserting_after(inputs[-1]):
-                made = emit(self._gm, aten.sym_size.int, (source, dim))
-            if factor != 1:
-                with self._gm.graph.inserting_after(made):
-                    made = emit(self._gm, operator.mul, (made, int(factor)))
-            self._sizes[size] = made
-        return self._sizes[size]
+        return self._size.all(_narrowed(shape_of(node), part.place))
 
     def _part(self, node: fx.Node, part: Part) -> fx.Node:
         """One position of a node, cut out where the node itself is wide."""
@@ -313,7 +302,7 @@ class _Surgery:
             return emit(self._gm, aten.slice.Tensor, (node, axis, at, at + 1))
         apart = shape_of(node)
         apart[axis : axis + 1] = [place.before, sympy.Integer(part.steps), place.after]
-        wide = emit(self._gm, aten.reshape.default, (node, [self._size(size) for size in apart]))
+        wide = emit(self._gm, aten.reshape.default, (node, self._size.all(apart)))
         thin = emit(self._gm, aten.select.int, (wide, axis + 1, at))
         return emit(self._gm, aten.reshape.default, (thin, self._shape(node, part)))
 
@@ -329,13 +318,13 @@ class _Surgery:
         sizes, names = [size for size, _ in apart], [name for _, name in apart]
         order = sorted(range(len(names)), key=lambda axis: names[axis] or "z")
         if sizes != shape:
-            wide = emit(self._gm, aten.reshape.default, (wide, [self._size(size) for size in sizes]))
+            wide = emit(self._gm, aten.reshape.default, (wide, self._size.all(sizes)))
         if order != sorted(order):
             wide = emit(self._gm, aten.permute.default, (wide, order))
         thin = self._pick(wide, row, [sizes[axis] for axis in order[2:]])
         if order != sorted(order):
             thin = emit(self._gm, aten.permute.default, (thin, sorted(order, key=order.index)))
-        made = [self._size(size) for size in _narrowed(shape, part.place)]
+        made = self._size.all(_narrowed(shape, part.place))
         return thin if sizes == shape else emit(self._gm, aten.reshape.default, (thin, made))
 
     def _spread(self, node: fx.Node, part: Part) -> fx.Node:
@@ -344,7 +333,7 @@ class _Surgery:
         place, shape = part.at.place, shape_of(node)
         shape = [sympy.Integer(1)] * (-place.axis - len(shape)) + shape
         shape[place.axis] = place.before * part.at.rows * place.after
-        return emit(self._gm, aten.expand.default, (node, [self._size(size) for size in shape]))
+        return emit(self._gm, aten.expand.default, (node, self._size.all(shape)))
 
     def _pick(self, wide: fx.Node, row: Row, rest: list[sympy.Expr]) -> fx.Node:
         """One step of (rows, steps, *rest) for each row: (rows, 1, *rest)."""

@@ -26,8 +26,9 @@ from torch._ops import OpOverload
 
 from ...graph import is_call, value
 from .purity import is_pure
+from .sizes import shape_of
 
-__all__ = ["MOVES", "NOTHING", "Part", "Place", "Row", "arguments", "parts_read", "shape_of"]
+__all__ = ["MOVES", "NOTHING", "Part", "Place", "Row", "arguments", "parts_read"]
 
 aten = torch.ops.aten
 ONE = sympy.Integer(1)
@@ -76,11 +77,6 @@ Parts = list[Any]
 """For each node among the arguments, in order: the `Part` read, None for all of it, or `NOTHING`."""
 
 
-def shape_of(node: fx.Node) -> list[sympy.Expr]:
-    """The sizes of a node's tensor as expressions."""
-    return [_expression(size) for size in value(node).shape]
-
-
 def arguments(node: fx.Node) -> list[fx.Node]:
     """The nodes among the arguments, in order, as often as they occur."""
     found: list[fx.Node] = []
@@ -96,10 +92,6 @@ def parts_read(node: fx.Node, part: Part) -> Parts | None:
         return _aligned(node, part)
     rule = _RULES.get(node.target)
     return rule(node, part) if rule is not None else None
-
-
-def _expression(size: int | torch.SymInt) -> sympy.Expr:
-    return sympy.Integer(size) if isinstance(size, int) else size.node.expr
 
 
 def _broadcast(argument: fx.Node, part: Part) -> Part | None:
