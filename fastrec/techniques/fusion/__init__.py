@@ -19,6 +19,7 @@ from ...program import Program
 from ...quiet import quiet, reason_of
 from ...rows import take_rows
 from ..base import Applied, Change, Skip, Technique
+from .absorbed_attention import absorb_keys
 from .bags import simplify_bags
 from .common_subexpressions import merge_common
 from .constants import fold_constants
@@ -27,6 +28,7 @@ from .linears import merge_linears
 from .no_ops import remove_no_ops
 from .norms import fold_norms
 from .once import compute_once
+from .one_position import read_one_position
 from .packed_columns import pack_columns
 from .pair_selection import select_pairs
 from .pointwise import drop_expands
@@ -53,7 +55,16 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
         select_parts,
         drop_expands,
     ),
-    (fold_norms, merge_linears, split_sums, split_linears, share_operands, multiply_by_vector),
+    (
+        fold_norms,
+        merge_linears,
+        read_one_position,
+        absorb_keys,
+        split_sums,
+        split_linears,
+        share_operands,
+        multiply_by_vector,
+    ),
     (stack_lookups, stack_bags, pack_columns),
 )
 """Every rule, in order of application: what is known of the values, what removes work, how the rest lies in memory.
