@@ -23,6 +23,7 @@ from .absorbed_attention import absorb_keys
 from .bags import simplify_bags
 from .common_subexpressions import merge_common
 from .constants import fold_constants
+from .contracted_heads import contract_heads
 from .dot_products import multiply_by_vector
 from .linears import merge_linears
 from .no_ops import remove_no_ops
@@ -57,6 +58,7 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
     ),
     (
         fold_norms,
+        contract_heads,
         merge_linears,
         read_one_position,
         absorb_keys,
