@@ -31,6 +31,7 @@ __all__ = [
     "is_written",
     "normalise",
     "operator_name",
+    "share_constants",
     "sweep",
     "value",
 ]
@@ -219,6 +220,19 @@ def is_random(node: fx.Node) -> bool:
 def is_written(node: fx.Node) -> bool:
     """Whether the node writes to one of its arguments."""
     return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
+
+
+def share_constants(gm: fx.GraphModule, home: fx.GraphModule) -> None:
+    """Lets `gm` hold the very tensors of `home` where its own are equal to them: two forms of a graph, one memory."""
+    held: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
+    for tensor in (*home.buffers(), *home.parameters()):
+        held.setdefault((tensor.shape, tensor.dtype), []).append(tensor)
+    for _, owner, name in list(_attributes(gm)):
+        tensor = getattr(owner, name)
+        for other in held.get((tensor.shape, tensor.dtype), []):
+            if other is not tensor and name in owner._buffers and torch.equal(other, tensor):
+                owner._buffers[name] = other.detach()
+                break
 
 
 def sweep(gm: fx.GraphModule) -> None:

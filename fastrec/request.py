@@ -223,18 +223,19 @@ class Once:
                 made[index][:, columns] = made[index][:1, columns].clone()
         return made
 
-    def agreeing(self, tensors: Sequence[Tensor]) -> list[str]:
-        """Names of undeclared features whose rows all agree, with their columns where only some do."""
-        found = []
+    def agreeing(self, tensors: Sequence[Tensor]) -> dict[str, bool | tuple[int, ...]]:
+        """Undeclared features whose rows all agree, as a declaration would have them: `name -> True | columns`."""
+        found: dict[str, bool | tuple[int, ...]] = {}
         for feature, tensor in zip(self._features, tensors, strict=True):
-            if feature.role != "rows" or feature.request is not False or tensor.shape[feature.axis or 0] < 2:
+            axis = feature.axis or 0
+            if feature.role != "rows" or feature.request is not False or tensor.shape[axis] < 2:
                 continue
-            first = tensor.narrow(feature.axis or 0, 0, 1)
+            first = tensor.narrow(axis, 0, 1)
             equal = tensor.eq(first) | (tensor.ne(tensor) & first.ne(first))
             if bool(equal.all()):
-                found.append(feature.name)
-            elif tensor.dim() == 2 and feature.axis == 0 and bool((columns := equal.all(0)).any()):
-                found.append(f"{feature.name}[{', '.join(map(str, columns.nonzero().flatten().tolist()))}]")
+                found[feature.name] = True
+            elif tensor.dim() == 2 and axis == 0 and bool((columns := equal.all(0)).any()):
+                found[feature.name] = tuple(columns.nonzero().flatten().tolist())
         return found
 
     def differing(self, tensors: Sequence[Tensor]) -> list[str]:
