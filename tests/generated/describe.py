@@ -23,7 +23,7 @@ class Field:
     """A feature: an id with a table of `size` rows, `size` numbers, or a padded history of `size` steps.
 
     `width` is that of its vectors, 0 that of the model. `shared` fields read the model's shared table. `pool` says
-    how a history becomes one vector, `left` on which side it is padded.
+    how a history becomes one vector (ids are read by bags of one where it is "bag" or "flat"), `left` on which side it is padded.
     """
 
     kind: str = "id"

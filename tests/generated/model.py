@@ -148,7 +148,7 @@ class Generated(nn.Module):
                 else self.tables[f"f{place}"]
             )
             if field.kind == "id":
-                row = table(x) if table is not None else packed.pop(0)
+                row = looked_up(field.pool, x, table) if table is not None else packed.pop(0)
                 given.ids.append(x)
                 given.parts.append(row)
                 if width_of(field, description) == description.width:
@@ -159,6 +159,15 @@ class Generated(nn.Module):
                 given.histories.append(history)
                 given.parts.append(pooled(field.pool, history, x, table))
         return given
+
+
+def looked_up(form: str, ids: Tensor, table: nn.Embedding) -> Tensor:
+    """The vectors (N, d) of ids (N,): some authors write bags of one."""
+    if form == "bag":
+        return F.embedding_bag(ids, table.weight, torch.arange(ids.shape[0]), mode="sum")
+    if form == "flat":
+        return F.embedding_bag(ids.unsqueeze(1), table.weight, mode="mean")
+    return table(ids)
 
 
 def plan_of(description: Description) -> Plan:
