@@ -23,6 +23,7 @@ from .absorbed_attention import absorb_keys
 from .bags import simplify_bags
 from .common_subexpressions import merge_common
 from .constants import fold_constants
+from .filters import filter_one_position
 from .linears import merge_linears
 from .no_ops import remove_no_ops
 from .norms import fold_norms
@@ -53,7 +54,16 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
         select_parts,
         drop_expands,
     ),
-    (fold_norms, merge_linears, read_one_position, absorb_keys, split_sums, split_linears, share_operands),
+    (
+        fold_norms,
+        merge_linears,
+        read_one_position,
+        absorb_keys,
+        filter_one_position,
+        split_sums,
+        split_linears,
+        share_operands,
+    ),
     (stack_lookups, stack_bags, pack_columns),
 )
 """Every rule, in order of application: what is known of the values, what removes work, how the rest lies in memory.
