@@ -25,6 +25,7 @@ from .common_subexpressions import merge_common
 from .constants import fold_constants
 from .contracted_heads import contract_heads
 from .dot_products import multiply_by_vector
+from .filters import filter_one_position
 from .linears import merge_linears
 from .no_ops import remove_no_ops
 from .norms import fold_norms
@@ -62,6 +63,7 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
         merge_linears,
         read_one_position,
         absorb_keys,
+        filter_one_position,
         split_sums,
         split_linears,
         share_operands,
