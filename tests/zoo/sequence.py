@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Entry, ids, tower
+from .base import SIZES, Entry, ids, tower
 
 STEPS = 12
 
@@ -248,7 +248,8 @@ ENTRIES = (
     # Attention with every key masked is not a number, in the original too.
     Entry("bert4rec", BERT4Rec, lambda n, r: _history(n, r, fewest=1)),
     Entry("first_token", FirstToken, _history),
-    Entry("fmlp", FMLPRec, _history),
+    # The Fourier transform of no rows is an error.
+    Entry("fmlp", FMLPRec, _history, sizes=SIZES[1:]),
     Entry("padded_right", PaddedRight, _prefix),
     Entry("caser", Caser, lambda n, r: (_history(n, r), ids(r, n), ids(r, n)), request=("history", "user")),
     Entry("interest", Interest, lambda n, r: (_history(n, r), ids(r, n, low=1)), request=("history",)),
