@@ -27,6 +27,7 @@ from .contracted_heads import contract_heads
 from .dot_products import multiply_by_vector
 from .filters import filter_one_position
 from .linears import merge_linears
+from .matmuls import name_linears
 from .no_ops import remove_no_ops
 from .norms import fold_norms
 from .once import compute_once
@@ -52,6 +53,7 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
         fold_constants,
         merge_common,
         simplify_bags,
+        name_linears,
         select_pairs,
         compute_once,
         select_parts,
