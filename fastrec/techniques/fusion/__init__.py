@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial, update_wrapper
 from typing import ClassVar, Literal
 
 import torch
@@ -22,6 +23,7 @@ from ..base import Applied, Change, Skip, Technique
 from .bags import simplify_bags
 from .common_subexpressions import merge_common
 from .constants import fold_constants
+from .folded_lookups import FOLD_BYTES, fold_lookups
 from .linears import merge_linears
 from .no_ops import remove_no_ops
 from .norms import fold_norms
@@ -52,9 +54,11 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
         drop_expands,
     ),
     (fold_norms, merge_linears, split_sums, split_linears, share_operands),
+    (fold_lookups,),
     (stack_lookups, stack_bags, pack_columns),
 )
-"""Every rule, in order of application: what is known of the values, what removes work, how the rest lies in memory.
+"""Every rule, in order of application: what is known of the values, what removes work, what is worth memory, and
+how the rest lies in it.
 
 A phase is over when none of its rules applies; what it changed goes through those before it again.
 """
@@ -71,9 +75,10 @@ class Fuse(Technique):
 
     `rules` names those to use, in the order of `RULES`; None means all. After each rule that changed something
     the graph is run beside the one before, on the example and on single rows of it; a rule whose graph answers
-    differently, or that fails, is rolled back and reported as skipped.
+    differently, or that fails, is rolled back and reported as skipped. `fold_bytes` is what folded tables may add to the
+    model, 0 to fold none.
 
-    Raises `InputError` for the name of no rule, `TechniqueError` for a model that was not captured. Cost: seconds.
+    Raises `InputError` for the name of no rule or a negative size, `TechniqueError` for a model that was not captured. Cost: seconds.
 
     Example:
         >>> Fuse().exact, Fuse(rules=("simplify_bags",)).rules
@@ -84,12 +89,15 @@ class Fuse(Technique):
     level: ClassVar[Literal["module", "graph"]] = "graph"
 
     rules: tuple[str, ...] | None = None
+    fold_bytes: int = FOLD_BYTES
 
     def __post_init__(self) -> None:
         known = [rule.__name__ for rule in RULES]
         for name in self.rules or ():
             if name not in known:
                 raise InputError(f"Fuse(rules=...) has no rule {name!r:.80}; known are {', '.join(known)}")
+        if self.fold_bytes < 0:
+            raise InputError(f"Fuse(fold_bytes=...) takes 0 or more, got {self.fold_bytes}")
 
     @property
     def exact(self) -> bool:
@@ -101,7 +109,7 @@ class Fuse(Technique):
         if not isinstance(program.model, fx.GraphModule):
             raise TechniqueError("rewrites captured graphs: capture the program first", technique=self.name)
         work = _Rewriting(program.model, _probes(program))
-        chosen = [[rule for rule in phase if self._uses(rule)] for phase in PHASES]
+        chosen = [[self._set(rule) for rule in phase if self._uses(rule)] for phase in PHASES]
         phase = 0
         for _ in range(_ROUNDS * len(chosen)):
             phase = 0 if work.exhaust(chosen[phase]) and phase else phase + 1
@@ -111,6 +119,12 @@ class Fuse(Technique):
 
     def _uses(self, rule: Rule) -> bool:
         return self.rules is None or rule.__name__ in self.rules
+
+    def _set(self, rule: Rule) -> Rule:
+        """The rule with its settings."""
+        if rule is not fold_lookups:
+            return rule
+        return update_wrapper(partial(fold_lookups, limit=self.fold_bytes), fold_lookups)
 
 
 class _Rewriting:
