@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial, update_wrapper
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from fastrec.program import Program
 from fastrec.recipe import Recipe
 from fastrec.techniques import Fuse
 from fastrec.techniques.base import Change
-from fastrec.techniques.fusion import Rule
+from fastrec.techniques.fusion import Rule, folded_lookups
 from fastrec.techniques.fusion.folded_lookups import fold_lookups
 from tests.techniques.fusion.rewrites import count, graph_of, rewritten
 
@@ -58,7 +59,7 @@ def limited(limit: int) -> Rule:
 @pytest.mark.parametrize("how", ["cat", "stack", "wide"])
 def test_all_fields_are_one_gather_and_one_sum(how: str) -> None:
     rows = (7, 30, 2, 100)
-    graph, changes = rewritten(fold_lookups, Fields(rows, 16, 32, how=how), ids_for(rows), torch.rand(40, 0))
+    graph, changes = rewritten(fold_lookups, Fields(rows, 64, 256, how=how), ids_for(rows), torch.rand(40, 0))
     assert count(graph, LOOKUP) == 1 and count(graph, SUM) == 1
     assert changes[0].rule == "fold lookups"
 
@@ -67,8 +68,8 @@ def test_without_a_rest_no_linear_map_remains_and_the_bias_is_in_the_table() -> 
     class Alone(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.left, self.right = nn.Embedding(9, 16), nn.Embedding(5, 16)
-            self.first = nn.Linear(32, 64)
+            self.left, self.right = nn.Embedding(9, 96), nn.Embedding(5, 96)
+            self.first = nn.Linear(192, 384)
 
         def forward(self, left: Tensor, right: Tensor) -> Tensor:
             return F.relu(self.first(torch.cat([self.left(left), self.right(right)], 1)))
@@ -76,7 +77,7 @@ def test_without_a_rest_no_linear_map_remains_and_the_bias_is_in_the_table() -> 
     ids = ids_for((9, 5))
     graph, changes = rewritten(fold_lookups, Alone(), ids[:, 0], ids[:, 1])
     assert count(graph, LOOKUP) == 1 and count(graph, LINEAR, aten.add.Tensor) == 1  # the rows' offsets
-    assert changes[0].added_bytes == (9 + 5) * 64 * 4
+    assert changes[0].added_bytes == (9 + 5) * 384 * 4
 
 
 def test_large_tables_stay_and_small_ones_fold_where_that_is_much_of_the_map() -> None:
@@ -102,13 +103,13 @@ def test_the_memory_limit_holds_over_all_maps_and_all_calls() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.tables = nn.ModuleList([nn.Embedding(100, 64) for _ in range(6)])
-            self.first, self.second = nn.Linear(3 * 64, 64), nn.Linear(3 * 64, 64)
+            self.first, self.second = nn.Linear(3 * 64, 384), nn.Linear(3 * 64, 384)
 
         def forward(self, ids: Tensor) -> Tensor:
             found = [t(ids[:, k]) for k, t in enumerate(self.tables)]
             return F.relu(self.first(torch.cat(found[:3], 1))) + F.relu(self.second(torch.cat(found[3:], 1)))
 
-    each = 300 * 64 * 4
+    each = 300 * 384 * 4
     ids = ids_for((100,) * 6)
     _, both = rewritten(fold_lookups, Two(), ids)
     assert [change.added_bytes for change in both] == [each, each]
@@ -125,8 +126,8 @@ def test_one_table_read_by_two_fields_and_by_the_output_keeps_serving_all() -> N
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.items = nn.Embedding(60, 64, padding_idx=0)
-            self.first = nn.Linear(128, 64)
+            self.items = nn.Embedding(60, 256, padding_idx=0)
+            self.first = nn.Linear(512, 256)
 
         def forward(self, last: Tensor, before: Tensor) -> Tensor:
             state = torch.tanh(self.first(torch.cat([self.items(last), self.items(before)], 1)))
@@ -146,15 +147,15 @@ def test_ids_of_one_stacked_table_fold_column_by_column() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("offsets", torch.tensor([0, 10, 14]))
-            self.table = nn.Embedding(40, 32)
-            self.first = nn.Linear(96, 48)
+            self.table = nn.Embedding(40, 64)
+            self.first = nn.Linear(192, 384)
 
         def forward(self, ids: Tensor) -> Tensor:
             return F.relu(self.first(self.table(ids + self.offsets).flatten(1)))
 
     graph, changes = rewritten(fold_lookups, Stacked(), ids_for((10, 4, 26)))
     assert changes and count(graph, LINEAR) == 0
-    assert changes[0].added_bytes == 3 * 40 * 48 * 4
+    assert changes[0].added_bytes == 3 * 40 * 384 * 4
 
 
 @pytest.mark.parametrize("pool", ["sum", "mean", "none", "scaled", "bag_sum", "bag_mean"])
@@ -214,8 +215,8 @@ def test_other_bags_and_weights_that_are_no_constants_do_not_fold() -> None:
 
 @given(
     rows=st.lists(st.integers(1, 60), min_size=1, max_size=5),
-    width=st.sampled_from([4, 16, 48]),
-    height=st.sampled_from([1, 8, 96]),
+    width=st.sampled_from([4, 64, 96]),
+    height=st.sampled_from([1, 96, 512]),
     dense=st.sampled_from([0, 3]),
     how=st.sampled_from(["cat", "stack", "wide"]),
     share=st.booleans(),
@@ -229,7 +230,11 @@ def test_any_mixture_of_fields_keeps_its_answer(
         largest = max(range(len(rows)), key=rows.__getitem__)
         for k in range(len(rows)):
             model.tables[k] = model.tables[largest]
-    rewritten(fold_lookups, model, ids_for(tuple(rows)), torch.rand(40, dense))
+    batch = ids_for(tuple(rows)), torch.rand(40, dense)
+    rewritten(fold_lookups, model, *batch)
+    with patch.object(folded_lookups, "_gain", lambda taken, *_: 1e9 * len(taken)):
+        graph, changes = rewritten(fold_lookups, model, *batch)
+    assert changes and count(graph, LOOKUP) == 1 and count(graph, LINEAR) == int(dense > 0)
 
 
 def test_the_limit_is_a_setting_that_travels() -> None:
@@ -238,7 +243,7 @@ def test_the_limit_is_a_setting_that_travels() -> None:
     with pytest.raises(InputError, match="fold_bytes"):
         Fuse(fold_bytes=-1)
     rows = (7, 30, 2, 100)
-    program = capture(Program.read(Fields(rows, 16, 32).eval(), (ids_for(rows), torch.rand(40, 0))))
+    program = capture(Program.read(Fields(rows, 64, 256).eval(), (ids_for(rows), torch.rand(40, 0))))
 
     def folds(technique: Fuse) -> list[Change]:
         return [change for change in technique.apply(program).changes if change.rule == "fold lookups"]
