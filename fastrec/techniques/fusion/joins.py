@@ -123,7 +123,7 @@ class Joins:
                 )
                 sizes[1] += inner.width
                 sizes[0] += int(value(inner.each).shape[axis])
-            elif isinstance(value(part).shape[axis], int) or stacked:
+            elif stacked or isinstance(value(part).shape[axis], int):
                 add(part, False)
             else:
                 return None
