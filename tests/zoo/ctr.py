@@ -264,15 +264,20 @@ def _lists(n: int, r: torch.Generator) -> tuple[Any, ...]:
 
 
 ENTRIES = (
-    Entry("wide_deep", WideDeep, _wide),
-    Entry("deepfm", DeepFM, _packed),
-    Entry("dcnv2", DCNv2, _crossed),
-    Entry("dlrm", DLRM, _pairs, sizes=SIZES[1:]),
-    Entry("dlrm_lists", DLRMLists, _lists),
-    Entry("xdeepfm", XDeepFM, lambda n, r: _columns(r, n, 15, 25, 10, 30)),
-    Entry("autoint", AutoInt, lambda n, r: _columns(r, n, 25, 27, 29, 31, 33)),
-    Entry("fibinet", FiBiNET, _named),
-    Entry("nfm", NFM, lambda n, r: _columns(r, n, 20, 15, 25)),
-    Entry("pairwise_fm", PairwiseFM, lambda n, r: _columns(r, n, 20, 30, 40, 50).unbind(1)),
-    Entry("mmoe", MMoE, lambda n, r: _columns(r, n, 50, 40, 30, 20)),
+    Entry("wide_deep", WideDeep, _wide, request=("user", "dense")),
+    Entry("deepfm", DeepFM, _packed, request={"x": [0, 2, 5, 7]}),
+    Entry("dcnv2", DCNv2, _crossed, request={"sparse": [0, 1, 4], "dense": True}),
+    Entry("dlrm", DLRM, _pairs, sizes=SIZES[1:], request=("dense",)),
+    Entry("dlrm_lists", DLRMLists, _lists, request=("dense_x",)),
+    Entry("xdeepfm", XDeepFM, lambda n, r: _columns(r, n, 15, 25, 10, 30), request={"x": [1, -1]}),
+    Entry("autoint", AutoInt, lambda n, r: _columns(r, n, 25, 27, 29, 31, 33), request={"x": range(3)}),
+    Entry("fibinet", FiBiNET, _named, request=("user", "city")),
+    Entry("nfm", NFM, lambda n, r: _columns(r, n, 20, 15, 25), request={"x": [0]}),
+    Entry(
+        "pairwise_fm",
+        PairwiseFM,
+        lambda n, r: _columns(r, n, 20, 30, 40, 50).unbind(1),
+        request=("args[1]", "args[3]"),
+    ),
+    Entry("mmoe", MMoE, lambda n, r: _columns(r, n, 50, 40, 30, 20), request={"x": [0, 2]}),
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, fx, nn
@@ -10,8 +12,9 @@ from torch import Tensor, fx, nn
 from fastrec.capture import capture
 from fastrec.graph import copy_graph, is_call, sweep
 from fastrec.program import Program
+from fastrec.request import Declared, Once, ask, read_request
 from fastrec.techniques.base import Change
-from fastrec.techniques.fusion import Rule
+from fastrec.techniques.fusion import PHASES, Fuse, Rule
 from fastrec.techniques.fusion.no_ops import remove_no_ops
 
 
@@ -56,4 +59,41 @@ def rewritten(
             torch.testing.assert_close(new.double(), right.double(), rtol=1e-5, atol=1e-5)
     if not changes:
         assert len(after.graph.nodes) == len(before.graph.nodes)
+    return after, changes
+
+
+def asked_graph(model: nn.Module, declared: Declared, *batch: Tensor) -> tuple[fx.GraphModule, Once]:
+    """The graph of one request, of which the declared features have one row, after the first phase of rules."""
+    captured = capture(Program.read(model.eval(), batch))
+    features = read_request(captured.layout.features, declared)
+    captured = replace(captured, layout=replace(captured.layout, features=features))
+    graph = Fuse(rules=tuple(rule.__name__ for rule in PHASES[0])).apply(ask(captured)).model
+    assert isinstance(graph, fx.GraphModule)
+    return graph, Once(features)
+
+
+def rewritten_request(
+    rules: Sequence[Rule],
+    model: nn.Module,
+    declared: Declared,
+    *batch: Tensor,
+    rows: tuple[int, ...] = (1, 2, 33),
+) -> tuple[fx.GraphModule, list[Change]]:
+    """The graph of one request after these rules, checked against a float64 run of the model on repeated rows."""
+    before, once = asked_graph(model, declared, *batch)
+    after = copy_graph(before)
+    changes: list[Change] = []
+    for rule in rules:
+        changes += rule(after)
+        sweep(after)
+    wide = copy.deepcopy(model).double()
+    for size in rows:
+        some = once.same([tensor[torch.arange(size) % len(tensor)] for tensor in batch])
+        with torch.no_grad():
+            exact = wide(*[tensor.double() if tensor.is_floating_point() else tensor for tensor in some])
+            got = after(*once.one(some))
+        exact = exact if isinstance(exact, tuple) else (exact,)
+        for new, right in zip(got, exact, strict=True):
+            assert new.shape == right.shape
+            torch.testing.assert_close(new.double(), right.double(), rtol=1e-5, atol=1e-5)
     return after, changes
