@@ -23,6 +23,7 @@ from .bags import simplify_bags
 from .common_subexpressions import merge_common
 from .constants import fold_constants
 from .contracted_heads import contract_heads
+from .cross_layers import split_cross_layers
 from .factored_products import factor_products
 from .linears import merge_linears
 from .no_ops import remove_no_ops
@@ -53,7 +54,16 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
         select_parts,
         drop_expands,
     ),
-    (fold_norms, factor_products, contract_heads, merge_linears, split_sums, split_linears, share_operands),
+    (
+        fold_norms,
+        factor_products,
+        split_cross_layers,
+        contract_heads,
+        merge_linears,
+        split_sums,
+        split_linears,
+        share_operands,
+    ),
     (stack_lookups, stack_bags, pack_columns),
 )
 """Every rule, in order of application: what is known of the values, what removes work, how the rest lies in memory.

@@ -24,12 +24,15 @@ def weights(gm: fx.GraphModule, node: fx.Node) -> tuple[Tensor, Tensor | None] |
     return (weight, bias) if weight.is_floating_point() else None
 
 
-def opened(x: fx.Node, columns: Tensor) -> list[tuple[fx.Node, Tensor]]:
-    """The terms of `columns @ x`, x (N, d): what one reader alone sums and joins, and the columns that meet each."""
+def opened(x: fx.Node, columns: Tensor, whole: fx.Node | None = None) -> list[tuple[fx.Node, Tensor]]:
+    """The terms of `columns @ x`, x (N, d): what one reader alone sums and joins, and the columns that meet each.
+
+    `whole` is taken as it is.
+    """
     found, pending = [], [(x, columns)]
     while pending:
         node, mine = pending.pop()
-        if len(node.users) != 1 or node.kwargs:
+        if node is whole or len(node.users) != 1 or node.kwargs:
             found.append((node, mine))
         elif operator_name(node) in ("cat", "concat") and dimension(node, 1) % 2 == 1:
             parts: Any = node.args[0]
