@@ -25,7 +25,9 @@ from .bags import simplify_bags
 from .common_subexpressions import merge_common
 from .constants import fold_constants
 from .contracted_heads import contract_heads
+from .cross_layers import split_cross_layers
 from .dot_products import multiply_by_vector
+from .factored_products import factor_products
 from .filters import filter_one_position
 from .folded_lookups import FOLD_BYTES, fold_lookups
 from .linears import merge_linears
@@ -63,6 +65,8 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
     ),
     (
         fold_norms,
+        factor_products,
+        split_cross_layers,
         contract_heads,
         merge_linears,
         read_one_position,
@@ -85,7 +89,7 @@ A phase is over when none of its rules applies; what it changed goes through tho
 RULES: tuple[Rule, ...] = tuple(rule for phase in PHASES for rule in phase)
 """Every rule, in order of application."""
 
-TRADES: tuple[Rule, ...] = (split_linears, fold_lookups)
+TRADES: tuple[Rule, ...] = (split_cross_layers, split_linears, fold_lookups)
 """Rules that make more calls of less work: at few rows they may lose what they gain at many."""
 
 _ROUNDS = 8
