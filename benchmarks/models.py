@@ -8,8 +8,8 @@ Ids are uniform over each table, so no lookup is kinder to the caches than it wo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import cast
 
@@ -36,14 +36,17 @@ class Case:
 
     `make()` builds the model with whatever RNG state it finds; `build()` does so with a fixed seed, in eval mode.
     `make_batch(n, generator)` draws a fresh batch of `n` rows (`n` candidates where one request scores many).
-    `axes[i]` is the dimension of the batch's i-th tensor that holds the rows, None where it holds none.
+    `axes` names the batch's tensors in order, as `forward` does, each with the dimension that holds the rows, None
+    where it holds none. `request` names the features that are the user's and the context's, the same for all
+    candidates of one call, as `fastrec.compress` takes them: True or columns; None where one call is not one request.
     `note` says what about the case is not obvious, such as why its list of sizes is cut.
     """
 
     name: str
     make: Callable[[], nn.Module]
     make_batch: Callable[[int, torch.Generator], Batch]
-    axes: tuple[int | None, ...]
+    axes: Mapping[str, int | None]
+    request: Mapping[str, bool | tuple[int, ...]] | None = None
     sizes: tuple[int, ...] = SIZES
     transformer: bool = False
     note: str = ""
@@ -63,6 +66,33 @@ class Case:
                 elif isinstance(module, nn.Linear):  # as wide apart as trained scores: torch's default is not
                     nn.init.kaiming_normal_(module.weight)
         return model.eval().requires_grad_(False)
+
+    def of_one_request(self) -> Case:
+        """The case whose batches score one request: every row holds the request features of row 0, as services send them."""
+
+        def make_batch(n: int, generator: torch.Generator) -> Batch:
+            return self._same(self.make_batch(n, generator))
+
+        return replace(self, make_batch=make_batch)
+
+    def given_once(self, batch: Batch) -> Batch:
+        """The batch with one row of each feature that belongs to the request as a whole; views."""
+        request = self.request or {}
+        return tuple(
+            tensor.narrow(axis, 0, 1) if request.get(name) is True and axis is not None else tensor
+            for tensor, (name, axis) in zip(batch, self.axes.items(), strict=True)
+        )
+
+    def _same(self, batch: Batch) -> Batch:
+        made = []
+        for tensor, once, name in zip(batch, self.given_once(batch), self.axes, strict=True):
+            columns = (self.request or {}).get(name, False)
+            tensor = once.expand_as(tensor).contiguous()
+            if not isinstance(columns, bool):
+                tensor = tensor.clone()
+                tensor[:, columns] = tensor[:1, columns].clone()
+            made.append(tensor)
+        return tuple(made)
 
 
 def _ids(generator: torch.Generator, *shape: int, rows: int = ROWS) -> Tensor:
@@ -343,16 +373,47 @@ def _text_batch(n: int, generator: torch.Generator) -> Batch:
 
 _CUT = "sizes end at 100: a row costs {} of arithmetic, so more rows in one call is not how it is served"
 
+# 16 of the 26 fields and the dense features are the user's and the context's, 10 fields the candidate's.
+_CLICK = {"ids": 0, "dense": 0}
+_CLICK_REQUEST: dict[str, bool | tuple[int, ...]] = {"ids": tuple(range(16)), "dense": True}
+_DIN = dict.fromkeys(("user", "item", "category", "item_history", "category_history"), 0)
+
 CASES: dict[str, Case] = {
     case.name: case
     for case in (
-        Case("deepfm", DeepFM, _click_batch, (0, 0)),
-        Case("dlrm", DLRM, _click_batch, (0, 0)),
-        Case("dcnv2", DCNv2, _click_batch, (0, 0)),
-        Case("din", DIN, _din_batch, (0, 0, 0, 0, 0)),
-        Case("sasrec", SASRec, _sasrec_batch, (None, 1), transformer=True, note="one history scores N items"),
-        Case("sasrec_rows", SASRec, _sasrec_rows_batch, (0, 0), SHORT_SIZES, True, _CUT.format("40 MFLOP")),
-        Case("two_tower", TwoTower, _two_tower_batch, (0, 0)),
-        Case("text_ranker", TextRanker, _text_batch, (0, 0), SHORT_SIZES, True, _CUT.format("700 MFLOP")),
+        Case("deepfm", DeepFM, _click_batch, _CLICK, _CLICK_REQUEST),
+        Case("dlrm", DLRM, _click_batch, _CLICK, _CLICK_REQUEST),
+        Case("dcnv2", DCNv2, _click_batch, _CLICK, _CLICK_REQUEST),
+        Case("din", DIN, _din_batch, _DIN, {"user": True, "item_history": True, "category_history": True}),
+        Case(
+            "sasrec",
+            SASRec,
+            _sasrec_batch,
+            {"history": None, "candidates": 1},
+            {},  # its history is given once already
+            transformer=True,
+            note="one history scores N items",
+        ),
+        Case(
+            "sasrec_rows",
+            SASRec,
+            _sasrec_rows_batch,
+            {"history": 0, "candidates": 0},
+            {"history": True},
+            SHORT_SIZES,
+            True,
+            _CUT.format("40 MFLOP"),
+        ),
+        Case("two_tower", TwoTower, _two_tower_batch, {"user": 0, "item": 0}, {"user": True}),
+        Case(
+            "text_ranker",
+            TextRanker,
+            _text_batch,
+            {"tokens": 0, "attention_mask": 0},
+            None,
+            SHORT_SIZES,
+            True,
+            _CUT.format("700 MFLOP"),
+        ),
     )
 }

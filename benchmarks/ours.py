@@ -10,6 +10,7 @@ from torch import Tensor
 
 import fastrec
 from fastrec.backends.base import Session
+from fastrec.program import Program
 
 from .models import Batch
 from .peers import Call, Work
@@ -22,17 +23,28 @@ class Served:
     """A compressed model as a call, the name of the session it chose for each size, and those sessions bare.
 
     `bare[rows]` is the session that serves `rows` rows without the wrapper's guards and conversions. Sessions take flat
-    tensors, which is what a case's batch is.
+    tensors, which is what a case's batch is; where request features were declared, the batch that gives them once.
+    `program` is what the sessions were compiled from, None where the original serves.
     """
 
     call: Call
     chosen: Mapping[int, str]
     bare: Mapping[int, Call]
+    program: Program | None
 
 
 def prepare(work: Work, sizes: Sequence[int]) -> Served:
-    """Compress a private copy of the case's model, exactly, for `sizes`, with everything left at its default."""
-    fast = fastrec.compress(work.model(), work.example, batch_sizes=tuple(sizes), progress=False)
+    """Compress a private copy of the case's model, exactly, for `sizes`, everything else left at its default.
+
+    Request features are declared where the case has any.
+    """
+    fast = fastrec.compress(
+        work.model(),
+        work.example,
+        request_features=work.case.request or None,
+        batch_sizes=tuple(sizes),
+        progress=False,
+    )
 
     def call(batch: Batch) -> Tensor:
         return cast("Tensor", fast(*batch))
@@ -44,4 +56,5 @@ def prepare(work: Work, sizes: Sequence[int]) -> Served:
         call,
         {size.rows: size.session for size in fast.report.sizes},
         {rows: bare(fast.session(rows)) for rows in sizes},
+        fast.program,
     )

@@ -56,7 +56,8 @@ class Work:
 
     @functools.cached_property
     def dynamic_shapes(self) -> tuple[dict[int, Any] | None, ...]:
-        return tuple(None if axis is None else {axis: torch.export.Dim.DYNAMIC} for axis in self.case.axes)
+        axes = self.case.axes.values()
+        return tuple(None if axis is None else {axis: torch.export.Dim.DYNAMIC} for axis in axes)
 
     @functools.cached_property
     def onnx_path(self) -> Path:
@@ -222,7 +223,7 @@ def _openvino_model(work: Work) -> Any:
 
     shapes = [
         openvino.PartialShape([-1 if dim == axis else size for dim, size in enumerate(tensor.shape)])
-        for tensor, axis in zip(work.example, work.case.axes, strict=True)
+        for tensor, axis in zip(work.example, work.case.axes.values(), strict=True)
     ]
     with _quiet():
         return openvino.convert_model(work.model(), example_input=work.example, input=shapes)

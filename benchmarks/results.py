@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import geometric_mean, median
 
 import numpy as np
 
 from fastrec.measure import Latency, Machine, Ratio
 from fastrec.plain import dumps, from_plain, loads, to_plain
 
+from .ceilings import Remaining
 from .peers import FP32
 
-__all__ = ["OURS", "CaseResult", "Cell", "Overhead", "Prepared", "Results", "merge"]
+__all__ = ["ONCE", "OURS", "CaseResult", "Cell", "Means", "Overhead", "Prepared", "Results", "merge"]
 
 SCHEMA = 1
 OURS = "fastrec"
+ONCE = "fastrec (given once)"
 RESAMPLES = 2000
 
 
@@ -35,7 +38,8 @@ class Cell:
     """One case at one number of rows.
 
     `speedup[x]` is the median of `x` over the median of fastrec: above 1, fastrec is faster. `difference[x]` is the
-    largest |score of x - score of eager| over one batch. `chosen` names the session fastrec serves this size with.
+    largest |score of x - score of eager| over one batch. `chosen` names the session fastrec serves this size with,
+    `ceiling` the seconds that the program it came from takes at the least.
     """
 
     rows: int
@@ -44,6 +48,7 @@ class Cell:
     difference: Mapping[str, float]
     chosen: str
     load: float | None
+    ceiling: float | None = None
 
     @property
     def best(self) -> str | None:
@@ -65,7 +70,7 @@ class Overhead:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """One case: how each way to serve it was prepared, which could not be and why, and the timings."""
+    """One case: how each way to serve it was prepared, which could not be and why, the timings, and the work left."""
 
     name: str
     note: str
@@ -76,13 +81,24 @@ class CaseResult:
     wrapper: tuple[Overhead, ...]
     resident_bytes: int
     processes: int = 1
+    remaining: Remaining | None = None
+
+
+@dataclass(frozen=True)
+class Means:
+    """Geometric means of fastrec's speed-up over eager and over the best fp32 peer, and over how many cells."""
+
+    eager: float
+    best: float
+    cells: int
 
 
 @dataclass(frozen=True)
 class Results:
-    """A whole run, by case name."""
+    """A whole run, by case name. `request`: every batch scored one request."""
 
     cases: Mapping[str, CaseResult] = field(default_factory=dict)
+    request: bool = False
 
     @classmethod
     def read(cls, path: Path) -> Results:
@@ -97,6 +113,17 @@ class Results:
         new = path.with_suffix(".part")
         new.write_text(text)
         new.replace(path)
+
+    def means(self, cases: Sequence[str], sizes: Sequence[int]) -> Means | None:
+        """Over these cases at these numbers of rows, as far as they were measured; None where none was."""
+        eager, best = [], []
+        for name in cases:
+            for cell in self.cases[name].cells if name in self.cases else ():
+                peer = cell.best
+                if cell.rows in sizes and peer in cell.speedup and "eager" in cell.speedup:
+                    eager.append(cell.speedup["eager"].value)
+                    best.append(cell.speedup[str(peer)].value)
+        return Means(geometric_mean(eager), geometric_mean(best), len(eager)) if eager else None
 
     def with_case(self, case: CaseResult) -> Results:
         return replace(self, cases={**self.cases, case.name: case})
@@ -128,6 +155,9 @@ def _merge_cells(cells: Sequence[Cell]) -> Cell:
         },
         difference={name: max(cell.difference[name] for cell in cells) for name in common},
         chosen=" / ".join(dict.fromkeys(cell.chosen for cell in cells)),
+        ceiling=median(ceilings)
+        if (ceilings := [c.ceiling for c in cells if c.ceiling is not None])
+        else None,
     )
 
 

@@ -3,10 +3,11 @@
     python -m benchmarks.run                                   # everything, one process per case
     python -m benchmarks.run --cases deepfm,din --sizes 1,100  # part of it
     python -m benchmarks.run --processes 10                    # for a claim: intervals over fresh processes
+    python -m benchmarks.run --request                         # one request against N candidates in each call
 
 Each case runs in a process of its own with torch at one thread. In it every way to serve takes its turn, call by call,
 on the same fresh inputs (see `turns.py`). Written after each case: `<machine>.json`, its table `<machine>.md` and, where matplotlib is
-installed, its chart `<machine>.svg`. `--resume` keeps the cases a file already has.
+installed, its chart `<machine>.svg`; with `--request`, those of `<machine>-request`. `--resume` keeps the cases a file already has.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,7 +26,7 @@ import torch
 from fastrec.measure import machine
 
 from .models import CASES
-from .peers import PEERS
+from .peers import FP32, PEERS
 from .results import CaseResult, Results, merge
 from .tables import chart, markdown
 from .worker import measure_case
@@ -39,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.worker is not None:
         return _work(options)
     options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"{machine().slug}.json"
-    results = Results.read(path)
+    path = options.out / f"{machine().slug}{'-request' if options.request else ''}.json"
+    results = _read(path, options.request)
     missing = []
     for name in options.cases:
         if options.resume and name in results.cases:
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not runs:
             missing.append(name)
             continue
-        results = Results.read(path).with_case(merge(runs))
+        results = _read(path, options.request).with_case(merge(runs))
         _write(results, path)
         print(f"{name}: done in {time.perf_counter() - start:.0f} s, kept in {path}", flush=True)
     if results.cases:
@@ -65,9 +67,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.run", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--cases", type=_names(CASES), default=list(CASES), help=f"of {', '.join(CASES)}")
+    parser.add_argument("--cases", type=_names(CASES), help=f"of {', '.join(CASES)}")
     parser.add_argument("--sizes", type=_sizes, help="numbers of rows; default: those of each case")
-    parser.add_argument("--peers", type=_names(PEERS), default=list(PEERS), help=f"of {', '.join(PEERS)}")
+    parser.add_argument(
+        "--request",
+        action="store_true",
+        help="each call scores one request: its features repeated for all candidates; fp32 peers unless said",
+    )
+    parser.add_argument("--peers", type=_names(PEERS), help=f"of {', '.join(PEERS)}")
     parser.add_argument("--processes", type=int, default=1, help="fresh processes per case (10 for a claim)")
     parser.add_argument("--seconds", type=float, default=8.0, help="timed seconds per case and size")
     parser.add_argument(
@@ -80,7 +87,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.processes < 1 or options.seconds <= 0:
         parser.error("--processes must be at least 1, --seconds above 0")
+    able = [name for name, case in CASES.items() if case.request is not None or not options.request]
+    options.cases = able if options.cases is None else options.cases
+    if options.peers is None:
+        options.peers = list(FP32 if options.request else PEERS)
+    if refused := [name for name in options.cases if name not in able]:
+        parser.error(f"--request: a call of {', '.join(refused)} is not one request; of {', '.join(able)}")
     return options
+
+
+def _read(path: Path, request: bool) -> Results:
+    return replace(Results.read(path), request=request)
 
 
 def _in_process(options: argparse.Namespace, name: str, index: int) -> CaseResult | None:
@@ -96,8 +113,8 @@ def _in_process(options: argparse.Namespace, name: str, index: int) -> CaseResul
         command += ["--seed", str(options.seed + index)]
         if options.sizes:
             command += ["--sizes", ",".join(map(str, options.sizes))]
-        if options.without_fastrec:
-            command.append("--without-fastrec")
+        command += ["--without-fastrec"] if options.without_fastrec else []
+        command += ["--request"] if options.request else []
         code = subprocess.run(command, check=False).returncode
         if code != 0 or not part.exists():
             print(f"{name}: its process ended with {code}", file=sys.stderr)
@@ -117,6 +134,7 @@ def _work(options: argparse.Namespace) -> int:
             seconds=options.seconds,
             seed=options.seed,
             say=lambda text: print(text, flush=True),
+            request=options.request,
         )
         results = results.with_case(result)
     results.write(options.worker)

@@ -9,9 +9,13 @@ from fastrec.measure import Latency, Ratio
 from fastrec.wording import amount, clean, difference, duration, spans, times
 
 from .peers import FP32, PEERS
-from .results import OURS, CaseResult, Cell, Results
+from .results import ONCE, OURS, CaseResult, Cell, Results
 
 __all__ = ["brief", "chart", "markdown"]
+
+WAYS = (*PEERS, OURS, ONCE)
+# What the request's speed-up is summed up over.
+MEANT, MEANT_SIZES = ("deepfm", "dlrm", "dcnv2", "din", "sasrec", "two_tower"), (100, 500)
 
 INTRODUCTION = (
     "Medians on one thread, fresh uniform ids on each call, turns taken call by call, each timed "
@@ -21,9 +25,15 @@ INTRODUCTION = (
 )
 
 
+REQUEST = (
+    "Each call scores one request against N candidates. Every way to serve gets the request's features repeated for each "
+    f"candidate; {OURS} is told which they are, and as {ONCE!r} gets those that are whole tensors with one row."
+)
+
+
 def markdown(results: Results) -> str:
     """Medians of every way to serve, one row per case and number of rows; then what stands behind them."""
-    ways = [*PEERS, OURS]
+    ways = _ways(results)
     head = [
         "case",
         "N",
@@ -39,7 +49,9 @@ def markdown(results: Results) -> str:
             lines.append(_line(_row(case, cell, ways)))
     parts = [
         INTRODUCTION,
+        *([REQUEST] if results.request else []),
         "\n".join(lines),
+        *_means(results),
         *_sections(results),
     ]
     return "\n\n".join(parts) + "\n"
@@ -54,7 +66,26 @@ def brief(results: Results) -> str:
             over_best = cell.speedup.get(cell.best) if cell.best is not None else None
             eager = cell.speedup.get("eager")
             rows.append([case.name, f"{cell.rows:,}", *ways, _ratio(eager), _ratio(over_best)])
-    return _table(["case", "N", *FP32, OURS, "over eager", "over the best fp32 peer"], rows)
+    table = _table(["case", "N", *FP32, OURS, "over eager", "over the best fp32 peer"], rows)
+    return "\n\n".join([table, *_means(results)])
+
+
+def _ways(results: Results) -> list[str]:
+    """The ways that were timed."""
+    cells = [cell for case in results.cases.values() for cell in case.cells]
+    return [name for name in WAYS if any(name in cell.latency for cell in cells)]
+
+
+def _means(results: Results) -> list[str]:
+    means = results.means(MEANT, MEANT_SIZES) if results.request else None
+    if means is None:
+        return []
+    whole = len(MEANT) * len(MEANT_SIZES)
+    return [
+        f"Geometric means over {', '.join(MEANT)} at N = {' and '.join(map(str, MEANT_SIZES))}: "
+        f"{times(means.eager)} over eager, {times(means.best)} over the best fp32 peer"
+        + ("." if means.cells == whole else f" ({means.cells} of {whole} measured).")
+    ]
 
 
 def _ratio(ratio: Ratio | None) -> str:
@@ -62,7 +93,7 @@ def _ratio(ratio: Ratio | None) -> str:
 
 
 def _row(case: CaseResult, cell: Cell, ways: list[str]) -> list[str]:
-    exact = [name for name in (*FP32, OURS) if name in cell.latency]
+    exact = [name for name in (*FP32, OURS, ONCE) if name in cell.latency]
     fastest = min(exact, key=lambda name: cell.latency[name].p50)
     medians = [_median(cell.latency.get(name), bold=name == fastest) for name in ways]
     best = cell.best
@@ -79,8 +110,12 @@ def _row(case: CaseResult, cell: Cell, ways: list[str]) -> list[str]:
 
 
 def _sections(results: Results) -> Iterator[str]:
-    cases = results.cases.values()
-    yield "### Ways to serve\n\n" + "\n".join(f"- {peer.name}: {peer.what}" for peer in PEERS.values())
+    cases, ways = results.cases.values(), _ways(results)
+    peers = [peer for peer in PEERS.values() if peer.name in ways]
+    bounded = _bounded(results)
+    if bounded:
+        yield bounded
+    yield "### Ways to serve\n\n" + "\n".join(f"- {peer.name}: {peer.what}" for peer in peers)
     notes = [f"- {case.name}: {case.note}" for case in cases if case.note]
     if notes:
         yield "### Notes\n\n" + "\n".join(notes)
@@ -93,11 +128,11 @@ def _sections(results: Results) -> Iterator[str]:
         "### Preparation (seconds to prepare + seconds of the first calls; memory by which the process grew)\n\n"
         + (
             _table(
-                ["case", *PEERS, OURS, "process"],
+                ["case", *ways, "process"],
                 [
                     [
                         case.name,
-                        *(_prepared(case, name) for name in (*PEERS, OURS)),
+                        *(_prepared(case, name) for name in ways),
                         amount(case.resident_bytes),
                     ]
                     for case in cases
@@ -106,14 +141,14 @@ def _sections(results: Results) -> Iterator[str]:
         )
     )
     yield "### p95\n\n" + _table(
-        ["case", "N", *PEERS, OURS],
+        ["case", "N", *ways],
         [
-            [case.name, f"{cell.rows:,}", *(_p95(cell.latency.get(name)) for name in (*PEERS, OURS))]
+            [case.name, f"{cell.rows:,}", *(_p95(cell.latency.get(name)) for name in ways)]
             for case in cases
             for cell in case.cells
         ],
     )
-    others = [name for name in (*PEERS, OURS) if name != "eager"]
+    others = [name for name in ways if name != "eager"]
     yield "### Largest difference of a score from eager's, over one batch\n\n" + _table(
         ["case", "N", *others],
         [
@@ -136,6 +171,35 @@ def _sections(results: Results) -> Iterator[str]:
         f"- {case.name}: {case.machine}; {' '.join(case.machine.flags)}; "
         f"{case.processes} process{'es' if case.processes > 1 else ''}"
         for case in cases
+    )
+
+
+def _bounded(results: Results) -> str:
+    """What remains to be done, the least time it takes on this machine, and the time it took."""
+    rows, rates = [], []
+    for case in results.cases.values():
+        left = case.remaining
+        if left is None:
+            continue
+        rates.append(
+            f"- {case.name}: {left.rates.multiply_adds / 1e9:.1f} G multiply-adds, {left.rates.bytes / 1e9:.1f} GB "
+            f"written, {left.rates.lookups / 1e6:.0f} M rows of 64 bytes looked up in a second"
+        )
+        for cell in case.cells:
+            if cell.ceiling is not None and OURS in cell.latency:
+                took = cell.latency[OURS].p50
+                work = [f"{number:,.0f}" for number in (left.before, left.after, left.request)]
+                spent = [duration(cell.ceiling), duration(took), times(took / cell.ceiling)]
+                rows.append([case.name, f"{cell.rows:,}", *work, *spent])
+    if not rows:
+        return ""
+    head = ["case", "N", "multiply-adds per candidate", "in what serves", "once per call"]
+    table = _table([*head, "ceiling", "measured", "measured / ceiling"], rows)
+    return (
+        "### Ceilings\n\nThe work of the program that serves over what one thread of this machine does at best: per operator "
+        "call the longest of its multiply-adds, its lookups and its bytes. Other arithmetic and the calls' own overhead are "
+        "left out, and so are results that elementwise calls and sums alone read.\n\n"
+        f"{table}\n\nRates:\n\n" + "\n".join(rates)
     )
 
 

@@ -5,20 +5,23 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastrec.measure import machine, resident_bytes
+from fastrec.capture import capture
+from fastrec.measure import Samples, machine, resident_bytes
+from fastrec.program import Program
 
 from . import ours
+from .ceilings import Remaining, ceiling, measure_rates, remaining
 from .models import Batch, Case
 from .peers import PEERS, Call, Peer, Work
-from .results import OURS, CaseResult, Cell, Overhead, Prepared
+from .results import ONCE, OURS, CaseResult, Cell, Overhead, Prepared
 from .turns import take_turns
 
 __all__ = ["measure_case"]
@@ -28,6 +31,8 @@ WARM_CALLS = 2
 MIN_ROUNDS, MIN_ROUNDS_SLOW, SLOW = 36, 18, 0.5  # rounds; a round slower than SLOW seconds gets fewer of them
 WRAPPER_ROWS = (1, 100)
 LEFT_OUT = "left out of this run"
+BARE = "bare"
+GIVEN_ONCE = (ONCE, BARE)  # what takes one row of the request's features; the others take them repeated
 
 
 @dataclass
@@ -52,6 +57,25 @@ class _Bench:
         generator = self.generator(stream)
         return lambda: self.case.make_batch(rows, generator)
 
+    def fed(self, name: str, batch: Batch) -> Batch:
+        """The batch in the form in which this way takes it."""
+        return self.case.given_once(batch) if name in GIVEN_ONCE else batch
+
+    def turns(
+        self, calls: Mapping[str, Call], make: Callable[[], Batch], seconds: float, rounds: int
+    ) -> Samples:
+        """Time `calls`, each on its form of the same batches, which is made outside the timing."""
+
+        def forms() -> dict[bool, Batch]:
+            batch = make()
+            return {False: batch, True: self.case.given_once(batch)}
+
+        def taking(call: Call, once: bool) -> Callable[[dict[bool, Batch]], object]:
+            return lambda forms: call(forms[once])
+
+        fed = {name: taking(call, name in GIVEN_ONCE) for name, call in calls.items()}
+        return take_turns(fed, forms, seconds=seconds, min_rounds=rounds)
+
     def prepare(self, name: str, build: Callable[[], Call]) -> None:
         """Build one way to serve and call it at every size; what fails is listed with its reason."""
         before, start = resident_bytes(), time.perf_counter()
@@ -61,7 +85,7 @@ class _Bench:
             for rows in self.sizes:
                 make = self.inputs(rows, 1)
                 for _ in range(WARM_CALLS):
-                    call(make())
+                    call(self.fed(name, make()))
         except Exception as error:
             self.absent[name] = _reason(error)
             self.say(f"  {name}: cannot run: {self.absent[name]}")
@@ -77,7 +101,7 @@ class _Bench:
         expected = self.calls["eager"](batch)
         found = {}
         for name, call in list(self.calls.items()):
-            got = call(batch)
+            got = call(self.fed(name, batch))
             delta = float((got - expected).abs().max()) if got.shape == expected.shape else float("nan")
             if np.isfinite(delta):
                 found[name] = delta
@@ -92,12 +116,10 @@ class _Bench:
         difference = self.differences(rows)
         make = self.inputs(rows, 10 + rows)
         start = time.perf_counter()
-        for call in self.calls.values():
-            call(make())
+        for name, call in self.calls.items():
+            call(self.fed(name, make()))
         slow = time.perf_counter() - start > SLOW
-        samples = take_turns(
-            self.calls, make, seconds=self.seconds, min_rounds=MIN_ROUNDS_SLOW if slow else MIN_ROUNDS
-        )
+        samples = self.turns(self.calls, make, self.seconds, MIN_ROUNDS_SLOW if slow else MIN_ROUNDS)
         latency = {name: samples.latency(name) for name in self.calls}
         speedup = {
             name: samples.ratio(name, OURS) for name in self.calls if OURS in self.calls and name != OURS
@@ -117,12 +139,15 @@ def measure_case(
     seconds: float,
     seed: int,
     say: Callable[[str], None],
+    request: bool = False,
 ) -> CaseResult:
     """Prepare `peers` and fastrec on one case, and time them together for `seconds` at each of `sizes`.
 
-    Torch is set to one thread: call this in a process of its own.
+    With `request`, every batch scores one request: all get its features repeated for each candidate, and fastrec,
+    which is told which they are, also gets them once. Torch is set to one thread: call this in a process of its own.
     """
     torch.set_num_threads(1)
+    case = case.of_one_request() if request else replace(case, request=None)
     names = ["eager", *(name for name in peers if name != "eager")]  # the others are compared with eager
     with tempfile.TemporaryDirectory() as folder:
         # Compiled code of an earlier run would make the seconds to prepare look like nothing.
@@ -145,12 +170,18 @@ def measure_case(
         served: list[ours.Served] = []
         if fastrec:
             bench.prepare(OURS, lambda: _ours(work, sizes, served))
+            if case.request and OURS in bench.calls:
+                bench.prepare(ONCE, lambda: served[0].call)
         else:
             bench.absent[OURS] = LEFT_OUT
         chosen = served[0].chosen if served else {}
         cells = tuple(bench.cell(rows, chosen.get(rows, "")) for rows in sizes)
         timed = [rows for rows in WRAPPER_ROWS if rows in sizes and OURS in bench.calls]
         wrapper = tuple(_overhead(bench, served[0], rows) for rows in timed)
+        resident, left = resident_bytes(), None
+        if OURS in bench.calls:
+            cells, left = _bounded(work, served[0], cells)
+            say(f"  multiply-adds per candidate: {left.before:,.0f}, in what serves {left.after:,.0f}")
         return CaseResult(
             name=case.name,
             note=case.note,
@@ -159,7 +190,8 @@ def measure_case(
             absent=bench.absent,
             cells=cells,
             wrapper=wrapper,
-            resident_bytes=resident_bytes(),
+            resident_bytes=resident,
+            remaining=left,
         )
 
 
@@ -172,15 +204,19 @@ def _ours(work: Work, sizes: Sequence[int], served: list[ours.Served]) -> Call:
     return served[0].call
 
 
+def _bounded(work: Work, served: ours.Served, cells: Sequence[Cell]) -> tuple[tuple[Cell, ...], Remaining]:
+    """The cells with the least that each could take, and the work that remains of the model."""
+    before = capture(Program.read(work.original, work.example))
+    after, rates = served.program or before, measure_rates()
+    bounded = tuple(replace(cell, ceiling=ceiling(after, cell.rows, rates)) for cell in cells)
+    return bounded, remaining(before, after, rates)
+
+
 def _overhead(bench: _Bench, served: ours.Served, rows: int) -> Overhead:
     """What the wrapper adds to its session, by turns on the same inputs."""
-    samples = take_turns(
-        {"wrapped": served.call, "bare": served.bare[rows]},
-        bench.inputs(rows, 10_000 + rows),
-        seconds=bench.seconds / 2,
-        min_rounds=MIN_ROUNDS,
-    )
-    wrapped, bare = samples.seconds["wrapped"], samples.seconds["bare"]
+    calls = {"wrapped": served.call, BARE: served.bare[rows]}
+    samples = bench.turns(calls, bench.inputs(rows, 10_000 + rows), bench.seconds / 2, MIN_ROUNDS)
+    wrapped, bare = samples.seconds["wrapped"], samples.seconds[BARE]
     draws = np.random.default_rng(0).integers(0, len(bare), (2000, len(bare)))
     low, high = np.quantile(
         np.median(wrapped[draws], axis=1) - np.median(bare[draws], axis=1), (0.025, 0.975)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .pipeline import compress
     from .recipe import Recipe
     from .report import Report
+    from .serving import Scorer
     from .techniques import Fuse
 
 __version__ = "0.1.0"
@@ -30,6 +31,7 @@ _HOMES = {
     "Fuse": "techniques",
     "Recipe": "recipe",
     "Report": "report",
+    "Scorer": "serving",
     "compress": "pipeline",
     "BackendError": "errors",
     "BackendUnavailable": "errors",
@@ -55,6 +57,7 @@ __all__ = [
     "Recipe",
     "Report",
     "RequestMismatchError",
+    "Scorer",
     "TechniqueError",
     "compress",
 ]

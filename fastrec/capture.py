@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .errors import CaptureError
-from .graph import constant, is_random, is_written, normalise
+from .graph import constant, free_sizes, is_random, is_written, normalise
 from .inputs import collect, flat_layout
 from .program import Program
 from .quiet import quiet, reason_of
@@ -48,6 +48,7 @@ def capture(program: Program) -> Program:
             _check_effects(gm)
             _check_free(program, gm)
             exempt = _check_answers(program, gm, tensors)
+            free_sizes(gm, example, [feature.growing for feature in program.layout.features])
         except CaptureError as error:
             reasons.append(str(error))
         except Exception as error:  # noqa: BLE001 - the exporter raises anything; its reason is kept
@@ -69,6 +70,14 @@ class _Flat(nn.Module):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         layout = self.program.layout
+        counts = [
+            tensor.shape[feature.axis]
+            for feature, tensor in zip(layout.features, tensors, strict=True)
+            if feature.role == "rows" and feature.axis is not None
+        ]
+        # One symbol stands for the number of rows, whichever feature it is read from.
+        for count in counts[1:]:
+            torch._check(count == counts[0])  # type: ignore[no-untyped-call]
         args, kwargs = layout.arguments(tensors)
         flat: list[Tensor] = []
         collect(layout.outputs, self.program.function(*args, **kwargs), "output", flat)

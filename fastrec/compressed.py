@@ -19,6 +19,7 @@ from .recipe import Recipe
 from .report import Report
 from .request import Once
 from .rows import count_rows
+from .serving import LIMIT_BYTES, Scorer, precompute
 
 __all__ = ["CompressedModel", "OriginalSession", "Repeated", "release_moved"]
 
@@ -106,6 +107,26 @@ class CompressedModel(nn.Module):
             self._guard(flat)
         outputs = session(*flat)
         return outputs[0] if self._single else self._layout.result(outputs)
+
+    def precompute(self, candidates: Any, *, limit_bytes: int = LIMIT_BYTES) -> Scorer:
+        """A scorer of a known catalogue: what the candidates alone decide is computed now, for all of them.
+
+        `candidates` holds the features of all M candidates, by name or as a tuple in their order. The scorer is called
+        with a request and the numbers of candidates, `scorer(request, rows)`, or asked for the best of all,
+        `scorer.topk(request, k)`.
+
+        Raises `InputError` without `request_features`, where the model could not be captured, for candidates that do
+        not fit, and beyond `limit_bytes`; `IdOutOfRangeError` at an id that no table has.
+        """
+        if not self._once:
+            raise InputError(
+                "nothing was declared of the request: compress with request_features=..., then precompute"
+            )
+        if self.program is None:
+            raise InputError(
+                "the model was not captured, so its parts are not known: score batches with the model itself"
+            )
+        return precompute(self.original, self.program, candidates, guard=self._guard, limit_bytes=limit_bytes)
 
     @property
     def original(self) -> Program:

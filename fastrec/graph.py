@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.fx.graph import CodeGen
 
 __all__ = [
@@ -24,16 +25,20 @@ __all__ = [
     "copy_graph",
     "emit",
     "evaluate",
+    "free_sizes",
     "is_call",
     "is_random",
     "is_written",
     "normalise",
     "operator_name",
+    "share_constants",
     "sweep",
     "value",
 ]
 
 aten = torch.ops.aten
+
+_RECURRENT = (aten.gru.input, aten.lstm.input, aten.rnn_tanh.input, aten.rnn_relu.input)
 
 VIEWS = frozenset(
     [
@@ -133,8 +138,47 @@ def emit(
 def evaluate(gm: fx.GraphModule, node: fx.Node) -> Any:
     """The fake value of a call, from those of its arguments."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda arg: arg.meta["val"])
+    if node.target in _RECURRENT:
+        return _recurrent(args)
     with _fake_mode(gm), torch.no_grad():
         return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _recurrent(args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """The values of a recurrence: its kernel, asked for them, would fix the number of rows."""
+    x, state, *_ = args
+    states = list(state) if isinstance(state, (list, tuple)) else [state]
+    width = states[0].shape[-1] * (2 if args[7] else 1)
+    return (x.new_empty(*x.shape[:-1], width), *(part.new_empty(part.shape) for part in states))
+
+
+def free_sizes(gm: fx.GraphModule, example: Sequence[Tensor], axes: Sequence[int | None]) -> None:
+    """Values of all nodes anew, with these dimensions of the inputs free, where some kernel has fixed them.
+
+    Sizes that are equal in the example are one. A graph in which they cannot be free keeps the values it has.
+    """
+    inputs = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    sizes = [
+        node.meta["val"].shape[axis] for node, axis in zip(inputs, axes, strict=True) if axis is not None
+    ]
+    if not any(isinstance(size, torch.SymInt) and size.node.expr.is_number for size in sizes):
+        return
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    old = {node: node.meta["val"] for node in gm.graph.nodes if "val" in node.meta}
+    try:
+        for node, tensor, axis in zip(inputs, example, axes, strict=True):
+            free = [DimDynamic.DUCK if k == axis else DimDynamic.STATIC for k in range(tensor.ndim)]
+            context: Any = StatelessSymbolicContext(dynamic_sizes=free)
+            node.meta["val"] = mode.from_tensor(tensor, symbolic_context=context)
+        for node in gm.graph.nodes:
+            if node.op == "get_attr" and (held := constant(gm, node)) is not None:
+                node.meta["val"] = mode.from_tensor(held, static_shapes=True)
+        for node in gm.graph.nodes:
+            if node.op == "call_function":
+                node.meta["val"] = evaluate(gm, node)
+    except (RuntimeError, ValueError, TypeError):
+        for node, value in old.items():
+            node.meta["val"] = value
 
 
 def is_call(node: Any, *targets: Any) -> bool:
@@ -178,9 +222,22 @@ def is_written(node: fx.Node) -> bool:
     return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
 
 
+def share_constants(gm: fx.GraphModule, home: fx.GraphModule) -> None:
+    """Lets `gm` hold the very tensors of `home` where its own are equal to them: two forms of a graph, one memory."""
+    held: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
+    for tensor in (*home.buffers(), *home.parameters()):
+        held.setdefault((tensor.shape, tensor.dtype), []).append(tensor)
+    for _, owner, name in list(_attributes(gm)):
+        tensor = getattr(owner, name)
+        for other in held.get((tensor.shape, tensor.dtype), []):
+            if other is not tensor and name in owner._buffers and torch.equal(other, tensor):
+                owner._buffers[name] = other.detach()
+                break
+
+
 def sweep(gm: fx.GraphModule) -> None:
     """Removes nodes without effect and tensors without reader, then checks and compiles the graph."""
-    gm.graph.eliminate_dead_code()
+    gm.graph.eliminate_dead_code(_has_effect)
     for node in list(gm.graph.nodes):
         if node.op == "get_attr" and not node.users:
             gm.graph.erase_node(node)
@@ -191,6 +248,13 @@ def sweep(gm: fx.GraphModule) -> None:
     gm.delete_all_unused_submodules()
     gm.graph.lint()
     gm.recompile()
+
+
+def _has_effect(node: fx.Node) -> bool:
+    """Whether the node matters without a reader: attention without dropout and recurrences in evaluation do not."""
+    if node.is_impure() and isinstance(node.target, OpOverload):
+        return is_written(node) or is_random(node)
+    return bool(node.is_impure())
 
 
 def normalise(gm: fx.GraphModule) -> fx.GraphModule:

@@ -5,21 +5,24 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, fx, nn
 
 from .arguments import own_random_state, read_backends, read_recipe, read_sizes
-from .backends import Backend, Session
+from .backends import Backend
 from .capture import capture
-from .compressed import CompressedModel, Repeated, release_moved
-from .errors import BackendError, CaptureError, FastrecError, InputError, TechniqueError
+from .compressed import CompressedModel, release_moved
+from .cost import per_candidate, per_request
+from .errors import CaptureError, FastrecError, InputError, TechniqueError
 from .fresh import Fresh
 from .guards import Guard, read_guard
 from .inputs import read_layout
+from .journal import Journal
 from .measure import machine, tensor_bytes
-from .measure.accuracy import Fidelity
 from .plan import (
     ORIGINAL,
     Batches,
@@ -29,17 +32,17 @@ from .plan import (
     as_original,
     choose,
     confirm,
-    remaining,
     share,
     worth_it,
 )
 from .program import Program, target_of
 from .progress import Stages, stages
 from .recipe import Recipe
-from .report import Memory, Report, SizeResult, Step, Trial
+from .report import Memory, Report, SizeResult, Step, Work
 from .request import Declared, Once, ask, read_program, request_notes
+from .sessions import Form, Made, compile_forms, session_call
 from .techniques import Skip, Technique
-from .verify import checked_rows, verify
+from .undeclared import advice
 
 __all__ = ["compress"]
 
@@ -98,59 +101,48 @@ def compress(
         raise InputError(f"on_nonfinite is 'raise' or 'propagate', got {on_nonfinite!r}")
     if not seconds > 0:
         raise InputError(f"seconds must be above 0, got {seconds!r}")
-    work = _Work(began, began + seconds, strict_recipe=recipe is not None)
+    work = Journal(began, began + seconds)
     with own_random_state(), stages(progress) as show:
         show("reading the model")
         program = _read(work, model, batch, request_features, calibration)
         if program is None:
             return _unreadable(work, model, batch, steps)
         once = Once(program.layout.features, check=check_request)
-        captured = _apply(work, program, steps, show)
+        captured = _apply(work, program, steps, recipe is not None, show)
         guard: Guard | None = None
-        sessions: dict[str, Session] = {}
+        sessions: dict[str, Made] = {}
         results: list[SizeResult] = []
         if captured is not None:
             program = replace(program, layout=replace(program.layout, exempt=captured.plain.layout.exempt))
             guard = read_guard(captured.asked, on_nonfinite)
             fresh = _fresh(work, once, captured.asked, guard)
-            sessions = _compile(work, program, once, captured, chosen, fresh, sizes, show)
+            forms = (Form("", lambda: captured.fast), *captured.others)
+            if not request_features:
+                graphs = tuple(technique for technique in steps if technique.level == "graph")
+                work.notes += advice(captured.plain, captured.fast, lambda asked: _rewritten(asked, graphs))
+            sessions = compile_forms(work, program, once, forms, chosen, fresh, sizes, show)
             results = _measure(work, program, once, sessions, guard if guards else None, fresh, sizes, show)
         made = _assemble(work, program, once, captured, sessions, results, guard if guards else None)
-        made.report = _report(work, program, made, results, steps, captured)
+        programs = [captured.fast, *(made.program for made in sessions.values())] if captured else []
+        made.report = _report(work, program, made, results, steps, programs)
+        if captured is not None:
+            made.report = replace(made.report, work=_work(captured))
         made.recipe = steps
     return made
 
 
 @dataclass(frozen=True)
 class _Captured:
-    """The captured program as it is, as one request asks for it, and both after the recipe.
-
-    `whole` is the former, and the latter the same program, where nothing belongs to the request.
-    """
+    """The captured program as it is, as one request asks for it, after the recipe, and other forms worth measuring."""
 
     plain: Program
     asked: Program
     fast: Program
-    whole: Program
-
-
-@dataclass
-class _Work:
-    """What one call gathers for its report."""
-
-    began: float
-    deadline: float
-    strict_recipe: bool
-    steps: list[Step] = field(default_factory=list)
-    skipped: list[Skip] = field(default_factory=list)
-    trials: list[Trial] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    fidelity: Fidelity | None = None
-    calibration: list[list[Tensor]] = field(default_factory=list)
+    others: tuple[Form, ...]
 
 
 def _read(
-    work: _Work, target: Any, batch: Any, request: Declared | None, calibration: Iterable[Any] | None
+    work: Journal, target: Any, batch: Any, request: Declared | None, calibration: Iterable[Any] | None
 ) -> Program | None:
     """The program, or None for a model that cannot be copied to be looked at."""
     model, _ = target_of(target)
@@ -182,7 +174,7 @@ def _read(
     return program
 
 
-def _apply(work: _Work, program: Program, recipe: Recipe, show: Stages) -> _Captured | None:
+def _apply(work: Journal, program: Program, recipe: Recipe, strict: bool, show: Stages) -> _Captured | None:
     """The captured program before and after the recipe's graph techniques; None where it cannot be captured."""
     for technique in recipe:
         if technique.level == "module":
@@ -193,7 +185,7 @@ def _apply(work: _Work, program: Program, recipe: Recipe, show: Stages) -> _Capt
         plain = capture(program)
     except CaptureError as error:
         blocked = [technique for technique in recipe if technique.level == "graph"]
-        if blocked and work.strict_recipe:
+        if blocked and strict:
             raise TechniqueError(
                 f"{blocked[0].name} works on a captured graph, and the model cannot be captured: {error}",
                 technique=blocked[0].name,
@@ -205,17 +197,27 @@ def _apply(work: _Work, program: Program, recipe: Recipe, show: Stages) -> _Capt
             work.skipped.append(Skip("capture", type(program.model).__name__, str(error)))
         return None
     asked = fast = ask(plain)
-    whole = plain
-    for technique in recipe:
-        if technique.level == "graph":
-            show(technique.name)
-            fast = _applied(work, fast, technique)
-            if asked is not plain:
-                whole = whole.with_model(technique.apply(whole).model)
-    return _Captured(plain, asked, fast, fast if asked is plain else whole)
+    graphs = [technique for technique in recipe if technique.level == "graph"]
+    others: list[Form] = []
+    for place, technique in enumerate(graphs):
+        show(technique.name)
+        before = fast
+        fast = _applied(work, fast, technique)
+        for name, other in technique.alternatives(work.steps[-1].changes).items():
+            others.append(Form(name, partial(_rewritten, before, (other, *graphs[place + 1 :]))))
+    if asked is not plain:
+        # Where rows are few, one lookup and one product for all of them may beat one for the request and one more.
+        others.append(Form("whole batch", partial(_rewritten, plain, tuple(graphs)), whole=True))
+    return _Captured(plain, asked, fast, tuple(others))
 
 
-def _applied(work: _Work, program: Program, technique: Technique) -> Program:
+def _rewritten(program: Program, techniques: Sequence[Technique]) -> Program:
+    for technique in techniques:
+        program = program.with_model(technique.apply(program).model)
+    return program
+
+
+def _applied(work: Journal, program: Program, technique: Technique) -> Program:
     began = time.perf_counter()
     applied = technique.apply(program)
     work.steps.append(Step(technique.name, technique.exact, applied.changes, time.perf_counter() - began))
@@ -223,7 +225,7 @@ def _applied(work: _Work, program: Program, technique: Technique) -> Program:
     return program.with_model(applied.model)
 
 
-def _fresh(work: _Work, once: Once, asked: Program, guard: Guard) -> Batches:
+def _fresh(work: Journal, once: Once, asked: Program, guard: Guard) -> Batches:
     """Fresh batches of one request each, its features repeated, as the original takes them."""
     given = [once.one(once.same(flat)) for flat in work.calibration or [once.all(asked.batch)]]
     draw = Fresh(asked.layout.features, given, guard.bounds, redraw=not work.calibration)
@@ -232,67 +234,11 @@ def _fresh(work: _Work, once: Once, asked: Program, guard: Guard) -> Batches:
     return lambda rows, index: [tensor.contiguous() for tensor in once.all(once.same(draw(rows, index)))]
 
 
-def _compile(
-    work: _Work,
-    program: Program,
-    once: Once,
-    captured: _Captured,
-    backends: Sequence[Backend],
-    fresh: Batches,
-    sizes: Sequence[int],
-    show: Stages,
-) -> dict[str, Session]:
-    """Every session that answers as the original does, by its label."""
-    sessions: dict[str, Session] = {}
-    budget = work.deadline - work.began
-    original = _original_call(program.with_model(program.draft(private_buffers=True).eval()))
-    rows = checked_rows(captured.fast, sizes)
-    took: dict[Backend, float] = {}
-    forms = [(captured.fast, "")]
-    if captured.whole is not captured.fast:
-        # Where rows are few, one lookup and one product for all of them may beat one for the request and one more.
-        forms.append((captured.whole, ", whole batch"))
-    for (form, suffix), backend in itertools.product(forms, backends):
-        label = backend.label + suffix
-        show(f"compiling for {label}")
-        left = remaining(work.deadline)
-        if sessions and (left < 0.6 * budget or took.get(backend, 0.0) > 0.1 * left):
-            work.trials.append(Trial(0, label, None, None, "not tried: the time limit was near"))
-            continue
-        began = time.perf_counter()
-        try:
-            session = backend.compile(form)
-            if suffix:
-                session = Repeated(session, once)
-            worst = verify(original, _call(session, once), fresh, rows, program.layout.output_axes)
-        except BackendError as error:
-            work.trials.append(Trial(0, label, None, None, str(error)))
-            continue
-        except Exception as error:  # noqa: BLE001 - whatever a foreign library raises, the original still serves
-            work.trials.append(Trial(0, label, None, None, f"{type(error).__name__}: {error}"[:300]))
-            continue
-        took[backend] = time.perf_counter() - began
-        if isinstance(worst, str):
-            work.trials.append(Trial(0, label, None, None, worst))
-            continue
-        sessions[label] = session
-        if work.fidelity is None or worst.max_abs >= work.fidelity.max_abs:
-            work.fidelity = worst
-    return sessions
-
-
-def _call(session: Session, once: Once) -> Callable[[list[Tensor]], tuple[Tensor, ...]]:
-    """A session, which takes one row of the request's features, for batches that repeat them."""
-    if not once:
-        return lambda flat: session(*flat)
-    return lambda flat: session(*once.first(flat))
-
-
 def _measure(
-    work: _Work,
+    work: Journal,
     program: Program,
     once: Once,
-    sessions: Mapping[str, Session],
+    sessions: Mapping[str, Made],
     guard: Guard | None,
     fresh: Batches,
     sizes: Sequence[int],
@@ -314,7 +260,7 @@ def _measure(
                 f"not measured at {rows} rows and above, which takes too long: served as at {sizes[index - 1]}"
             )
             break
-        calls = {name: _call(session, once) for name, session in sessions.items()}
+        calls = {name: session_call(made.session, once) for name, made in sessions.items()}
         winner, trials = choose(rows, before, calls, fresh, share(work.deadline, parts, 4.0) * 0.5)
         work.trials += trials
         name = (
@@ -324,15 +270,22 @@ def _measure(
                 (trial for trial in trials if trial.p50 is not None), key=lambda trial: trial.p50 or 0.0
             ).session
         )
-        served = CompressedModel(private, {name: sessions[name]}, Plan((rows,), (name,)), guard, once)
+        served = CompressedModel(private, {name: sessions[name].session}, Plan((rows,), (name,)), guard, once)
         after = _served_call(served)
         result = confirm(rows, name, before, after, fresh, share(work.deadline, parts, 4.0) * 0.5)
         results.append(result if worth_it(result) else as_original(result))
     return results
 
 
-def _original_call(program: Program) -> Callable[[list[Tensor]], list[Tensor]]:
-    return lambda flat: program.run(flat)[0]
+def _original_call(program: Program) -> Call:
+    function, layout = program.function, program.layout
+
+    def call(flat: list[Tensor]) -> object:
+        args, kwargs = layout.arguments(flat)
+        with torch.no_grad():
+            return function(*args, **kwargs)
+
+    return call
 
 
 def _served_call(served: CompressedModel) -> Call:
@@ -346,11 +299,11 @@ def _served_call(served: CompressedModel) -> Call:
 
 
 def _assemble(
-    work: _Work,
+    work: Journal,
     program: Program,
     once: Once,
     captured: _Captured | None,
-    sessions: dict[str, Session],
+    sessions: dict[str, Made],
     results: Sequence[SizeResult],
     guard: Guard | None,
 ) -> CompressedModel:
@@ -360,7 +313,10 @@ def _assemble(
         del sessions[name]
     original = program.with_model(program.draft().eval())
     if captured is None or not names:
-        return CompressedModel(original, {}, None, None, once)
+        made = CompressedModel(original, {}, None, guard, once)
+        # For the serving form of what is not faster batch by batch.
+        made.program = captured.fast if captured is not None and once else None
+        return made
     fast = captured.fast.model
     assert isinstance(fast, fx.GraphModule)
     if any(result.session == ORIGINAL for result in results):
@@ -370,27 +326,23 @@ def _assemble(
     else:
         release_moved(original, fast)
     plan = Plan(tuple(r.rows for r in results), tuple(r.session for r in results))
-    made = CompressedModel(original, sessions, plan, guard, once)
+    made = CompressedModel(original, {name: sessions[name].session for name in sessions}, plan, guard, once)
     made.program = captured.fast
     return made
 
 
 def _report(
-    work: _Work,
+    work: Journal,
     program: Program,
     made: CompressedModel,
     results: Sequence[SizeResult],
     recipe: Recipe,
-    captured: _Captured | None,
+    programs: Sequence[Program],
 ) -> Report:
     improved = made.plan is not None
-    if captured is not None and not improved and not work.trials:
+    if programs and not improved and not work.trials:
         work.notes.append("no backend was given or is installed, so nothing was measured")
-    kept = [made.original.model]
-    if improved and captured is not None:
-        kept.append(captured.fast.model)
-        if any(isinstance(session, Repeated) for session in made.sessions.values()):
-            kept.append(captured.whole.model)
+    kept = [made.original.model, *(program.model for program in programs if improved)]
     return Report(
         status="improved" if improved else "unchanged",
         sizes=tuple(results),
@@ -410,11 +362,15 @@ def _report(
     )
 
 
-def _unreadable(work: _Work, target: Any, batch: Any, recipe: Recipe) -> CompressedModel:
+def _work(captured: _Captured) -> Work:
+    return Work(per_candidate(captured.plain), per_candidate(captured.fast), per_request(captured.fast))
+
+
+def _unreadable(work: Journal, target: Any, batch: Any, recipe: Recipe) -> CompressedModel:
     """A model that cannot be looked at, served as it is."""
     model, entry = target_of(target)
     layout, _ = read_layout(getattr(model, entry), batch)
     program = Program(model, batch, layout, entry)
     made = CompressedModel(program, {}, None, None, Once(layout.features))
-    made.report, made.recipe = _report(work, program, made, (), recipe, None), recipe
+    made.report, made.recipe = _report(work, program, made, (), recipe, ()), recipe
     return made

@@ -25,6 +25,7 @@ __all__ = [
     "as_original",
     "choose",
     "confirm",
+    "leaders",
     "remaining",
     "share",
     "worth_it",
@@ -102,6 +103,15 @@ def choose(
         trials.append(Trial(rows, name, samples.latency(name).p50, speedup, reason))
     winner = min(close, key=lambda name: second.latency(name).p50)
     return winner, trials
+
+
+def leaders(rows: int, calls: Mapping[str, Call], batches: Batches, seconds: float) -> list[str]:
+    """The call with the lowest median at `rows` rows at a short look, and those within a tenth of it."""
+    seen = interleaved(
+        calls, lambda i: batches(rows, 2000 + i), seconds=seconds, min_rounds=3, max_rounds=60, warmup=1
+    )
+    medians = {name: seen.latency(name).p50 for name in calls}
+    return [name for name, median in medians.items() if median <= 1.1 * min(medians.values())]
 
 
 def confirm(rows: int, name: str, before: Call, after: Call, batches: Batches, seconds: float) -> SizeResult:

@@ -13,7 +13,7 @@ from .recipe import Recipe
 from .techniques import TECHNIQUES, Change, Skip, Technique
 from .wording import amount, clean, count, difference, duration, spans, times
 
-__all__ = ["Memory", "Report", "SizeResult", "Step", "Trial"]
+__all__ = ["Memory", "Report", "SizeResult", "Step", "Trial", "Work", "worked"]
 
 SCHEMA = 1
 
@@ -65,6 +65,15 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Work:
+    """Multiply-adds of matrix products: per candidate before and after, and once per call after."""
+
+    candidate_before: float
+    candidate_after: float
+    request: float
+
+
+@dataclass(frozen=True)
 class Report:
     """The account of one `compress` call; `seconds` is what the call took.
 
@@ -82,6 +91,7 @@ class Report:
     recipe: Recipe
     seconds: float
     notes: tuple[str, ...] = ()
+    work: Work | None = None
 
     @property
     def headline(self) -> str:
@@ -119,6 +129,8 @@ class Report:
             ])  # fmt: skip
         if self.fidelity is not None:
             lines.append(f"largest difference of outputs: {_largest(self.fidelity)}")
+        if self.work is not None:
+            lines.append(f"multiply-adds per candidate: {worked(self.work)}")
         done = count(sum(len(step.changes) for step in self.steps), "change")
         memory = f"{amount(self.memory.before_bytes)} before, {amount(self.memory.after_bytes)} after"
         if self.memory.session_bytes:
@@ -167,6 +179,12 @@ class _WithoutRecipe:
     machine: Machine
     seconds: float
     notes: tuple[str, ...] = ()
+    work: Work | None = None
+
+
+def worked(work: Work) -> str:
+    """The multiply-adds before and after, in words."""
+    return f"{work.candidate_before:,.0f} before, {work.candidate_after:,.0f} after and {work.request:,.0f} once per call"
 
 
 def _at(sizes: list[SizeResult]) -> str:

@@ -7,6 +7,7 @@ the spreading behind whatever needs the request alone.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from .errors import InputError, RequestMismatchError
-from .graph import copy_graph, emit, evaluate, sweep, value
+from .graph import copy_graph, emit, evaluate, is_call, sweep, value
 from .inputs import Feature, read_layout
 from .program import Program, target_of
 from .rows import count_rows
@@ -128,7 +129,7 @@ def _places(features: Sequence[Feature], name: object) -> list[int]:
 def _columns(feature: Feature, columns: object) -> bool | tuple[int, ...]:
     if isinstance(columns, bool):
         return columns
-    width = feature.shape[1] if len(feature.shape) == 2 else 0
+    width = feature.shape[1] if len(feature.shape) == 2 and not feature.axis else 0
     if isinstance(columns, str) or not isinstance(columns, Iterable):
         raise InputError(
             f"request_features: {feature.name!r} takes True or columns, got {columns!r:.80}",
@@ -162,7 +163,11 @@ class Once:
         self._whole = [
             (i, f.axis or 0) for i, f in enumerate(features) if f.request is True and f.role == "rows"
         ]
-        self._mixed = [(i, _slice(f.request)) for i, f in enumerate(features) if isinstance(f.request, tuple)]
+        self._mixed = [
+            (i, _slice(f.request))
+            for i, f in enumerate(features)
+            if isinstance(f.request, tuple) and f.role == "rows"
+        ]
         self._check = check
         self.candidates = tuple(
             replace(f, role="fixed") if f.request is True and f.role == "rows" else f for f in features
@@ -184,11 +189,15 @@ class Once:
         return self.first(tensors)
 
     def first(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The flat batch with the first row of each request feature, whatever the others are."""
+        """The flat batch with the first row of each request feature, whatever the others are; zeros where it has none."""
         made = list(tensors)
         for index, axis in self._whole:
-            if tensors[index].shape[axis] > 1:
-                made[index] = tensors[index].narrow(axis, 0, 1)
+            tensor = tensors[index]
+            if tensor.shape[axis] > 1:
+                made[index] = tensor.narrow(axis, 0, 1)
+            elif tensor.shape[axis] == 0:
+                # No answer reads it, and zero is an id of every table.
+                made[index] = tensor.new_zeros([1 if k == axis else n for k, n in enumerate(tensor.shape)])
         return made
 
     def all(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -214,18 +223,19 @@ class Once:
                 made[index][:, columns] = made[index][:1, columns].clone()
         return made
 
-    def agreeing(self, tensors: Sequence[Tensor]) -> list[str]:
-        """Names of undeclared features whose rows all agree, with their columns where only some do."""
-        found = []
+    def agreeing(self, tensors: Sequence[Tensor]) -> dict[str, bool | tuple[int, ...]]:
+        """Undeclared features whose rows all agree, as a declaration would have them: `name -> True | columns`."""
+        found: dict[str, bool | tuple[int, ...]] = {}
         for feature, tensor in zip(self._features, tensors, strict=True):
-            if feature.role != "rows" or feature.request is not False or tensor.shape[feature.axis or 0] < 2:
+            axis = feature.axis or 0
+            if feature.role != "rows" or feature.request is not False or tensor.shape[axis] < 2:
                 continue
-            first = tensor.narrow(feature.axis or 0, 0, 1)
+            first = tensor.narrow(axis, 0, 1)
             equal = tensor.eq(first) | (tensor.ne(tensor) & first.ne(first))
             if bool(equal.all()):
-                found.append(feature.name)
-            elif tensor.dim() == 2 and feature.axis == 0 and bool((columns := equal.all(0)).any()):
-                found.append(f"{feature.name}[{', '.join(map(str, columns.nonzero().flatten().tolist()))}]")
+                found[feature.name] = True
+            elif tensor.dim() == 2 and axis == 0 and bool((columns := equal.all(0)).any()):
+                found[feature.name] = tuple(columns.nonzero().flatten().tolist())
         return found
 
     def differing(self, tensors: Sequence[Tensor]) -> list[str]:
@@ -274,7 +284,7 @@ def ask(captured: Program) -> Program:
     """The captured program of one request: whole request features have one row, spread where they are read.
 
     The layout calls them fixed, with one row, so that whatever counts, draws or checks rows leaves them alone. Of
-    a matrix with request columns, row 0 of those is spread. The program itself where nothing is declared.
+    a matrix with request columns, row 0 of those is spread, and batches of no rows are left to the model. The program itself where nothing is declared.
 
     Raises `InputError` where every feature that counts rows belongs to the request.
     """
@@ -285,40 +295,49 @@ def ask(captured: Program) -> Program:
     assert isinstance(captured.model, fx.GraphModule)
     gm = copy_graph(captured.model)
     inputs = [node for node in gm.graph.nodes if node.op == "placeholder"]
-    rows = next(
-        (
-            (node, f)
-            for node, f in zip(inputs, features, strict=True)
-            if f.role == "rows" and f.request is not True
-        ),
-        None,
-    )
-    if rows is None:
+    counting = [
+        (node, feature)
+        for node, feature in zip(inputs, features, strict=True)
+        if feature.role not in ("fixed", "values")
+        and not (feature.role == "rows" and feature.request is True)
+    ]
+    if not counting:
         raise InputError(
             "request_features: every feature that counts rows belongs to the request, and none is left to its candidates"
         )
     made: list[Feature] = []
     with gm.graph.inserting_before(inputs[-1].next):
-        count = emit(gm, aten.sym_size.int, (rows[0], rows[1].axis or 0))
+        count = _count(gm, *min(counting, key=lambda found: found[1].role != "rows"))
         for node, feature in zip(inputs, features, strict=True):
             if feature.request is True and feature.role == "rows":
                 _spread(gm, node, feature.axis or 0, count)
                 shape = tuple(1 if k == feature.axis else n for k, n in enumerate(feature.shape))
                 made.append(replace(feature, role="fixed", shape=shape))
             else:
-                if isinstance(feature.request, tuple):
+                if isinstance(feature.request, tuple) and feature.role == "rows":
                     _spread_columns(gm, node, feature.request, count)
                 made.append(feature)
     _revalue(gm)
     sweep(gm)
-    layout = replace(captured.layout, features=tuple(made))
+    exempt = captured.layout.exempt
+    if any(isinstance(feature.request, tuple) and feature.role == "rows" for feature in features):
+        exempt = tuple(sorted({0, *exempt}))  # there is no row 0 to spread
+    layout = replace(captured.layout, features=tuple(made), exempt=exempt)
     batch = tuple(once.one(list(once.same(captured.batch))))
     return replace(captured, model=gm, layout=layout, batch=batch)
 
 
+def _count(gm: fx.GraphModule, node: fx.Node, feature: Feature) -> fx.Node:
+    """The number of candidates, as `rows.count_rows` counts them."""
+    size = emit(gm, aten.sym_size.int, (node, feature.axis or 0))
+    if feature.role == "bounds":
+        return emit(gm, operator.sub, (size, 1))
+    return emit(gm, operator.floordiv, (size, feature.keys)) if feature.keys > 1 else size
+
+
 def _spread(gm: fx.GraphModule, node: fx.Node, axis: int, count: fx.Node) -> None:
     """One row in place of all of them, spread over the candidates for its readers."""
-    readers = [user for user in node.users if user is not count]
+    readers = list(node.users)
     node.meta["val"] = value(node).narrow(axis, 0, 1)
     sizes: list[Any] = [count if k == axis else n for k, n in enumerate(value(node).shape)]
     spread = emit(gm, aten.expand.default, (node, sizes))
@@ -343,7 +362,12 @@ def _spread_columns(gm: fx.GraphModule, node: fx.Node, columns: tuple[int, ...],
 
 
 def _revalue(gm: fx.GraphModule) -> None:
-    """Values again from the inputs: rows are now counted by the candidates alone."""
+    """Values again from the inputs: rows are now counted by the candidates alone.
+
+    What is spread lies in no order that a view could take, so views become reshapes.
+    """
     for node in gm.graph.nodes:
+        if is_call(node, aten.view.default):
+            node.target = aten.reshape.default
         if node.op == "call_function":
             node.meta["val"] = evaluate(gm, node)

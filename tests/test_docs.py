@@ -5,23 +5,32 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from benchmarks.results import Results
 from benchmarks.tables import brief
+from tests.zoo.joins import page
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_table_is_the_committed_result() -> None:
+@pytest.mark.parametrize(("mark", "request_given"), [("table", False), ("request table", True)])
+def test_the_tables_are_the_committed_results(mark: str, request_given: bool) -> None:
     text = (ROOT / "README.md").read_text()
-    table = text.partition("<!-- table -->\n")[2].partition("\n<!-- /table -->")[0]
-    found = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
-    assert table.strip() in [brief(Results.read(path)).strip() for path in found]
+    table = text.partition(f"<!-- {mark} -->\n")[2].partition(f"\n<!-- /{mark} -->")[0]
+    found = [Results.read(path) for path in sorted((ROOT / "benchmarks" / "results").glob("*.json"))]
+    expected = [brief(results).strip() for results in found if results.request == request_given]
+    assert table.strip() in (expected or [""])
+
+
+def test_the_page_of_joins_is_what_the_rules_do() -> None:
+    assert (ROOT / "docs" / "joins.md").read_text() == page(), "python -m tests.zoo.joins > docs/joins.md"
 
 
 def test_links_lead_somewhere() -> None:
-    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+    for text in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", text.read_text()):
+            assert (text.parent / target).exists(), f"{text.name}: {target}"
 
 
 def test_the_use_is_short_and_runs() -> None:

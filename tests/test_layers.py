@@ -12,8 +12,8 @@ FLOORS = {
     **dict.fromkeys(("techniques", "backends", "measure"), 2),
     "recipe": 3,
     "report": 4,
-    **dict.fromkeys(("plan", "render", "arguments"), 5),
-    **dict.fromkeys(("compressed", "verify", "pipeline"), 6),
+    **dict.fromkeys(("plan", "render", "arguments", "journal"), 5),
+    **dict.fromkeys(("compressed", "verify", "sessions", "undeclared", "pipeline", "serving"), 6),
 }  # fmt: skip
 
 

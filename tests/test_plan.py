@@ -22,8 +22,9 @@ def test_the_fastest_is_chosen() -> None:
     model = torch.nn.Identity()
     sessions = {"quick": FakeSession(model, clock, 0.001), "slow": FakeSession(model, clock, 0.01)}
     original = FakeSession(model, clock, 0.004)
+    calls = {name: (lambda flat, session=session: session(*flat)) for name, session in sessions.items()}
     winner, trials = choose(
-        3, lambda flat: original(*flat), sessions, lambda rows, i: [torch.zeros(rows)], 0.2, clock=clock
+        3, lambda flat: original(*flat), calls, lambda rows, i: [torch.zeros(rows)], 0.2, clock=clock
     )
     assert winner == "quick"
     assert {trial.session: trial.reason for trial in trials} == {

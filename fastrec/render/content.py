@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..measure import Fidelity, Latency
-from ..report import Memory, Report, SizeResult, Step
+from ..report import Memory, Report, SizeResult, Step, worked
 from ..techniques import Change, Skip
 from ..wording import amount, clean, count, difference, duration, share, spans, times
 
@@ -51,6 +51,8 @@ def facts(report: Report) -> tuple[tuple[str, str], ...]:
     said = [("Notes", clean(note, 400)) for note in report.notes]
     if report.fidelity is not None:
         said += _fidelity(report.fidelity)
+    if report.work is not None:
+        said.append(("Multiply-adds per candidate", worked(report.work)))
     said.append(("Memory", _memory(report.memory)))
     said.append(("Recipe", ", ".join(clean(t.name) for t in report.recipe) or "none"))
     said.append(("Machine", clean(str(report.machine), 400)))

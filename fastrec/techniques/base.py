@@ -66,6 +66,10 @@ class Technique(abc.ABC):
     def apply(self, program: Program) -> Applied:
         """Make the model cheaper."""
 
+    def alternatives(self, changes: tuple[Change, ...]) -> dict[str, Technique]:  # noqa: ARG002
+        """Other settings worth measuring beside these, by name, after these made `changes`: none, unless overridden."""
+        return {}
+
     @classmethod
     def ladder(cls) -> tuple[Self, ...]:
         """Settings from mild to strong."""

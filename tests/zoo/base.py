@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from fastrec.request import Declared
 
 __all__ = ["SIZES", "Entry", "ids", "make", "tower"]
 
@@ -20,7 +22,7 @@ SIZES = (0, 1, 2, 3, 33, 1000)
 class Entry:
     """`build()` makes the model, `batch(rows, rng)` a batch; `entry` is the method that serves.
 
-    `capturable` says whether the data flow can be recorded. `sizes` are the numbers of rows the model itself takes.
+    `capturable` says whether the data flow can be recorded, `request` which features a request shares. `sizes` are the numbers of rows the model itself takes.
     """
 
     name: str
@@ -28,6 +30,7 @@ class Entry:
     batch: Callable[[int, torch.Generator], Any]
     entry: str = "forward"
     capturable: bool = True
+    request: Declared = field(default=(), hash=False)
     sizes: tuple[int, ...] = SIZES
 
 

@@ -163,9 +163,9 @@ def _request(n: int, r: torch.Generator) -> Request:
 
 
 ENTRIES = (
-    Entry("predicted", Predicted, _predicted, "predict"),
+    Entry("predicted", Predicted, _predicted, "predict", request=("user_id",)),
     Entry("jagged", Jagged, _keyed),
-    Entry("nested", Nested, _request),
+    Entry("nested", Nested, _request, request=("request.user",)),
     Entry("unreadable", Unreadable, lambda n, r: ids(r, n), capturable=False),
     Entry("shortcut", Shortcut, lambda n, r: ids(r, n, 6), capturable=False),
     Entry("counting", Counting, lambda n, r: ids(r, n), capturable=False),

@@ -157,11 +157,16 @@ def _pairs(n: int, r: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 ENTRIES = (
-    Entry("factors", Factors, lambda n, r: (ids(r, n), ids(r, n, size=50))),
-    Entry("two_tower", TwoTower, _pairs),
-    Entry("bags", Bags, _bags),
+    Entry("factors", Factors, lambda n, r: (ids(r, n), ids(r, n, size=50)), request=("user",)),
+    Entry("two_tower", TwoTower, _pairs, request=("user",)),
+    Entry("bags", Bags, _bags, request=("country",)),
     Entry("weighted", Weighted, _weighted),
-    Entry("picture", Picture, lambda n, r: (torch.randn(n, 3, 12, 12, generator=r), ids(r, n, size=12))),
+    Entry(
+        "picture",
+        Picture,
+        lambda n, r: (torch.randn(n, 3, 12, 12, generator=r), ids(r, n, size=12)),
+        request=("brand",),
+    ),
     Entry("words", Words, _words),
-    Entry("shared", Shared, lambda n, r: (ids(r, n), ids(r, n))),
+    Entry("shared", Shared, lambda n, r: (ids(r, n), ids(r, n)), request=("source",)),
 )

@@ -7,7 +7,7 @@ applies them until none has anything left to do.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -19,16 +19,20 @@ from ...program import Program
 from ...quiet import quiet, reason_of
 from ...rows import take_rows
 from ..base import Applied, Change, Skip, Technique
+from .absorbed_attention import absorb_keys
 from .bags import simplify_bags
 from .common_subexpressions import merge_common
 from .constants import fold_constants
 from .contracted_heads import contract_heads
 from .cross_layers import split_cross_layers
+from .dot_products import multiply_by_vector
 from .factored_products import factor_products
+from .filters import filter_one_position
 from .linears import merge_linears
 from .no_ops import remove_no_ops
 from .norms import fold_norms
 from .once import compute_once
+from .one_position import read_one_position
 from .packed_columns import pack_columns
 from .pair_selection import select_pairs
 from .pointwise import drop_expands
@@ -38,6 +42,7 @@ from .split_linears import split_linears
 from .split_sums import split_sums
 from .stacked_bags import stack_bags
 from .stacked_lookups import stack_lookups
+from .unsplit import unsplit
 
 __all__ = ["PHASES", "RULES", "Fuse", "Rule"]
 
@@ -60,9 +65,13 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
         split_cross_layers,
         contract_heads,
         merge_linears,
+        read_one_position,
+        absorb_keys,
+        filter_one_position,
         split_sums,
         split_linears,
         share_operands,
+        multiply_by_vector,
     ),
     (stack_lookups, stack_bags, pack_columns),
 )
@@ -74,6 +83,9 @@ A phase is over when none of its rules applies; what it changed goes through tho
 RULES: tuple[Rule, ...] = tuple(rule for phase in PHASES for rule in phase)
 """Every rule, in order of application."""
 
+TRADES: tuple[Rule, ...] = (split_linears,)
+"""Rules that make more and smaller calls: at few rows they may lose what they gain at many."""
+
 _ROUNDS = 8
 
 
@@ -81,7 +93,7 @@ _ROUNDS = 8
 class Fuse(Technique):
     """Rewrite the captured graph by exact rules until none applies.
 
-    `rules` names those to use, in the order of `RULES`; None means all. After each rule that changed something
+    `rules` names those to use, in the order of `RULES`; None means all; `without` those to leave out. After each rule that changed something
     the graph is run beside the one before, on the example and on single rows of it; a rule whose graph answers
     differently, or that fails, is rolled back and reported as skipped.
 
@@ -96,12 +108,16 @@ class Fuse(Technique):
     level: ClassVar[Literal["module", "graph"]] = "graph"
 
     rules: tuple[str, ...] | None = None
+    without: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         known = [rule.__name__ for rule in RULES]
-        for name in self.rules or ():
-            if name not in known:
-                raise InputError(f"Fuse(rules=...) has no rule {name!r:.80}; known are {', '.join(known)}")
+        for setting, names in (("rules", self.rules or ()), ("without", self.without)):
+            for name in names:
+                if name not in known:
+                    raise InputError(
+                        f"Fuse({setting}=...) has no rule {name!r:.80}; known are {', '.join(known)}"
+                    )
 
     @property
     def exact(self) -> bool:
@@ -119,10 +135,19 @@ class Fuse(Technique):
             phase = 0 if work.exhaust(chosen[phase]) and phase else phase + 1
             if phase == len(chosen):
                 break
-        return Applied(work.graph, tuple(work.changes), tuple(work.skipped.values()))
+        return Applied(work.graph, tuple(work.changes), (*work.skipped.values(), *unsplit(work.graph)))
 
     def _uses(self, rule: Rule) -> bool:
-        return self.rules is None or rule.__name__ in self.rules
+        return (self.rules is None or rule.__name__ in self.rules) and rule.__name__ not in self.without
+
+    def alternatives(self, changes: tuple[Change, ...]) -> dict[str, Technique]:
+        """The same without each rule that trades calls for work, where it was applied: a trade to be measured."""
+        done = {change.rule.replace(" ", "_") for change in changes}
+        names = [rule.__name__ for rule in TRADES if rule.__name__ in done]
+        return {
+            f"without {name.replace('_', ' ')}": replace(self, without=(*self.without, name))
+            for name in names
+        }
 
 
 class _Rewriting:
@@ -133,6 +158,8 @@ class _Rewriting:
         self.changes: list[Change] = []
         self.skipped: dict[str, Skip] = {}
         self._probes = probes
+        # The copy that a rule found nothing to do in serves the next: most of what a copy costs is compiling it.
+        self._copy: fx.GraphModule | None = None
 
     def exhaust(self, rules: list[Rule]) -> bool:
         """Apply these rules in turn until none has anything left to do; whether any had."""
@@ -147,11 +174,14 @@ class _Rewriting:
         return len(self.changes) > start
 
     def _apply(self, rule: Rule) -> None:
-        trial = copy_graph(self.graph)
+        trial, self._copy = self._copy or copy_graph(self.graph), None
         try:
             with quiet():
                 found = rule(trial)
             if not found:
+                # What it wrote down while looking goes.
+                trial.graph.eliminate_dead_code()
+                self._copy = trial
                 return
             sweep(trial)
             reason = _difference(self.graph, trial, self._probes)

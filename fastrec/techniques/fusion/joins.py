@@ -123,7 +123,7 @@ class Joins:
                 )
                 sizes[1] += inner.width
                 sizes[0] += int(value(inner.each).shape[axis])
-            elif isinstance(value(part).shape[axis], int) or stacked:
+            elif stacked or isinstance(value(part).shape[axis], int):
                 add(part, False)
             else:
                 return None
@@ -369,8 +369,8 @@ class Joins:
         new = {k: i for i, k in enumerate([*once, *each])}
         return Join(join.axis, join.rows, mine, theirs, tuple(new[k] for k in order))
 
-    def pure(self, node: fx.Node) -> tuple[str, fx.Node, int] | None:
-        """A selection from a join that lies in one of its parts: which, the selection from it, and its rows' dimension."""
+    def pure(self, node: fx.Node) -> tuple[Join, fx.Node, int, bool] | None:
+        """A selection from a join that lies in one of its parts: the join, the selection, its rows' dimension, and whether it is the request's."""
         found = picks(self._gm, node)
         if found is None:
             return None
@@ -389,4 +389,4 @@ class Joins:
                 if dropped
                 else take(self._gm, part, axis, [k - shift for k in order])
             )
-        return "once" if mine else "each", made, join.rows - (dropped and axis < join.rows)
+        return join, made, join.rows - (dropped and axis < join.rows), mine

@@ -8,15 +8,14 @@ from the request and from constants alone is computed at N = 1, sizes read off t
 only where it meets the candidates. `repeat` along the rows is such an expansion as well.
 
 When it does not apply: to a graph that writes in place; to operators that act along the rows (a softmax or a sum over
-the batch, a selection of rows), that use the number of rows as a number, or whose rows are not one dimension with
-the rows outermost in it.
+the batch, a selection of rows), that use the number of rows as a number, or whose rows are not one dimension.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -127,13 +126,21 @@ def _symbols(gm: fx.GraphModule) -> list[Any]:
 
 @dataclass
 class _Repeated:
-    """A node equal in all rows: its value at one row, and the dimension of its rows with the entries of each."""
+    """A node equal in all rows: its value at one row, and where its rows are; for several results, of each."""
 
     once: Any
-    axes: list[tuple[int, int]]
+    places: list[_Place]
     count: fx.Node | None
     given: bool = False
-    elements: list[list[tuple[int, int]]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Rows are counted by dimension `axis`, of `times` entries per row, `outer` of them in front of the rows."""
+
+    axis: int
+    times: int = 1
+    outer: int = 1
 
 
 class _Colouring:
@@ -159,9 +166,8 @@ class _Colouring:
         if spread is not None and _expression(value(node).shape[spread[1]]) == self._symbol:
             source, axis, count = spread
             if row_axes(value(source).shape, self._symbol) == []:
-                self._repeated[node] = _Repeated(
-                    source, [(axis, 1)], count, given=is_call(node, aten.expand.default)
-                )
+                given = is_call(node, aten.expand.default)
+                self._repeated[node] = _Repeated(source, [_Place(axis)], count, given)
                 return
         if not is_pure(node):
             return
@@ -196,26 +202,22 @@ class _Colouring:
         found = node.meta["val"]
         return isinstance(found, torch.SymInt) and self._symbol in found.node.expr.free_symbols
 
-    def _axis_of(self, node: fx.Node) -> int | None:
+    def _place_of(self, node: fx.Node) -> _Place | None:
         held = self._repeated.get(node) or self._fills.get(node)
-        return held.axes[0][0] if held is not None and len(held.axes) == 1 else None
+        return held.places[0] if held is not None and len(held.places) == 1 else None
 
     def _by_rows(self, node: fx.Node, name: str) -> bool:
         """Whether each row of the result depends on the same row of the arguments alone."""
-        if name in _RESHAPES:
-            source = node.args[0]
-            assert isinstance(source, fx.Node)
-            return self._rows_outermost(source, node)
         if name == "repeat" and any(isinstance(n, (fx.Node, int)) and n != 1 for n in node.args[1]):  # type: ignore[union-attr]
             return False
-        if name in _MOVES or not isinstance(node.target, torch._ops.OpOverload):
+        if name in _MOVES | _RESHAPES or not isinstance(node.target, torch._ops.OpOverload):
             return True
         given = dict(zip((a.name for a in node.target._schema.arguments), node.args, strict=False)) | dict(
             node.kwargs
         )
         if given.get("training") is True:
             return False
-        sources = [(arg, axis) for arg in node.all_input_nodes if (axis := self._axis_of(arg)) is not None]
+        sources = [(arg, p.axis) for arg in node.all_input_nodes if (p := self._place_of(arg)) is not None]
         for argument in _AXES & given.keys():
             dims = given[argument]
             for dim in dims if isinstance(dims, (list, tuple)) else [dims]:
@@ -223,49 +225,59 @@ class _Colouring:
                     return False
         return True
 
-    def _rows_outermost(self, source: fx.Node, node: fx.Node) -> bool:
-        """Whether a change of shape leaves the rows in their place: as many entries in front of them as before."""
-        before, after = (row_axes(value(n).shape, self._symbol) for n in (source, node))
-        if before is None or after is None or len(before) != 1 or len(after) != 1:
-            return source in self._constant
-        lead = [math.prod(value(n).shape[: axes[0][0]]) for n, axes in ((source, before), (node, after))]
-        return lead[0] == lead[1]
-
-    def _compute(self, node: fx.Node, name: str) -> None:
-        """Computes the node at one row; leaves it as it is where its rows are not what they should be."""
-        held = [self._repeated[arg] for arg in node.all_input_nodes if arg in self._repeated]
-        count = next((h.count for h in held), None)
+    def _places(self, node: fx.Node, name: str) -> list[_Place] | None:
+        """Where the rows of the node's results are; None where they are not one dimension of each."""
         found = node.meta["val"]
         if node.target is operator.getitem:
             source, index = node.args
             whole = self._repeated.get(source) or self._fills.get(source)  # type: ignore[arg-type]
-            if whole is None or not isinstance(index, int) or index >= len(whole.elements):
-                return
-            axes: list[tuple[int, int]] | None = whole.elements[index]
-            elements: list[list[tuple[int, int]]] = []
-        elif isinstance(found, Tensor):
-            axes, elements = row_axes(found.shape, self._symbol), []
-        elif isinstance(found, (tuple, list)) and all(isinstance(part, Tensor) for part in found):
-            parts = found[:1] if name in _BAGS else found
-            several = [row_axes(part.shape, self._symbol) for part in parts]
-            if any(part is None or len(part) != 1 for part in several):
-                return
-            elements = [part for part in several if part is not None]
-            axes = []
-        else:
+            fits = whole is not None and isinstance(index, int) and index < len(whole.places)
+            return [whole.places[index]] if whole is not None and fits else None  # type: ignore[index]
+        parts = found if isinstance(found, (tuple, list)) else [found]
+        # Of a bag's results only the first has rows; the others are never read.
+        places = [self._place(node, part) for part in (parts[:1] if name in _BAGS else parts)]
+        known = [place for place in places if place is not None]
+        return known if len(known) == len(places) else None
+
+    def _place(self, node: fx.Node, result: Any) -> _Place | None:
+        axes = row_axes(result.shape, self._symbol) if isinstance(result, Tensor) else None
+        if axes is None or len(axes) != 1:
+            return None
+        axis, times = axes[0]
+        given = [place for arg in node.all_input_nodes if (place := self._place_of(arg)) is not None]
+        if operator_name(node) in _RESHAPES:
+            if len(given) != 1:
+                return None
+            # As many entries stand in front of the rows as before.
+            source = node.args[0]
+            assert isinstance(source, fx.Node)
+            front = math.prod(value(source).shape[: given[0].axis]) * given[0].outer
+            lead = math.prod(result.shape[:axis])
+            if not isinstance(front, int) or not isinstance(lead, int) or lead == 0 or front % lead:
+                return None
+            outer = front // lead
+            return _Place(axis, times, outer) if times % outer == 0 else None
+        if times == 1:
+            return _Place(axis)
+        merged = {(place.times, place.outer) for place in given if place.times > 1}
+        return _Place(axis, *next(iter(merged))) if merged in ({(times, p.outer)} for p in given) else None
+
+    def _compute(self, node: fx.Node, name: str) -> None:
+        """Computes the node at one row; leaves it as it is where its rows are not what they should be."""
+        places = self._places(node, name)
+        made = self._copy(node) if places is not None else None
+        if made is None or places is None:
             return
-        if axes is None or (not elements and len(axes) != 1):
-            return
-        made = self._copy(node)
-        if made is None:
-            return
-        results = made.meta["val"][: len(elements)] if elements else [made.meta["val"]]
-        for result, expected in zip(results, elements or [axes], strict=True):
-            if any(result.shape[axis] != times for axis, times in expected):
+        found = made.meta["val"]
+        for result, place in zip(
+            found if isinstance(found, (tuple, list)) else [found], places, strict=False
+        ):
+            if result.shape[place.axis] != place.times:
                 self._gm.graph.erase_node(made)
                 return
+        held = [self._repeated[arg] for arg in node.all_input_nodes if arg in self._repeated]
         home = self._repeated if held else self._fills
-        home[node] = _Repeated(made, axes, count, elements=elements)
+        home[node] = _Repeated(made, places, held[0].count if held else None)
 
     def _copy(self, node: fx.Node) -> fx.Node | None:
         """The same call on one row."""
@@ -306,13 +318,13 @@ class _Colouring:
     def _settle(self, node: fx.Node) -> Change | None:
         """Lets whatever is not equal in all rows read the one row, expanded."""
         held = self._repeated[node]
-        if held.given or held.count is None or held.elements:
+        if held.given or held.count is None or not isinstance(node.meta["val"], Tensor):
             return None
         readers = [user for user in node.users if user not in self._repeated]
         if not readers:
             return None
         with self._gm.graph.inserting_before(node):
-            spread = _expand(self._gm, held.once, held.axes[0], held.count)
+            spread = _expand(self._gm, held.once, held.places[0], held.count)
         for user in readers:
             user.replace_input_with(node, spread)
         return Change("compute once", node.name, "at one row, for all of a request's candidates")
@@ -334,7 +346,7 @@ def _neighbours(gm: fx.GraphModule) -> list[Change]:
             spreads = [spread for part in parts if (spread := spread_of(part)) is not None]
             with gm.graph.inserting_before(node):
                 joined = emit(gm, aten.cat.default, ([source for source, _, _ in spreads], axis))
-                operands.append(_expand(gm, joined, (rows, 1), spreads[0][2]))
+                operands.append(_expand(gm, joined, _Place(rows), spreads[0][2]))
         if len(operands) < len(node.args[0]):
             changes.append(
                 Change("compute once", node.name, f"{len(node.args[0])} operands are {len(operands)}")
@@ -353,12 +365,13 @@ class _Unknown(Exception):
     """A size that is not known at one row."""
 
 
-def _expand(gm: fx.GraphModule, once: fx.Node, rows: tuple[int, int], count: fx.Node) -> fx.Node:
+def _expand(gm: fx.GraphModule, once: fx.Node, place: _Place, count: fx.Node) -> fx.Node:
     """One row repeated; a dimension that holds several entries of a row is opened first."""
-    axis, times = rows
+    axis, inner = place.axis, place.times // place.outer
     shape: list[Any] = list(value(once).shape)
-    if times == 1:
+    if place.times == 1:
         return emit(gm, aten.expand.default, (once, [count if k == axis else n for k, n in enumerate(shape)]))
-    opened = emit(gm, aten.unsqueeze.default, (once, axis))
-    spread = emit(gm, aten.expand.default, (opened, [*shape[:axis], count, *shape[axis:]]))
-    return emit(gm, aten.reshape.default, (spread, [*shape[:axis], -1, *shape[axis + 1 :]]))
+    before, after = shape[:axis], shape[axis + 1 :]
+    opened = emit(gm, aten.reshape.default, (once, [*before, place.outer, 1, inner, *after]))
+    spread = emit(gm, aten.expand.default, (opened, [*before, place.outer, count, inner, *after]))
+    return emit(gm, aten.reshape.default, (spread, [*before, -1, *after]))

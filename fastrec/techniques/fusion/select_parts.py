@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from ...graph import emit, operator_name, value
+from ...graph import emit, value
 from ..base import Change
 from .joins import Joins
-from .once import dimension
 from .purity import writes
 
 __all__ = ["select_parts"]
@@ -38,26 +37,12 @@ def _select(gm: fx.GraphModule, joins: Joins, node: fx.Node) -> Change | None:
     found = joins.pure(node)
     if found is None:
         return None
-    part, made, rows = found
-    if part == "once":
+    join, made, rows, mine = found
+    if mine:
         with gm.graph.inserting_before(node):
-            made = emit(gm, aten.expand.default, (made, _sizes(gm, node, made, rows)))
+            sizes: list[Any] = list(value(made).shape)
+            sizes[rows] = emit(gm, aten.sym_size.int, (join.each, join.rows))
+            made = emit(gm, aten.expand.default, (made, sizes))
     node.replace_all_uses_with(made)
     gm.graph.erase_node(node)
-    return Change(
-        "select parts", node.name, f"read from the {'request' if part == 'once' else 'candidates'} alone"
-    )
-
-
-def _sizes(gm: fx.GraphModule, node: fx.Node, made: fx.Node, rows: int) -> list[Any]:
-    sizes: list[Any] = list(value(made).shape)
-    sizes[rows] = emit(gm, aten.sym_size.int, (node.args[0], _rows_of(node, rows)))
-    return sizes
-
-
-def _rows_of(node: fx.Node, rows: int) -> int:
-    """The rows' dimension of what the node selects from: as in its result, one further behind a dropped dimension."""
-    source: Any = node.args[0]
-    if operator_name(node) == "select":
-        return rows + (dimension(node, 1) % value(source).ndim <= rows)
-    return rows
+    return Change("select parts", node.name, f"read from the {'request' if mine else 'candidates'} alone")

@@ -84,12 +84,24 @@ def _split(gm: fx.GraphModule, joins: Joins, node: fx.Node) -> Change | None:
             total, bytes_ = _product(gm, node, members, weight.dtype, bias if total is None else None, total)
             added += bytes_
         assert total is not None
-        if [str(n) for n in value(total).shape] != [str(n) for n in value(node).shape]:
+        sizes = _sizes(total, node)
+        if sizes is None:
             return None
+        if sizes != [-1] * len(sizes):
+            total = emit(gm, aten.expand.default, (total, sizes))
     node.replace_all_uses_with(total)
     gm.graph.erase_node(node)
     shapes = ", ".join(f"{tuple(value(t.leaf).shape)}" for t in terms)
     return Change("split linears", node.name, f"its argument {tuple(value(x).shape)} as {shapes}", added)
+
+
+def _sizes(made: fx.Node, node: fx.Node) -> list[int] | None:
+    """What the result is expanded to: -1 where it has its size, None where it would need a size of the batch."""
+    before, after = value(made).shape, value(node).shape
+    if len(before) != len(after):
+        return None
+    sizes = [-1 if str(a) == str(b) else b for a, b in zip(before, after, strict=True)]
+    return None if any(isinstance(n, torch.SymInt) for n in sizes) else [int(n) for n in sizes]
 
 
 def _sized(size: Any) -> int:

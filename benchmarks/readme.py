@@ -1,0 +1,39 @@
+"""`python -m benchmarks.readme benchmarks/results/<machine>.json ...`: put the tables of results into the README."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .results import Results
+from .tables import brief
+
+__all__ = ["main", "with_table"]
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def with_table(text: str, results: Results) -> str:
+    """The page with the table of these results between its marks: `table`, or `request table` for one request a call.
+
+    Raises `ValueError` for a page without those marks.
+    """
+    mark = "request table" if results.request else "table"
+    start, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
+    before, found, rest = text.partition(start)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"the page has no {start} ... {end}")
+    return f"{before}{start}\n{brief(results)}\n{end}{after}"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the table of each file; 0 when all are in."""
+    for name in arguments:
+        README.write_text(with_table(README.read_text(), Results.read(Path(name))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,42 @@
+"""What one call of `compress` gathers on its way, for its report."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from .measure.accuracy import Fidelity
+from .report import Step, Trial
+from .techniques import Skip
+
+__all__ = ["Journal"]
+
+
+@dataclass
+class Journal:
+    """Steps, trials, notes and the time that is left; `deadline` is on the clock of `time.perf_counter`."""
+
+    began: float
+    deadline: float
+    steps: list[Step] = field(default_factory=list)
+    skipped: list[Skip] = field(default_factory=list)
+    trials: list[Trial] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    fidelity: Fidelity | None = None
+    calibration: list[list[Tensor]] = field(default_factory=list)
+
+    @property
+    def left(self) -> float:
+        """The share of the time that is left, 1 at the start."""
+        return max(0.0, (self.deadline - time.perf_counter()) / (self.deadline - self.began))
+
+    def failed(self, label: str, reason: str) -> None:
+        """Notes that something did not get as far as timing."""
+        self.trials.append(Trial(0, label, None, None, reason))
+
+    def compared(self, found: Fidelity) -> None:
+        """Keeps the largest difference of outputs."""
+        if self.fidelity is None or found.max_abs >= self.fidelity.max_abs:
+            self.fidelity = found
