@@ -326,7 +326,7 @@ ENTRIES = (
         lambda n, r: _columns(r, n, 20, 30, 40, 50).unbind(1),
         request=("args[1]", "args[3]"),
     ),
+    Entry("fwfm", FwFM, lambda n, r: _columns(r, n, 30, 20, 15, 10, 25), request={"x": [0, 2, 3]}),
+    Entry("dcn_mix", DCNMix, lambda n, r: _columns(r, n, 40, 40, 40, 40, 40), request={"x": range(3)}),
     Entry("mmoe", MMoE, lambda n, r: _columns(r, n, 50, 40, 30, 20), request={"x": [0, 2]}),
-    Entry("fwfm", FwFM, lambda n, r: _columns(r, n, 30, 20, 15, 10, 25), request={"x": [0, 3]}),
-    Entry("dcn_mix", DCNMix, lambda n, r: _columns(r, n, 40, 40, 40, 40, 40), request={"x": [1, 2, 4]}),
 )

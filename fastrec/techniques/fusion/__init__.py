@@ -89,7 +89,7 @@ A phase is over when none of its rules applies; what it changed goes through tho
 RULES: tuple[Rule, ...] = tuple(rule for phase in PHASES for rule in phase)
 """Every rule, in order of application."""
 
-TRADES: tuple[Rule, ...] = (split_cross_layers, split_linears, fold_lookups)
+TRADES: tuple[Rule, ...] = (factor_products, split_cross_layers, split_linears, fold_lookups)
 """Rules that make more calls of less work: at few rows they may lose what they gain at many."""
 
 _ROUNDS = 8

@@ -34,6 +34,7 @@ __all__ = ["factor_products"]
 
 aten = torch.ops.aten
 _WORTH = 0.8
+_CANDIDATES = 64  # that share what is made once for a request
 _PAIRED = ("bmm", "matmul", "einsum")
 
 
@@ -61,7 +62,8 @@ def factor_products(gm: fx.GraphModule) -> list[Change]:
         outputs, width = found.form.coefficients.shape[1], int(value(of.mine[0].block).shape[-1])
         before = sum(_multiply_adds(inner, width) for inner in inside) + found.multiply_adds
         met, pairs = int(of.across.any(2).any(0).sum()), bool(of.of_candidate.any()) * len(of.theirs) ** 2
-        after = outputs * met * width + pairs * (width + outputs)
+        once = outputs * met * len(of.mine) * width // _CANDIDATES
+        after = outputs * met * width + pairs * (width + outputs) + once
         if after <= _WORTH * before:
             added = _replace(gm, node, found, of)
             gone |= {node, *inside}

@@ -16,6 +16,7 @@ from torch._ops import OpOverload
 
 from ...graph import evaluate, is_call, operator_name, value
 from ..base import Change
+from .once import spread_of
 from .purity import is_pure, writes
 
 __all__ = ["drop_expands", "is_pointwise"]
@@ -42,9 +43,9 @@ def drop_expands(gm: fx.GraphModule) -> list[Change]:
     for node in gm.graph.nodes:
         if not is_pointwise(node) or len(node.all_input_nodes) < 2:
             continue
-        repeats = [is_call(arg, aten.expand.default, aten.expand_as.default) for arg in node.all_input_nodes]
-        if all(repeats):
+        if all(spread_of(arg) is not None for arg in node.all_input_nodes):
             continue  # it is itself the same in all rows
+        repeats = [is_call(arg, aten.expand.default, aten.expand_as.default) for arg in node.all_input_nodes]
         for source, repeated in zip(list(node.all_input_nodes), repeats, strict=True):
             if not repeated:
                 continue
