@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from bookings import NUMBERS, load, quality
+from bookings import NUMBERS, REQUEST, load, offers, quality
 from rich.progress import track
 from torch import Tensor, nn
 
@@ -62,6 +62,11 @@ def main() -> None:
     fast = fastrec.compress(model, (ids[:256], numbers[:256]))
     print(f"test, before: {quality(model, parts['test'])}\ntest, after:  {quality(fast, parts['test'])}\n")
     terminal(fast.report)
+    print("\nOne guest's request against many offers: what the guest decides is computed once.\n")
+    batch = offers(parts["test"], guest=0, count=100)
+    ranker = fastrec.compress(model, batch, request_features=REQUEST)
+    assert torch.allclose(ranker(*batch), model(*batch), atol=1e-5)
+    terminal(ranker.report)
 
 
 if __name__ == "__main__":

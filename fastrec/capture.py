@@ -70,6 +70,14 @@ class _Flat(nn.Module):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         layout = self.program.layout
+        counts = [
+            tensor.shape[feature.axis]
+            for feature, tensor in zip(layout.features, tensors, strict=True)
+            if feature.role == "rows" and feature.axis is not None
+        ]
+        # One symbol stands for the number of rows, whichever feature it is read from.
+        for count in counts[1:]:
+            torch._check(count == counts[0])  # type: ignore[no-untyped-call]
         args, kwargs = layout.arguments(tensors)
         flat: list[Tensor] = []
         collect(layout.outputs, self.program.function(*args, **kwargs), "output", flat)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrec.inputs import Tree, build, describe
+from fastrec.techniques import Applied, Skip
 
 __all__ = [
     "assert_as_good",
@@ -19,6 +20,7 @@ __all__ = [
     "call",
     "double",
     "flat",
+    "rolled_back",
     "snapshot",
 ]
 
@@ -76,6 +78,11 @@ def assert_same_structure(left: Any, right: Any) -> None:
     b: list[tuple[str, Tensor]] = []
     assert describe(left, "answer", a) == describe(right, "answer", b)
     assert [(name, x.dtype, x.shape) for name, x in a] == [(name, x.dtype, x.shape) for name, x in b]
+
+
+def rolled_back(applied: Applied) -> list[Skip]:
+    """Rules that had to be undone; joins that no rule takes apart are skipped as well, and are no failure."""
+    return [skip for skip in applied.skipped if skip.rule != "split"]
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:

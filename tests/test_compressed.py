@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastrec import CompressedModel, IdOutOfRangeError, InputError, compress
+from fastrec import CompressedModel, IdOutOfRangeError, InputError, RequestMismatchError, compress
 from fastrec.backends import Eager
 
 
@@ -109,3 +109,122 @@ def test_threads(model: nn.Module, fast: CompressedModel) -> None:
     for thread in threads:
         thread.join()
     assert not failures
+
+
+class Ranked(nn.Module):
+    """A user and a context column beside items: enough work on the user that once is faster."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(50, 16)
+        self.tower = nn.Sequential(
+            nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 16)
+        )
+
+    def forward(self, user: Tensor, x: Tensor) -> Tensor:
+        return (self.tower(user) * self.table(x[:, 0].long())).sum(1) + x[:, 1] + x[:, 2]
+
+
+def ranked(rows: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    user = torch.randn(1, 64, generator=rng).repeat(rows, 1)
+    x = torch.cat(
+        [torch.randint(50, (rows, 1), generator=rng).float(), torch.randn(rows, 2, generator=rng)], 1
+    )
+    x[:, 1] = 0.5
+    return user, x
+
+
+@pytest.fixture(scope="module")
+def ranker() -> nn.Module:
+    torch.manual_seed(0)
+    return Ranked().eval()
+
+
+@pytest.fixture(scope="module")
+def served(ranker: nn.Module) -> CompressedModel:
+    made = compress(
+        ranker,
+        ranked(8),
+        request_features={"user": True, "x": [1]},
+        batch_sizes=(64,),
+        seconds=30,
+        backends=Eager(),
+        progress=False,
+    )
+    assert made.report.status == "improved"
+    return made
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 33, 300])
+def test_the_request_is_given_repeated_or_once(ranker: nn.Module, served: CompressedModel, rows: int) -> None:
+    user, x = ranked(rows, seed=rows)
+    expected = ranker(user, x).detach()
+    torch.testing.assert_close(served(user, x), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(served(ranked(1, seed=rows)[0], x), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(served(x=x, user=user), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_of_a_request_that_differ_are_refused(served: CompressedModel) -> None:
+    user, x = ranked(6)
+    user[4, 2] += 1
+    with pytest.raises(RequestMismatchError, match="'user', row 4") as caught:
+        served(user, x)
+    assert (caught.value.feature, caught.value.row) == ("user", 4)
+    user, x = ranked(6)
+    x[5, 1] = 9.0
+    with pytest.raises(RequestMismatchError, match="'x', row 5"):
+        served(user, x)
+
+
+def test_the_check_may_be_left_out(ranker: nn.Module) -> None:
+    fast = compress(
+        ranker,
+        ranked(8),
+        request_features=["user"],
+        check_request=False,
+        batch_sizes=(8,),
+        seconds=2,
+        backends=Eager(),
+        progress=False,
+    )
+    user, x = ranked(6)
+    other = user.clone()
+    other[1:] += 1
+    torch.testing.assert_close(fast(other, x), ranker(user, x).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_an_example_may_hold_the_request_once(ranker: nn.Module) -> None:
+    user, x = ranked(8)
+    fast = compress(
+        ranker,
+        (user[:1], x),
+        request_features=["user"],
+        batch_sizes=(1,),
+        seconds=2,
+        backends=Eager(),
+        progress=False,
+    )
+    torch.testing.assert_close(fast(user, x), ranker(user, x).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_left_of_a_declared_request_is_in_the_report(served: CompressedModel) -> None:
+    work = served.report.work
+    assert work is not None and work.candidate_after < 0.01 * work.candidate_before
+    assert any("'user', 'x' columns 1" in note for note in served.report.notes)
+
+
+def test_a_known_catalogue(ranker: nn.Module, served: CompressedModel) -> None:
+    user, x = ranked(40)
+    scorer = served.precompute({"x": x})
+    expected = ranker(user, x).detach()
+    request = {"user": user[:1], "x": x[:1]}
+    torch.testing.assert_close(scorer(request, [3, 1, 3]), expected[[3, 1, 3]], rtol=1e-4, atol=1e-5)
+    values, rows = scorer.topk(request, 5)
+    assert rows.tolist() == expected.topk(5).indices.tolist()
+    torch.testing.assert_close(values, expected.topk(5).values, rtol=1e-4, atol=1e-5)
+
+
+def test_a_catalogue_needs_a_declared_request(fast: CompressedModel) -> None:
+    with pytest.raises(InputError, match="request_features"):
+        fast.precompute({"ids": torch.zeros(3, 20, dtype=torch.long)})

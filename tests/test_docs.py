@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.results import Results
 from benchmarks.tables import brief
+from tests.zoo.joins import page
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,10 +23,14 @@ def test_the_tables_are_the_committed_results(mark: str, request_given: bool) ->
     assert table.strip() in (expected or [""])
 
 
+def test_the_page_of_joins_is_what_the_rules_do() -> None:
+    assert (ROOT / "docs" / "joins.md").read_text() == page(), "python -m tests.zoo.joins > docs/joins.md"
+
+
 def test_links_lead_somewhere() -> None:
-    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+    for text in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", text.read_text()):
+            assert (text.parent / target).exists(), f"{text.name}: {target}"
 
 
 def test_the_use_is_short_and_runs() -> None:

@@ -43,6 +43,19 @@ def test_hotel_bookings(example: ModuleType) -> None:
     batch = (ids[:64], numbers[:64])
     fast = fastrec.compress(model, batch, batch_sizes=(1,), seconds=2, backends=Eager(), progress=False)
     assert example.quality(model, parts["test"]) == example.quality(fast, parts["test"])
+    batch = example.offers(parts["test"], guest=3, count=50)
+    ranker = fastrec.compress(
+        model,
+        batch,
+        request_features=example.REQUEST,
+        batch_sizes=(1,),
+        seconds=2,
+        backends=Eager(),
+        progress=False,
+    )
+    torch.testing.assert_close(ranker(*batch), model(*batch).detach())
+    assert ranker.report.work is not None
+    assert ranker.report.work.candidate_after < ranker.report.work.candidate_before
 
 
 def test_the_data_names_its_licence() -> None:

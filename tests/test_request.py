@@ -17,8 +17,7 @@ from fastrec.program import Program
 from fastrec.request import Declared, Once, ask, read_request
 from fastrec.techniques.fusion import Fuse
 
-from .checks import assert_as_good, call, double, flat
-from .generated.check import rolled_back
+from .checks import assert_as_good, call, double, flat, rolled_back
 from .zoo import ZOO, Entry, make
 
 DECLARED = [entry for entry in ZOO if entry.request]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..program import Program
+from .bags import as_bags
 from .base import Backend, Session
 from .common import captured, failure
 from .direct import direct
@@ -37,7 +38,7 @@ class Eager(Backend):
         """Bind the constants and choose the quickest entry of each operator. Cost: two runs of the example."""
         gm = captured(program, self.name)
         try:
-            return _EagerSession(direct(gm, tuple(program.batch)))
+            return _EagerSession(direct(as_bags(gm), tuple(program.batch)))
         except Exception as error:
             raise failure(error, "cannot run the example", self.name) from error
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import BackendUnavailable
 from ..program import Program
+from .bags import as_bags
 from .base import Backend, Session
 from .common import captured, failure
 from .direct import direct
@@ -67,7 +68,7 @@ class OnnxRuntime(Backend):
             if self.lookups == "torch":
                 split = split_lookups(gm)
                 if split.tables:
-                    front, gm = direct(split.lookups, tuple(program.batch)), split.dense
+                    front, gm = direct(as_bags(split.lookups), tuple(program.batch)), split.dense
             session = _OnnxSession(export_onnx(gm, self.name, outside=True), front)
             session(*program.batch)
         except Exception as error:

@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from ..graph import VIEWS
+from .bags import is_pooling
 
 __all__ = ["Split", "split_lookups"]
 
@@ -127,7 +128,8 @@ def _joined(graph: fx.Graph, moved: set[fx.Node]) -> set[fx.Node]:
     """Nodes after the lookups that are better left with them.
 
     The parts of a lookup that gives several results must follow it; a join of lookups nobody else reads makes
-    one tensor to hand over of many, which costs less than handing over each.
+    one tensor to hand over of many, which costs less than handing over each, and a sum of looked-up rows one row of
+    several.
     """
     rows = {node for node in moved if _is_lookup(node)}
     followers: set[fx.Node] = set()
@@ -142,7 +144,7 @@ def _joined(graph: fx.Graph, moved: set[fx.Node]) -> set[fx.Node]:
         elif sources and all(arg in rows and len(arg.users) == 1 for arg in sources):
             if _name(node) in _FLATVIEWS:
                 rows.add(node)
-            elif _name(node) in _JOINS and len(sources) > 1:
+            elif (_name(node) in _JOINS and len(sources) > 1) or is_pooling(node):
                 rows.add(node)
                 joins.add(node)
     # Views that no join took up stay in the dense part, where they are free.

@@ -12,15 +12,14 @@ from hypothesis import HealthCheck, given, seed, settings
 from fastrec.capture import capture
 from fastrec.program import Program
 from fastrec.request import Once, ask, read_request
-from fastrec.techniques.base import Applied, Skip
-from fastrec.techniques.fusion import RULES, Fuse
-from tests.checks import assert_as_good, call, double, flat
+from fastrec.techniques.fusion import Fuse
+from tests.checks import assert_as_good, call, double, flat, rolled_back
 from tests.zoo import make
 
 from .describe import BLOCKS, Block, Description, descriptions
 from .model import entry_of, request_of
 
-__all__ = ["assert_the_answer_is_kept", "generated", "rolled_back"]
+__all__ = ["assert_the_answer_is_kept", "generated"]
 
 EXAMPLES = int(os.environ.get("FASTREC_EXAMPLES", "500"))
 SEED = int(os.environ.get("FASTREC_SEED", "0"))
@@ -44,12 +43,6 @@ def assert_the_answer_is_kept(description: Description) -> None:
         with torch.no_grad():
             got = applied.model(*once.one(program.flat(batch)))
         assert_as_good(list(got), flat(call(model, batch)), double(model, "forward", batch))
-
-
-def rolled_back(applied: Applied) -> list[Skip]:
-    """What a rule did and was taken back; joins that no rule splits are reported too, and are no fault."""
-    rules = {rule.__name__.replace("_", " ") for rule in RULES}
-    return [skip for skip in applied.skipped if skip.rule in rules]
 
 
 def generated(number: int, *first: type[Block]) -> Callable[[], None]:

@@ -213,6 +213,53 @@ class PairwiseFM(nn.Module):
         return total
 
 
+class FwFM(nn.Module):
+    """Pairs of fields by index tensors, a weight for each, one table with offsets."""
+
+    row: Tensor
+    column: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.first = nn.Embedding(100, 6), nn.Embedding(100, 1)
+        self.offsets = (0, 30, 50, 65, 75)
+        row, column = zip(*combinations(range(5), 2), strict=True)
+        self.register_buffer("row", torch.tensor(row))
+        self.register_buffer("column", torch.tensor(column))
+        self.weights = nn.Linear(10, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + x.new_tensor(self.offsets).unsqueeze(0)
+        rows = self.table(x)
+        products = torch.sum(rows[:, self.row] * rows[:, self.column], dim=2)
+        score: Tensor = self.weights(products) + self.first(x).sum(1)
+        return torch.sigmoid(score.squeeze(1))
+
+
+class DCNMix(nn.Module):
+    """Cross layers of low rank: one plain, the others mixtures of experts behind a gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList([nn.Embedding(40, 4) for _ in range(5)])
+        self.plain = nn.Sequential(nn.Linear(20, 4, bias=False), nn.Linear(4, 20))
+        self.down = nn.Parameter(torch.randn(2, 3, 20, 4) * 0.3)
+        self.middle = nn.Parameter(torch.randn(2, 3, 4, 4) * 0.3)
+        self.up = nn.Parameter(torch.randn(2, 3, 4, 20) * 0.3)
+        self.gates = nn.ModuleList([nn.Linear(20, 3) for _ in range(2)])
+        self.head = nn.Linear(20, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x0 = torch.cat([table(x[:, i]) for i, table in enumerate(self.tables)], 1)
+        x = x0 * self.plain(x0) + x0
+        for k, gate in enumerate(self.gates):
+            hidden = torch.tanh(torch.einsum("nd,edr->ner", x, self.down[k]))
+            hidden = torch.tanh(torch.einsum("ner,ers->nes", hidden, self.middle[k]))
+            experts = x0.unsqueeze(1) * torch.einsum("nes,esd->ned", hidden, self.up[k])
+            x = torch.bmm(gate(x).softmax(1).unsqueeze(1), experts).squeeze(1) + x
+        return torch.sigmoid(self.head(x)).squeeze(1)
+
+
 class MMoE(nn.Module):
     """Experts, gates, one output for each task."""
 
@@ -280,4 +327,6 @@ ENTRIES = (
         request=("args[1]", "args[3]"),
     ),
     Entry("mmoe", MMoE, lambda n, r: _columns(r, n, 50, 40, 30, 20), request={"x": [0, 2]}),
+    Entry("fwfm", FwFM, lambda n, r: _columns(r, n, 30, 20, 15, 10, 25), request={"x": [0, 3]}),
+    Entry("dcn_mix", DCNMix, lambda n, r: _columns(r, n, 40, 40, 40, 40, 40), request={"x": [1, 2, 4]}),
 )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Entry, ids, tower
+from .base import SIZES, Entry, ids, tower
 
 STEPS = 12
 
@@ -116,6 +116,78 @@ class BERT4Rec(nn.Module):
         return F.linear(x[:, -1], self.items.weight, self.bias)
 
 
+class FirstToken(nn.Module):
+    """A text encoder read at its first token, heads by view and transpose, keys and values in one linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.first = nn.Embedding(40, 16, padding_idx=0), nn.Parameter(torch.randn(16))
+        self.positions = nn.Embedding(STEPS + 1, 16)
+        self.query, self.both, self.out = nn.Linear(16, 16), nn.Linear(16, 32), nn.Linear(16, 16)
+        self.norms = nn.ModuleList([nn.LayerNorm(16) for _ in range(2)])
+        self.feed = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Dropout(0.1), nn.Linear(32, 16))
+        self.head = nn.Linear(16, 1)
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.view(x.shape[0], x.shape[1], 2, 8).transpose(1, 2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        first = self.first.expand(tokens.shape[0], 1, -1)
+        x = torch.cat([first, self.words(tokens)], 1) + self.positions.weight
+        mask = F.pad(tokens > 0, (1, 0), value=True)[:, None, None]
+        keys, values = self.both(x).chunk(2, -1)
+        y = F.scaled_dot_product_attention(
+            self.split(self.query(x)), self.split(keys), self.split(values), mask
+        )
+        x = self.norms[0](x + self.out(y.transpose(1, 2).flatten(2)))
+        x = self.norms[1](x + self.feed(x))
+        score: Tensor = self.head(x[:, 0])
+        return score.squeeze(-1)
+
+
+class FMLPRec(nn.Module):
+    """Filters in the frequency domain in place of attention, read at the last step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items, self.positions = nn.Embedding(40, 8, padding_idx=0), nn.Embedding(STEPS, 8)
+        self.filters = nn.ParameterList([torch.randn(1, STEPS // 2 + 1, 8, 2) for _ in range(2)])
+        self.norms = nn.ModuleList([nn.LayerNorm(8, eps=1e-12) for _ in range(3)])
+        self.feeds = nn.ModuleList([tower(8, 32, 8) for _ in range(2)])
+
+    def forward(self, history: Tensor) -> Tensor:
+        x = self.norms[0](self.items(history) + self.positions.weight)
+        for weight, norm, feed in zip(self.filters, self.norms[1:], self.feeds, strict=True):
+            spectrum = torch.fft.rfft(x, dim=1, norm="ortho") * torch.view_as_complex(weight)
+            x = norm(x + torch.fft.irfft(spectrum, n=STEPS, dim=1, norm="ortho"))
+            x = x + feed(x)
+        return x[:, -1] @ self.items.weight.t()
+
+
+class PaddedRight(nn.Module):
+    """A causal encoder over histories padded on the right, read at the last step of each, as in RecBole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items, self.positions = nn.Embedding(40, 8, padding_idx=0), nn.Embedding(STEPS, 8)
+        self.heads = nn.ModuleList([nn.Linear(8, 8) for _ in range(4)])
+        self.norms = nn.ModuleList([nn.LayerNorm(8) for _ in range(2)])
+        self.feed = tower(8, 16, 8)
+
+    def forward(self, history: Tensor, length: Tensor) -> Tensor:
+        steps = torch.arange(history.shape[1], device=history.device)
+        x = self.items(history) + self.positions(steps.unsqueeze(0).expand_as(history))
+        seen = (history != 0)[:, None, None].expand(-1, -1, history.shape[1], -1)
+        mask = torch.where(torch.tril(seen), 0.0, -10000.0)
+        q, k, v = (layer(x).view(*x.shape[:2], 2, 4).permute(0, 2, 1, 3) for layer in list(self.heads)[:3])
+        weights = (q @ k.transpose(-1, -2) / 2.0 + mask).softmax(-1)
+        y = (weights @ v).permute(0, 2, 1, 3).contiguous().view(x.shape)
+        x = self.norms[0](x + self.heads[3](y))
+        x = self.norms[1](x + self.feed(x))
+        last = (length - 1).view(-1, 1, 1).expand(-1, -1, x.shape[-1])
+        return x.gather(1, last).squeeze(1) @ self.items.weight.t()
+
+
 class Caser(nn.Module):
     """Convolutions along and across the sequence."""
 
@@ -158,6 +230,12 @@ def _history(n: int, r: torch.Generator, fewest: int = 0) -> Tensor:
     return ids(r, n, STEPS, low=1) * (torch.arange(STEPS) >= padding)
 
 
+def _prefix(n: int, r: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Histories that are padded on the right, and their lengths."""
+    length = torch.randint(1, STEPS + 1, (n,), generator=r)
+    return ids(r, n, STEPS, low=1) * (torch.arange(STEPS) < length.unsqueeze(1)), length
+
+
 def _behaviour(n: int, r: torch.Generator) -> dict[str, Tensor]:
     return {"user": ids(r, n), "item": ids(r, n, low=1), "history": _history(n, r)}
 
@@ -169,6 +247,10 @@ ENTRIES = (
     Entry("sasrec_rows", SASRec, lambda n, r: (_history(n, r), ids(r, n)), request=("history",)),
     # Attention with every key masked is not a number, in the original too.
     Entry("bert4rec", BERT4Rec, lambda n, r: _history(n, r, fewest=1)),
+    Entry("first_token", FirstToken, _history),
+    # The Fourier transform of no rows is an error.
+    Entry("fmlp", FMLPRec, _history, sizes=SIZES[1:]),
+    Entry("padded_right", PaddedRight, _prefix),
     Entry("caser", Caser, lambda n, r: (_history(n, r), ids(r, n), ids(r, n)), request=("history", "user")),
     Entry("interest", Interest, lambda n, r: (_history(n, r), ids(r, n, low=1)), request=("history",)),
 )

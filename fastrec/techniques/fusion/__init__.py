@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial, update_wrapper
 from typing import ClassVar, Literal
 
 import torch
@@ -24,8 +25,13 @@ from .bags import simplify_bags
 from .common_subexpressions import merge_common
 from .constants import fold_constants
 from .contracted_heads import contract_heads
+from .cross_layers import split_cross_layers
 from .dot_products import multiply_by_vector
+from .factored_products import factor_products
+from .filters import filter_one_position
+from .folded_lookups import FOLD_BYTES, fold_lookups
 from .linears import merge_linears
+from .matmuls import name_linears
 from .no_ops import remove_no_ops
 from .norms import fold_norms
 from .once import compute_once
@@ -51,6 +57,7 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
         fold_constants,
         merge_common,
         simplify_bags,
+        name_linears,
         select_pairs,
         compute_once,
         select_parts,
@@ -58,18 +65,23 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
     ),
     (
         fold_norms,
+        factor_products,
+        split_cross_layers,
         contract_heads,
         merge_linears,
         read_one_position,
         absorb_keys,
+        filter_one_position,
         split_sums,
         split_linears,
         share_operands,
         multiply_by_vector,
     ),
+    (fold_lookups,),
     (stack_lookups, stack_bags, pack_columns),
 )
-"""Every rule, in order of application: what is known of the values, what removes work, how the rest lies in memory.
+"""Every rule, in order of application: what is known of the values, what removes work, what is worth memory, and
+how the rest lies in it.
 
 A phase is over when none of its rules applies; what it changed goes through those before it again.
 """
@@ -77,8 +89,8 @@ A phase is over when none of its rules applies; what it changed goes through tho
 RULES: tuple[Rule, ...] = tuple(rule for phase in PHASES for rule in phase)
 """Every rule, in order of application."""
 
-TRADES: tuple[Rule, ...] = (split_linears,)
-"""Rules that make more and smaller calls: at few rows they may lose what they gain at many."""
+TRADES: tuple[Rule, ...] = (split_cross_layers, split_linears, fold_lookups)
+"""Rules that make more calls of less work: at few rows they may lose what they gain at many."""
 
 _ROUNDS = 8
 
@@ -87,11 +99,13 @@ _ROUNDS = 8
 class Fuse(Technique):
     """Rewrite the captured graph by exact rules until none applies.
 
-    `rules` names those to use, in the order of `RULES`; None means all; `without` those to leave out. After each rule that changed something
+    `rules` names those to use, in the order of `RULES`; None means all; `without` those to leave out.
+    `fold_bytes` is what folded tables may add to the model, 0 to fold none. After each rule that changed something
     the graph is run beside the one before, on the example and on single rows of it; a rule whose graph answers
     differently, or that fails, is rolled back and reported as skipped.
 
-    Raises `InputError` for the name of no rule, `TechniqueError` for a model that was not captured. Cost: seconds.
+    Raises `InputError` for the name of no rule or a negative size, `TechniqueError` for a model that was not
+    captured. Cost: seconds.
 
     Example:
         >>> Fuse().exact, Fuse(rules=("simplify_bags",)).rules
@@ -103,6 +117,7 @@ class Fuse(Technique):
 
     rules: tuple[str, ...] | None = None
     without: tuple[str, ...] = ()
+    fold_bytes: int = FOLD_BYTES
 
     def __post_init__(self) -> None:
         known = [rule.__name__ for rule in RULES]
@@ -112,6 +127,8 @@ class Fuse(Technique):
                     raise InputError(
                         f"Fuse({setting}=...) has no rule {name!r:.80}; known are {', '.join(known)}"
                     )
+        if self.fold_bytes < 0:
+            raise InputError(f"Fuse(fold_bytes=...) takes 0 or more, got {self.fold_bytes}")
 
     @property
     def exact(self) -> bool:
@@ -123,7 +140,7 @@ class Fuse(Technique):
         if not isinstance(program.model, fx.GraphModule):
             raise TechniqueError("rewrites captured graphs: capture the program first", technique=self.name)
         work = _Rewriting(program.model, _probes(program))
-        chosen = [[rule for rule in phase if self._uses(rule)] for phase in PHASES]
+        chosen = [[self._set(rule) for rule in phase if self._uses(rule)] for phase in PHASES]
         phase = 0
         for _ in range(_ROUNDS * len(chosen)):
             phase = 0 if work.exhaust(chosen[phase]) and phase else phase + 1
@@ -142,6 +159,12 @@ class Fuse(Technique):
             f"without {name.replace('_', ' ')}": replace(self, without=(*self.without, name))
             for name in names
         }
+
+    def _set(self, rule: Rule) -> Rule:
+        """The rule with its settings."""
+        if rule is not fold_lookups:
+            return rule
+        return update_wrapper(partial(fold_lookups, limit=self.fold_bytes), fold_lookups)
 
 
 class _Rewriting:

@@ -15,16 +15,15 @@ multiply-adds for each candidate; to tensors of more than two dimensions; to a g
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from ...graph import add_constant, constant, emit, is_call, operator_name, value
+from ...graph import add_constant, emit, is_call, value
 from ..base import Change
 from .joins import Joins
-from .once import dimension
 from .purity import writes
+from .terms import joined, opened, weights
 
 __all__ = ["contract_heads"]
 
@@ -57,7 +56,7 @@ class _Product:
 
 
 def _contract(gm: fx.GraphModule, joins: Joins, node: fx.Node) -> Change | None:
-    held = _weights(gm, node)
+    held = weights(gm, node)
     if held is None or len(held[0]) > _OUTPUTS or value(node).ndim != 2:
         return None
     if not isinstance(value(node).shape[0], torch.SymInt):
@@ -65,7 +64,7 @@ def _contract(gm: fx.GraphModule, joins: Joins, node: fx.Node) -> Change | None:
     columns, bias = held
     source = node.args[0]
     assert isinstance(source, fx.Node)
-    terms = _terms(source, columns.double())
+    terms = opened(source, columns.double())
     for place, (leaf, mine) in enumerate(terms):
         product = _product(gm, leaf, mine)
         if product is None:
@@ -82,24 +81,6 @@ def _contract(gm: fx.GraphModule, joins: Joins, node: fx.Node) -> Change | None:
     return None
 
 
-def _terms(x: fx.Node, columns: Tensor) -> list[tuple[fx.Node, Tensor]]:
-    """What is summed and joined, by the head alone, into the argument, and the columns that meet each."""
-    name, shape = operator_name(x), [str(n) for n in value(x).shape]
-    if len(x.users) != 1 or x.kwargs:
-        return [(x, columns)]
-    if name in ("cat", "concat") and dimension(x, 1) % 2 == 1:
-        parts: Any = x.args[0]
-        widths = [int(value(part).shape[1]) for part in parts]
-        pieces = zip(parts, torch.split(columns, widths, 1), strict=True)
-        return [term for part, mine in pieces for term in _terms(part, mine)]
-    if name in ("add", "sub") and len(x.args) == 2:
-        left, right = x.args
-        if all(isinstance(n, fx.Node) and [str(k) for k in value(n).shape] == shape for n in (left, right)):
-            assert isinstance(left, fx.Node) and isinstance(right, fx.Node)
-            return [*_terms(left, columns), *_terms(right, -columns if name == "sub" else columns)]
-    return [(x, columns)]
-
-
 def _product(gm: fx.GraphModule, leaf: fx.Node, columns: Tensor) -> _Product | None:
     if not is_call(leaf, aten.mul.Tensor) or len(leaf.users) != 1:
         return None
@@ -107,7 +88,7 @@ def _product(gm: fx.GraphModule, leaf: fx.Node, columns: Tensor) -> _Product | N
         if not isinstance(scale, fx.Node) or not is_call(inner, aten.linear.default):
             continue
         assert isinstance(inner, fx.Node)
-        x, held = inner.args[0], _weights(gm, inner)
+        x, held = inner.args[0], weights(gm, inner)
         if held is None or len(inner.users) != 1 or not isinstance(x, fx.Node) or value(x).ndim != 2:
             continue
         shape, given = ([str(n) for n in value(side).shape] for side in (leaf, scale))
@@ -185,17 +166,7 @@ def _linear(
     dtype: torch.dtype,
 ) -> tuple[fx.Node, int]:
     """A linear map of these, side by side, and the bytes of its constants."""
-    x = leaves[0] if len(leaves) == 1 else emit(gm, aten.cat.default, (leaves, 1))
     held = [weight.to(dtype)] + ([] if bias is None else [bias.reshape(-1).to(dtype)])
     names = (f"{node.name}_weight", f"{node.name}_bias")
     constants = [add_constant(gm, name, t) for name, t in zip(names, held, strict=False)]
-    return emit(gm, aten.linear.default, (x, *constants)), sum(t.nbytes for t in held)
-
-
-def _weights(gm: fx.GraphModule, node: fx.Node) -> tuple[Tensor, Tensor | None] | None:
-    """The weight and bias of a linear map, constant floats; None where they are not."""
-    given: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
-    weight, bias = constant(gm, node.args[1]), constant(gm, given)
-    if weight is None or weight.ndim != 2 or (given is not None and bias is None):
-        return None
-    return (weight, bias) if weight.is_floating_point() else None
+    return emit(gm, aten.linear.default, (joined(gm, leaves), *constants)), sum(t.nbytes for t in held)

@@ -20,7 +20,7 @@ from ...graph import emit, is_call, operator_name, value
 from .join import Join, take
 from .once import dimension
 
-__all__ = ["gram", "pairs"]
+__all__ = ["gram", "pairs", "turned"]
 
 aten = torch.ops.aten
 
@@ -30,16 +30,20 @@ def gram(node: Any) -> fx.Node | None:
     if not is_call(node, aten.bmm.default, aten.matmul.default):
         return None
     left, right = node.args[:2]
-    if operator_name(right) == "transpose":
-        axes = {dimension(right, 1) % 3, dimension(right, 2) % 3}
-    elif operator_name(right) == "permute":
-        axes = {1, 2} if list(right.args[1]) == [0, 2, 1] else set()
+    return left if isinstance(left, fx.Node) and turned(right) is left else None
+
+
+def turned(node: Any) -> fx.Node | None:
+    """The x (N, F, d) of a transpose (N, d, F), or None."""
+    name = operator_name(node) if isinstance(node, fx.Node) else ""
+    if name not in ("transpose", "permute", "mT") or value(node).ndim != 3:
+        return None
+    if name == "permute":
+        axes = {1, 2} if list(node.args[1]) == [0, 2, 1] else set()
     else:
-        return None
-    if right.args[0] is not left or value(left).ndim != 3 or axes != {1, 2}:
-        return None
-    assert isinstance(left, fx.Node)
-    return left
+        axes = {1, 2} if name == "mT" else {dimension(node, 1) % 3, dimension(node, 2) % 3}
+    source = node.args[0]
+    return source if axes == {1, 2} and isinstance(source, fx.Node) else None
 
 
 def pairs(gm: fx.GraphModule, node: fx.Node, z: Join, flat: Sequence[int]) -> Join | None:

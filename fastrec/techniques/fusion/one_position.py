@@ -155,6 +155,8 @@ def _gathered(node: fx.Node) -> Part | None:
     given = index.args[0]
     assert isinstance(given, fx.Node)
     axes = [axis - value(given).ndim for axis, size in enumerate(shape_of(given)) if size != 1]
+    if not axes and shape[0] == 1:
+        axes = [-rank]
     steps = value(source).shape[dim]
     if len(axes) != 1 or axes[0] == dim % rank - rank or not isinstance(steps, int) or steps < 2:
         return None

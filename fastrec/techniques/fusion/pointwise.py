@@ -42,8 +42,11 @@ def drop_expands(gm: fx.GraphModule) -> list[Change]:
     for node in gm.graph.nodes:
         if not is_pointwise(node) or len(node.all_input_nodes) < 2:
             continue
-        for source in list(node.all_input_nodes):
-            if not is_call(source, aten.expand.default, aten.expand_as.default):
+        repeats = [is_call(arg, aten.expand.default, aten.expand_as.default) for arg in node.all_input_nodes]
+        if all(repeats):
+            continue  # it is itself the same in all rows
+        for source, repeated in zip(list(node.all_input_nodes), repeats, strict=True):
+            if not repeated:
                 continue
             inner = source.args[0]
             given = node.args, node.kwargs

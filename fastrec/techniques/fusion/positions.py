@@ -340,7 +340,9 @@ MOVES = frozenset(
 """Operators that compute nothing, and so are worth nothing to spare."""
 
 _RULES: dict[Any, Callable[[fx.Node, Part], Parts | None]] = {
-    **dict.fromkeys((aten.masked_fill.Tensor, aten.where.ScalarSelf, aten.where.ScalarOther), _aligned),
+    **dict.fromkeys(
+        (aten.masked_fill.Tensor, aten.where.Scalar, aten.where.ScalarSelf, aten.where.ScalarOther), _aligned
+    ),
     **dict.fromkeys((aten.__and__.Tensor, aten.__or__.Tensor, aten.hardswish.default), _aligned),
     **dict.fromkeys(
         (aten.to.dtype, aten._to_copy.default, aten.type_as.default, aten.log_sigmoid.default), _kept

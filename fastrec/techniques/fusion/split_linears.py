@@ -4,6 +4,7 @@
     W (x ± y)               =  W x ± W y
     W expand(x)             =  expand(W x)
     W x[..., order]         =  W[:, order^-1] x
+    W cat([u, c], k)        =  cat([W u, W c], k)                   joined along another dimension: u's positions once
     W cat([q, k, q - k, q * k])  =  (W_q + W_m) q + (W_k - W_m) k + W_p (q * k)      q (N, 1, d), k (1, T, d)
 
 The argument is opened into terms as long as that makes less of it: each term is a tensor no larger than it must be
@@ -25,6 +26,7 @@ from torch import Tensor, fx
 
 from ...graph import add_constant, constant, emit, is_call, operator_name, value
 from ..base import Change
+from .join import take
 from .joins import Joins
 from .once import dimension
 from .purity import writes
@@ -60,8 +62,9 @@ def split_linears(gm: fx.GraphModule) -> list[Change]:
     joins = Joins(gm)
     changes = []
     for node in list(gm.graph.nodes):
-        if is_call(node, aten.linear.default) and (change := _split(gm, joins, node)) is not None:
-            changes.append(change)
+        if is_call(node, aten.linear.default):
+            change = _split(gm, joins, node) or _positions(gm, joins, node)
+            changes += [] if change is None else [change]
     return changes
 
 
@@ -93,6 +96,21 @@ def _split(gm: fx.GraphModule, joins: Joins, node: fx.Node) -> Change | None:
     gm.graph.erase_node(node)
     shapes = ", ".join(f"{tuple(value(t.leaf).shape)}" for t in terms)
     return Change("split linears", node.name, f"its argument {tuple(value(x).shape)} as {shapes}", added)
+
+
+def _positions(gm: fx.GraphModule, joins: Joins, node: fx.Node) -> Change | None:
+    """Positions of a join along another dimension: those of the request at one row."""
+    join = joins.read(node)
+    if join is None or join.width < (1 - _WORTH) * len(join.order):
+        return None
+    with gm.graph.inserting_before(node):
+        sizes: list[Any] = list(value(join.once).shape)
+        sizes[join.rows] = emit(gm, aten.sym_size.int, (join.each, join.rows))
+        parts = [emit(gm, aten.expand.default, (join.once, sizes)), join.each]
+        made = take(gm, emit(gm, aten.cat.default, (parts, join.axis)), join.axis, join.order)
+    node.replace_all_uses_with(made)
+    gm.graph.erase_node(node)
+    return Change("split linears", node.name, f"{join.width} of {len(join.order)} positions once")
 
 
 def _sizes(made: fx.Node, node: fx.Node) -> list[int] | None:
