@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.results import Results
 from benchmarks.tables import brief
+from fastrec import compress
 from tests.zoo.joins import page
 
 ROOT = Path(__file__).parent.parent
@@ -43,3 +45,27 @@ def test_the_use_is_short_and_runs() -> None:
     short = short.replace('open("report.json", "w").write', "written.append")
     exec(compile(short, "README.md", "exec"), {"written": written})
     assert written[0].startswith("{")
+
+
+class _Towers(torch.nn.Module):
+    def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+        return (torch.tanh(user) * item).sum(-1)
+
+
+def test_the_request_of_the_readme_runs() -> None:
+    code = (ROOT / "README.md").read_text().split("```python\n")[2].partition("```")[0]
+    short = code.replace(
+        "request_features=", "seconds=5, batch_sizes=(1,), progress=False, request_features="
+    )
+    user, catalogue = torch.randn(1, 4).repeat(6, 1), torch.randn(50, 4)
+    given = {
+        "compress": compress,
+        "model": _Towers(),
+        "user": user,
+        "item": catalogue[:6],
+        "catalogue": catalogue,
+        "rows": [3, 1],
+    }
+    exec(compile(short, "README.md", "exec"), given)
+    best = _Towers()(user[:1].expand(50, -1), catalogue).topk(10)
+    assert given["rows"].tolist() == best.indices.tolist()
