@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastrec.capture import capture
+from fastrec.declared import read_request
 from fastrec.guards import read_guard
 from fastrec.measure import interleaved
 from fastrec.program import Program
-from fastrec.request import ask, read_request
+from fastrec.request import ask
 from fastrec.serving.scorer import Scorer, precompute
 from fastrec.techniques import Fuse
 

@@ -246,7 +246,7 @@ def describe(value: Any, name: str, flat: list[tuple[str, Tensor]]) -> Tree:
         describe(child, _join(name, kind, key), flat) for key, child in zip(keys, children, strict=True)
     )
     branch = Branch(kind, type(value), tuple(keys), trees, extra)
-    if kind in ("namedtuple", "dataclass", "dict", "interaction", "jagged"):
+    if kind in ("tuple", "namedtuple", "dataclass", "dict", "interaction", "jagged"):
         try:
             _rebuild(branch, list(children))
         except Exception:  # noqa: BLE001 - a container that cannot be made anew is a stranger's object
@@ -326,7 +326,8 @@ def _open(kind: str, value: Any) -> tuple[Sequence[Any], Sequence[Any], Any]:
 
 def _rebuild(branch: Branch, children: list[Any]) -> Any:
     if branch.kind == "tuple":
-        return tuple(children)
+        # Results of torch.sort, max and the like are tuples of a type of their own.
+        return tuple(children) if branch.type is tuple else branch.type(children)
     if branch.kind == "list":
         return children
     if branch.kind == "namedtuple":

@@ -17,6 +17,7 @@ from .backends import Backend
 from .capture import capture
 from .compressed import CompressedModel, release_moved
 from .cost import per_candidate, per_request
+from .declared import Declared, read_program, request_notes
 from .errors import CaptureError, FastrecError, InputError, TechniqueError
 from .fresh import Fresh
 from .guards import Guard, read_guard
@@ -39,7 +40,7 @@ from .program import Program, target_of
 from .progress import Stages, stages
 from .recipe import Recipe
 from .report import Memory, Report, SizeResult, Step, Work
-from .request import Declared, Once, ask, read_program, request_notes
+from .request import Once, ask
 from .sessions import Form, Made, compile_forms, session_call
 from .techniques import Skip, Technique
 from .undeclared import advice

@@ -7,149 +7,25 @@ the spreading behind whatever needs the request alone.
 
 from __future__ import annotations
 
+import contextlib
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from .errors import InputError, RequestMismatchError
 from .graph import copy_graph, emit, evaluate, is_call, sweep, value
-from .inputs import Feature, read_layout
-from .program import Program, target_of
+from .inputs import Feature
+from .program import Program
 from .rows import count_rows
 
-__all__ = ["Declared", "Once", "ask", "read_program", "read_request", "request_notes"]
+__all__ = ["Once", "ask"]
 
 aten = torch.ops.aten
-
-Declared: TypeAlias = Sequence[str] | Mapping[str, bool | Iterable[int]]
-"""Names of request features, or a mapping `name -> True | columns`."""
-
-
-def read_request(features: Sequence[Feature], declared: Declared) -> tuple[Feature, ...]:
-    """The features with `request` set as declared.
-
-    A name is a feature's own, that of an argument or container (all that is in it), or the last part of one
-    feature's name. Raises `InputError` for a name that is none, or columns the feature does not have.
-    """
-    if isinstance(declared, str) or not isinstance(declared, (Sequence, Mapping)):
-        raise InputError(
-            f"request_features takes a sequence of names or a mapping name -> True | columns, got {declared!r:.80}"
-        )
-    wanted = dict(declared) if isinstance(declared, Mapping) else dict.fromkeys(declared, True)
-    made = list(features)
-    for name, columns in wanted.items():
-        places = _places(features, name)
-        for place in places:
-            made[place] = replace(made[place], request=_columns(made[place], columns))
-    return tuple(made)
-
-
-def read_program(target: Any, batch: Any, calibration: Iterable[Any], declared: Declared) -> Program:
-    """The program of a model and an example batch, with the declared features of the request.
-
-    The example may hold one row of them: it is repeated for each candidate where the model takes it so. Raises
-    `InputError` for a declaration or a batch that does not fit.
-    """
-    calibration = tuple(calibration)
-    if not declared:
-        return Program.read(target, batch, calibration)
-    model, entry = target_of(target)
-    layout, tensors = read_layout(getattr(model, entry), batch)
-    features = read_request(layout.features, declared)
-    mine = [
-        f.request is True and t.dim() > 0 and t.shape[0] == 1 for f, t in zip(features, tensors, strict=True)
-    ]
-    counts = [t.shape[0] for t, once in zip(tensors, mine, strict=True) if t.dim() > 0 and not once]
-    program: Program | None = None
-    if any(mine) and counts and (rows := max(set(counts), key=counts.count)) > 1:
-        pairs = zip(tensors, mine, strict=True)
-        repeated = [t.expand(rows, *t.shape[1:]).contiguous() if once else t for t, once in pairs]
-        args, kwargs = layout.arguments(repeated)
-        try:
-            program = Program.read(target, kwargs or args, calibration)
-        except InputError:
-            program = None  # then it is its own form that has one row
-    program = program or Program.read(target, batch, calibration)
-    features = read_request(program.layout.features, declared)
-    return replace(program, layout=replace(program.layout, features=features))
-
-
-def request_notes(program: Program) -> list[str]:
-    """What was taken as the request's, in words for the report."""
-    taken = [f for f in program.layout.features if f.request]
-    whole = [_named(f) for f in taken if f.role in ("rows", "fixed")]
-    jagged = [repr(f.name) for f in taken if f.role not in ("rows", "fixed")]
-    notes = (
-        [f"taken as the request's, computed once for all rows of a call: {', '.join(whole)}"] if whole else []
-    )
-    if jagged:
-        notes.append(
-            f"declared of the request but cut by offsets or lengths, and so computed per row: {', '.join(jagged)}"
-        )
-    differing = Once(program.layout.features).differing(program.flat(program.batch))
-    if differing:
-        notes.append(
-            f"rows of the example differ in {', '.join(map(repr, differing))}: its first row stands for the request"
-        )
-    return notes
-
-
-def _named(feature: Feature) -> str:
-    if isinstance(feature.request, tuple):
-        return f"{feature.name!r} columns {', '.join(map(str, feature.request))}"
-    return repr(feature.name)
-
-
-def _places(features: Sequence[Feature], name: object) -> list[int]:
-    names = [feature.name for feature in features]
-    if isinstance(name, str):
-        if name in names:
-            return [names.index(name)]
-        inside = [i for i, full in enumerate(names) if full.startswith((f"{name}.", f"{name}["))]
-        if inside:
-            return inside
-        ends = [i for i, full in enumerate(names) if full.endswith(f".{name}")]
-        if len(ends) == 1:
-            return ends
-        if ends:
-            raise InputError(
-                f"request_features: {name!r} may be any of {', '.join(names[i] for i in ends)}. Give the full name.",
-                feature=name,
-            )
-    raise InputError(
-        f"request_features: no feature {name!r:.80}; the batch has {', '.join(names)}.", feature=str(name)
-    )
-
-
-def _columns(feature: Feature, columns: object) -> bool | tuple[int, ...]:
-    if isinstance(columns, bool):
-        return columns
-    width = feature.shape[1] if len(feature.shape) == 2 and not feature.axis else 0
-    if isinstance(columns, str) or not isinstance(columns, Iterable):
-        raise InputError(
-            f"request_features: {feature.name!r} takes True or columns, got {columns!r:.80}",
-            feature=feature.name,
-        )
-    given = list(columns)
-    if not width:
-        raise InputError(
-            f"request_features: {feature.name!r} is {feature.shape}, and only a matrix (rows, columns) has columns. "
-            "Declare all of it with True.",
-            feature=feature.name,
-        )
-    for column in given:
-        if isinstance(column, bool) or not isinstance(column, int) or not -width <= column < width:
-            raise InputError(
-                f"request_features: {feature.name!r} has columns 0 to {width - 1}, got {column!r:.80}",
-                feature=feature.name,
-            )
-    chosen = tuple(sorted({column % width for column in given}))
-    return True if len(chosen) == width else chosen or False
 
 
 class Once:
@@ -181,12 +57,33 @@ class Once:
 
         Raises `RequestMismatchError` where rows of one differ, unless they are not to be compared.
         """
+        self._fit(tensors)
         if self._check:
             for index, axis in self._whole:
                 self._compare(index, tensors[index], axis)
             for index, columns in self._mixed:
                 self._compare(index, tensors[index][:, columns], 0)
         return self.first(tensors)
+
+    def _fit(self, tensors: Sequence[Tensor]) -> None:
+        """Raises `InputError` for a request feature that has neither one row nor one for each candidate."""
+        rows = None
+        for index, axis in self._whole:
+            tensor, feature = tensors[index], self._features[index]
+            if tensor.dim() != len(feature.shape):
+                raise InputError(
+                    f"feature {feature.name!r} is {tuple(tensor.shape)}, in the example it was {feature.shape}",
+                    feature=feature.name,
+                )
+            if tensor.shape[axis] == 1:
+                continue
+            rows = count_rows(self.candidates, tensors) if rows is None else rows
+            if rows is not None and tensor.shape[axis] != rows:
+                raise InputError(
+                    f"feature {feature.name!r} has {tensor.shape[axis]} rows, expected {rows}, one for each candidate, "
+                    "or a single one for all of them.",
+                    feature=feature.name,
+                )
 
     def first(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The flat batch with the first row of each request feature, whatever the others are; zeros where it has none."""
@@ -208,7 +105,8 @@ class Once:
             if rows is not None and made[index].shape[axis] == 1 != rows:
                 sizes = list(made[index].shape)
                 sizes[axis] = rows
-                made[index] = made[index].expand(sizes)
+                # A copy: models may write into their inputs, and kernels want rows in memory.
+                made[index] = made[index].expand(sizes).contiguous()
         return made
 
     def same(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -370,4 +268,6 @@ def _revalue(gm: fx.GraphModule) -> None:
         if is_call(node, aten.view.default):
             node.target = aten.reshape.default
         if node.op == "call_function":
-            node.meta["val"] = evaluate(gm, node)
+            # Some kernels cannot be asked for their value; its size is what it was, as rows are spread again.
+            with contextlib.suppress(RuntimeError):
+                node.meta["val"] = evaluate(gm, node)

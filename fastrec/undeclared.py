@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from .cost import per_candidate
+from .declared import read_request
 from .errors import FastrecError
 from .program import Program
-from .request import Once, ask, read_request
+from .request import Once, ask
 
 __all__ = ["advice"]
 
@@ -32,6 +33,8 @@ def advice(plain: Program, now: Program, rewrite: Callable[[Program], Program]) 
         asked = ask(replace(plain, layout=replace(plain.layout, features=features)))
         before, after = per_candidate(now), per_candidate(rewrite(asked))
     except FastrecError:
+        return [note]
+    if after >= before:
         return [note]
     return [f"{note}: {before:,.0f} multiply-adds per candidate would be {after:,.0f}"]
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from fastrec.capture import capture
+from fastrec.declared import Declared, read_program, read_request
 from fastrec.errors import InputError, RequestMismatchError
 from fastrec.inputs import Feature
 from fastrec.program import Program
-from fastrec.request import Declared, Once, ask, read_request
+from fastrec.request import Once, ask
 from fastrec.techniques.fusion import Fuse
 
 from .checks import assert_as_good, call, double, flat, rolled_back
@@ -258,3 +259,45 @@ def test_what_the_model_itself_takes_once_is_left_to_it() -> None:
     _, captured = captured_with(Given(), batch, {"user": [0, 1], "item": [1]})
     tensors = Once(captured.layout.features).same(list(batch))
     torch.testing.assert_close(ask(captured).model(*tensors), captured.model(*tensors))
+
+
+class Outer(nn.Module):
+    """Answers that follow the users together, not row by row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.users, self.items = nn.Embedding(9, 4), nn.Embedding(9, 4)
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        users = self.users(user)
+        return (self.items(item) @ (users.t() @ users)).sum(1)
+
+
+def test_a_feature_that_is_not_read_row_by_row_is_refused() -> None:
+    batch = (torch.randint(9, (4,)), torch.randint(9, (4,)))
+    with pytest.raises(InputError, match=r"'user' .* answers do not follow its rows"):
+        read_program(Outer().eval(), batch, (), ["user"])
+
+
+def test_as_many_rows_as_candidates_or_one() -> None:
+    once = Once(names("user", request=True) + names("item"))
+    for rows in (0, 3, 5):
+        with pytest.raises(InputError, match=f"'user' has {rows} rows, expected 4"):
+            once.one([torch.zeros(rows, 3), torch.zeros(4, 3)])
+    with pytest.raises(InputError, match=r"'user' is \(3,\)"):
+        once.one([torch.zeros(3), torch.zeros(4, 3)])
+    assert once.one([torch.zeros(1, 3), torch.zeros(4, 3)])[0].shape == (1, 3)
+
+
+class Writing(nn.Module):
+    """Clamps its input in place."""
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        user.clamp_(max=5)
+        return (user * item).sum(1)
+
+
+def test_what_is_repeated_for_the_model_may_be_written_to() -> None:
+    once = Once(names("user", request=True) + names("item"))
+    user, item = once.all([torch.ones(1, 3), torch.ones(4, 3)])
+    assert Writing()(user, item).tolist() == [3.0] * 4

@@ -57,7 +57,8 @@ def precompute(
     Example:
         >>> from dataclasses import replace
         >>> from fastrec.capture import capture
-        >>> from fastrec.request import ask, read_request
+        >>> from fastrec.declared import read_request
+        >>> from fastrec.request import ask
         >>> class Dot(torch.nn.Module):
         ...     def forward(self, user, item):
         ...         return (user * item).sum(-1)

@@ -10,8 +10,9 @@ import torch
 from hypothesis import HealthCheck, given, seed, settings
 
 from fastrec.capture import capture
+from fastrec.declared import read_request
 from fastrec.program import Program
-from fastrec.request import Once, ask, read_request
+from fastrec.request import Once, ask
 from fastrec.techniques.fusion import Fuse
 from tests.checks import assert_as_good, call, double, flat, rolled_back
 from tests.zoo import make

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastrec.capture import capture
+from fastrec.declared import read_request
 from fastrec.errors import IdOutOfRangeError, InputError
 from fastrec.guards import read_guard
 from fastrec.program import Program
-from fastrec.request import Once, ask, read_request
+from fastrec.request import Once, ask
 from fastrec.rows import take_rows
 from fastrec.serving.scorer import Scorer, precompute
 from fastrec.techniques import Fuse

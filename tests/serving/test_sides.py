@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastrec.capture import capture
+from fastrec.declared import read_request
 from fastrec.program import Program
-from fastrec.request import ask, read_request
+from fastrec.request import ask
 from fastrec.serving.sides import Sides, split_sides
 from fastrec.techniques import Fuse
 

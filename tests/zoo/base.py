@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastrec.request import Declared
+from fastrec.declared import Declared
 
 __all__ = ["SIZES", "Entry", "ids", "make", "tower"]
 

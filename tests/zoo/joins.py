@@ -12,8 +12,9 @@ import torch
 
 from fastrec.capture import capture
 from fastrec.cost import per_candidate
+from fastrec.declared import read_request
 from fastrec.program import Program
-from fastrec.request import ask, read_request
+from fastrec.request import ask
 from fastrec.techniques import Fuse
 
 from . import ZOO, Entry, make

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from fastrec.capture import capture
+from fastrec.declared import Declared, read_request
 from fastrec.graph import copy_graph, is_call, sweep
 from fastrec.program import Program
-from fastrec.request import Declared, Once, ask, read_request
+from fastrec.request import Once, ask
 from fastrec.techniques.base import Change
 from fastrec.techniques.fusion import PHASES, Fuse, Rule
 from fastrec.techniques.fusion.no_ops import remove_no_ops

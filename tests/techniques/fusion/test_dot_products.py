@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from fastrec.capture import capture
+from fastrec.declared import read_request
 from fastrec.program import Program
-from fastrec.request import ask, read_request
+from fastrec.request import ask
 from fastrec.techniques import Fuse
 from fastrec.techniques.fusion.dot_products import multiply_by_vector
 from tests.checks import rolled_back
