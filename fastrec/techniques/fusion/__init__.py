@@ -22,6 +22,7 @@ from ...rows import take_rows
 from ..base import Applied, Change, Skip, Technique
 from .absorbed_attention import absorb_keys
 from .bags import simplify_bags
+from .channel_reshapes import drop_channel_reshapes
 from .common_subexpressions import merge_common
 from .constants import fold_constants
 from .contracted_heads import contract_heads
@@ -62,6 +63,7 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
         compute_once,
         select_parts,
         drop_expands,
+        drop_channel_reshapes,
     ),
     (
         fold_norms,
