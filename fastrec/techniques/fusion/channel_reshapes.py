@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from ...graph import constant, evaluate, is_call, value
+from ...graph import constant, evaluate, is_call
 from ..base import Change
 from .pointwise import is_pointwise
 from .purity import writes
