@@ -54,18 +54,17 @@ def skip_masked(gm: fx.GraphModule) -> list[Change]:
     for node in list(gm.graph.nodes):
         if not is_call(node, aten.masked_fill.Scalar):
             continue
-        part, end = _masked(node), None
-        if part is not None:
-            end = _end(node, part)
-        if part is None or end is None:
+        part = _masked(node)
+        path = _path(node, part) if part is not None else None
+        if part is None or path is None:
             continue
-        region = _Region(gm, node, part, end).found()
+        region = _Region(gm, path, part).found()
         if region is not None:
             mask = node.args[1]
             assert isinstance(mask, fx.Node)
             if mask not in chosen:
                 chosen[mask] = _real(gm, mask)
-            _compute(gm, region, end, chosen[mask])
+            _compute(gm, region, path[-1], chosen[mask])
             changes.append(Change("skip masked", node.name, f"of {part.steps} positions only real ones"))
     return changes
 
@@ -81,13 +80,15 @@ def _masked(fill: fx.Node) -> Part | None:
     return Part(Place(long[0]), int(value(mask).shape[long[0]]), 0) if _grows(fill) else None
 
 
-def _end(fill: fx.Node, part: Part) -> fx.Node | None:
-    """The sum over all positions that the masked scores go into, as weights, and into nothing else."""
+def _path(fill: fx.Node, part: Part) -> list[fx.Node] | None:
+    """From the masked scores, as weights, to the sum over all positions, which is all that reads them."""
     node, zeros = fill, fill.args[2] == 0
+    path = [fill]
     while len(node.users) == 1:
         user = next(iter(node.users))
-        if _sums(user, node, part) and zeros:
-            return user
+        path.append(user)
+        if zeros and _summed(user, part.steps).get(node) == part:
+            return path
         place = next((place for place in _places(user, part) if _given(user, place) == {node: part}), None)
         others = [place for place in _places(user, part) if _given(user, place).get(node) == part]
         if is_call(user, *_SOFTMAX) and not zeros and _dim(user) == part.place.axis:
@@ -132,7 +133,8 @@ def _parts(node: fx.Node, part: Part) -> dict[fx.Node, Part] | None:
         whole = isinstance(mine, Part) and mine.place.plain and (mine.steps, mine.at) == (part.steps, 0)
         if not whole or found.setdefault(argument, mine) != mine:
             return None
-        if value(argument).shape[mine.place.axis] != part.steps:
+        tensor = argument.meta["val"]
+        if not isinstance(tensor, Tensor) or tensor.shape[mine.place.axis] != part.steps:
             return None
     return found
 
@@ -142,11 +144,6 @@ def _dim(softmax: fx.Node) -> int:
     dim = softmax.args[1]
     assert isinstance(dim, int)
     return dim % rank - rank
-
-
-def _sums(node: fx.Node, weights: fx.Node, part: Part) -> bool:
-    """Whether the node sums over the positions of the weights."""
-    return weights in _summed(node, part.steps) and _summed(node, part.steps)[weights] == part
 
 
 def _summed(node: fx.Node, steps: int) -> dict[fx.Node, Part]:
@@ -200,9 +197,9 @@ class _Found:
 class _Region:
     """Looks for what has the positions of a mask, from the sum over them back to the request."""
 
-    def __init__(self, gm: fx.GraphModule, fill: fx.Node, part: Part, end: fx.Node) -> None:
-        self._gm, self._fill, self._part, self._end = gm, fill, part, end
-        mask = fill.args[1]
+    def __init__(self, gm: fx.GraphModule, path: list[fx.Node], part: Part) -> None:
+        self._gm, self._path, self._part = gm, path, part
+        mask = path[0].args[1]
         assert isinstance(mask, fx.Node)
         self._mask = {mask, *_ancestors(mask)}
 
@@ -213,7 +210,7 @@ class _Region:
             region = self._collect(whole)
             if region is None:
                 return None
-            inside = region.inner.keys() | self._mask | {self._end}
+            inside = region.inner.keys() | self._mask | {self._path[-1]}
             read = {node for node in region.inner if any(user not in inside for user in node.users)}
             if any(_grows(node) for node in read):
                 return None
@@ -222,12 +219,12 @@ class _Region:
             # What others read of the request is there already, and is picked from.
             whole |= read
         works = any(is_call(node, aten.linear.default) and _grows(node) for node in region.inner)
-        return region if works and region.inner.get(self._fill) is not None else None
+        return region if works and self._path[0] in region.inner else None
 
     def _collect(self, whole: set[fx.Node]) -> _Found | None:
         parts: dict[fx.Node, Part] = {}
         leaves: dict[fx.Node, Part] = {}
-        left = list(_summed(self._end, self._part.steps).items())
+        left = list(_summed(self._path[-1], self._part.steps).items())
         while left:
             node, part = left.pop()
             known = parts.get(node) or leaves.get(node)
@@ -235,7 +232,7 @@ class _Region:
                 if known != part:
                     return None
                 continue
-            given = _parts(node, part) if node.op == "call_function" and node not in whole else None
+            given = self._read(node, part) if node.op == "call_function" and node not in whole else None
             if given is not None and self._rebuilds(node) and (given or is_call(node, aten.expand.default)):
                 parts[node] = part
                 left += given.items()
@@ -244,6 +241,12 @@ class _Region:
             else:
                 leaves[node] = part
         return _Found({node: parts[node] for node in self._gm.graph.nodes if node in parts}, leaves)
+
+    def _read(self, node: fx.Node, part: Part) -> dict[fx.Node, Part] | None:
+        if node in self._path and is_call(node, *_SOFTMAX) and _dim(node) == part.place.axis:
+            # The weights of masked positions are zero, and no part of what the others are divided by.
+            return {arguments(node)[0]: part}
+        return _parts(node, part)
 
     def _rebuilds(self, node: fx.Node) -> bool:
         return operator_name(node) not in _SIZED or writable(shape_of(node))
@@ -288,17 +291,16 @@ def _compute(gm: fx.GraphModule, region: _Found, end: fx.Node, real: fx.Node) ->
             axis = value(node).ndim + part.place.axis
             made[node] = emit(gm, aten.index_select.default, (node, axis, real))
         for node, part in region.inner.items():
-            given = [made.get(argument, argument) for argument in arguments(node)]
             if operator_name(node) in _SIZED:
                 shape: list[Any] = list(shape_of(node))
                 shape[part.place.axis] = 1
                 shape = sizes.all(shape)
                 shape[part.place.axis] = length
                 target = aten.expand if is_call(node, aten.expand.default) else aten.reshape
-                made[node] = emit(gm, target.default, (given[0], shape))
+                source = arguments(node)[0]
+                made[node] = emit(gm, target.default, (made.get(source, source), shape))
             else:
-                rest = iter(given)
-                args, kwargs = fx.map_arg((node.args, node.kwargs), lambda _, rest=rest: next(rest))
+                args, kwargs = fx.map_arg((node.args, node.kwargs), lambda old: made.get(old, old))
                 made[node] = emit(gm, node.target, args, kwargs)
     for argument in list(end.all_input_nodes):
         if argument in made:
