@@ -2,7 +2,7 @@
 
     sum_t w[n, t] k[t]  =  sum_{t in real} w[n, t] k[t]     w = masked_fill(s, m, 0), or softmax_t(masked_fill(s, m, -inf))
 
-with real = {t : not m[t]}, or the first position where all are masked: the weight there is what it was, 0 or NaN. The
+or w = where(not m, s, 0), or w = s * (not m), with real = {t : not m[t]}, or the first position where all are masked: the weight there is what it was, 0 or NaN. The
 mask m is the request's, one row of T; the scores s (N, ..., T, ...) are each candidate's. Whatever of size T the scores
 and the values come from is computed at the real positions alone, traced back to what the request gives:
 
@@ -39,7 +39,19 @@ aten = torch.ops.aten
 _PRODUCTS = (aten.matmul.default, aten.bmm.default)
 _SOFTMAX = (aten.softmax.int, aten._softmax.default)
 _MOVES = frozenset(
-    ("select", "squeeze", "unsqueeze", "transpose", "permute", "view", "reshape", "flatten", "expand", "to")
+    (
+        "select",
+        "squeeze",
+        "unsqueeze",
+        "transpose",
+        "permute",
+        "view",
+        "reshape",
+        "flatten",
+        "expand",
+        "to",
+        "_to_copy",
+    )
 )
 _SIZED = frozenset(("view", "reshape", "flatten", "unflatten", "expand", "expand_as", "squeeze"))
 _PRIMES = (7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)
@@ -50,18 +62,15 @@ def skip_masked(gm: fx.GraphModule) -> list[Change]:
     if writes(gm):
         return []
     changes: list[Change] = []
-    chosen: dict[fx.Node, fx.Node] = {}
+    chosen: dict[_Mask, fx.Node] = {}
     for node in list(gm.graph.nodes):
-        if not is_call(node, aten.masked_fill.Scalar):
+        mask = _mask(node)
+        part = _masked(node, mask) if mask is not None else None
+        path = _path(node, part, mask.fill == 0) if mask is not None and part is not None else None
+        if mask is None or part is None or path is None:
             continue
-        part = _masked(node)
-        path = _path(node, part) if part is not None else None
-        if part is None or path is None:
-            continue
-        region = _Region(gm, path, part).found()
+        region = _Region(gm, path, part, mask.node).found()
         if region is not None:
-            mask = node.args[1]
-            assert isinstance(mask, fx.Node)
             if mask not in chosen:
                 chosen[mask] = _real(gm, mask)
             _compute(gm, region, path[-1], chosen[mask])
@@ -69,10 +78,44 @@ def skip_masked(gm: fx.GraphModule) -> list[Change]:
     return changes
 
 
-def _masked(fill: fx.Node) -> Part | None:
+@dataclass(frozen=True)
+class _Mask:
+    """A mask, whether it is true (or not 0) where positions are real, and what masked scores become."""
+
+    node: fx.Node
+    real: bool
+    fill: float
+
+
+def _mask(node: fx.Node) -> _Mask | None:
+    """The mask of masked scores."""
+    if is_call(node, aten.masked_fill.Scalar):
+        mask, fill, real = node.args[1], node.args[2], False
+    elif is_call(node, aten.where.ScalarOther):
+        mask, fill, real = node.args[0], node.args[2], True
+    elif is_call(node, aten.mul.Tensor):
+        mask, fill, real = next((arg for arg in node.args if _is_mask(arg)), None), 0, True
+    else:
+        return None
+    fits = isinstance(mask, fx.Node) and isinstance(fill, (int, float)) and fill in (0, -float("inf"))
+    return _Mask(mask, real, fill) if fits else None  # type: ignore[arg-type]
+
+
+def _is_mask(node: Any) -> bool:
+    """Whether the node holds zeros and ones, cast from a mask."""
+    while _is_tensor(node) and value(node).dtype != torch.bool and operator_name(node) in _MOVES:
+        node = node.args[0]
+    return _is_tensor(node) and value(node).dtype == torch.bool
+
+
+def _is_tensor(node: Any) -> bool:
+    return isinstance(node, fx.Node) and isinstance(node.meta.get("val"), Tensor)
+
+
+def _masked(fill: fx.Node, given: _Mask) -> Part | None:
     """The positions that the mask of one request masks."""
-    mask, number = fill.args[1:3]
-    if not isinstance(mask, fx.Node) or number not in (0, -float("inf")) or _grows(mask):
+    mask = given.node
+    if _grows(mask):
         return None
     long = [axis for axis in range(-value(mask).ndim, 0) if value(mask).shape[axis] != 1]
     if len(long) != 1 or any(_grows(node) for node in _ancestors(mask)):
@@ -80,10 +123,9 @@ def _masked(fill: fx.Node) -> Part | None:
     return Part(Place(long[0]), int(value(mask).shape[long[0]]), 0) if _grows(fill) else None
 
 
-def _path(fill: fx.Node, part: Part) -> list[fx.Node] | None:
+def _path(fill: fx.Node, part: Part, zeros: bool) -> list[fx.Node] | None:
     """From the masked scores, as weights, to the sum over all positions, which is all that reads them."""
-    node, zeros = fill, fill.args[2] == 0
-    path = [fill]
+    node, path = fill, [fill]
     while len(node.users) == 1:
         user = next(iter(node.users))
         path.append(user)
@@ -197,10 +239,8 @@ class _Found:
 class _Region:
     """Looks for what has the positions of a mask, from the sum over them back to the request."""
 
-    def __init__(self, gm: fx.GraphModule, path: list[fx.Node], part: Part) -> None:
+    def __init__(self, gm: fx.GraphModule, path: list[fx.Node], part: Part, mask: fx.Node) -> None:
         self._gm, self._path, self._part = gm, path, part
-        mask = path[0].args[1]
-        assert isinstance(mask, fx.Node)
         self._mask = {mask, *_ancestors(mask)}
 
     def found(self) -> _Found | None:
@@ -252,14 +292,16 @@ class _Region:
         return operator_name(node) not in _SIZED or writable(shape_of(node))
 
 
-def _real(gm: fx.GraphModule, mask: fx.Node) -> fx.Node:
+def _real(gm: fx.GraphModule, mask: _Mask) -> fx.Node:
     """The places of the real positions (L,), L a new free size; the first where there is none."""
-    first = torch.arange(value(mask).numel()) == 0
-    with gm.graph.inserting_before(mask.next):
-        start = add_constant(gm, f"{mask.name}_first", first)
-        masked = emit(gm, aten.reshape.default, (mask, [-1]))
+    first = torch.arange(value(mask.node).numel()) == 0
+    with gm.graph.inserting_before(mask.node.next):
+        start = add_constant(gm, f"{mask.node.name}_first", first)
+        flat = emit(gm, aten.reshape.default, (mask.node, [-1]))
+        masked = emit(gm, aten.logical_not.default, (flat,))
+        flat, masked = (flat, masked) if mask.real else (masked, flat)
         none = emit(gm, aten.logical_and.default, (start, emit(gm, aten.all.default, (masked,))))
-        real = emit(gm, aten.logical_or.default, (emit(gm, aten.logical_not.default, (masked,)), none))
+        real = emit(gm, aten.logical_or.default, (flat, none))
         places = gm.graph.call_function(aten.nonzero.default, (real,))
         places.meta["val"] = _of_free_length(gm, value(real), places.name)
         return emit(gm, aten.select.int, (places, 1, 0))

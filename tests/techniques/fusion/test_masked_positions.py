@@ -108,7 +108,15 @@ def shared(m: Unit, q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
     return zeros(m, q, k, mask) + k.tanh().sum(1)
 
 
-SKIPPED = (zeros, product, softmax, places, encoded, shared)
+def multiplied(m: Unit, q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+    return (m.scores(q, k) * (~mask).float().unsqueeze(-1) * k).sum(1)
+
+
+def chosen(m: Unit, q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+    return (torch.where(~mask.unsqueeze(-1), m.scores(q, k), 0.0) * k).sum(1)
+
+
+SKIPPED = (multiplied, chosen, zeros, product, softmax, places, encoded, shared)
 
 
 def finite(m: Unit, q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
@@ -140,7 +148,12 @@ def cheap(_: Unit, q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
     return (weights.unsqueeze(-1) * k).sum(1)
 
 
-KEPT = (finite, zeros_before_softmax, seen_by_others, mixed, no_sum, cheap)
+def weighted(m: Unit, q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+    """Weights of positions that are no mask."""
+    return (m.scores(q, k) * m.positions[:, :1] * k).sum(1) + mask.sum(1, keepdim=True)
+
+
+KEPT = (weighted, finite, zeros_before_softmax, seen_by_others, mixed, no_sum, cheap)
 
 
 @cache
