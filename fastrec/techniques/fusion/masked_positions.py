@@ -169,16 +169,16 @@ def _parts(node: fx.Node, part: Part) -> dict[fx.Node, Part] | None:
     found: dict[fx.Node, Part] = {}
     for argument, mine in zip(arguments(node), parts, strict=True):
         if mine is None:
-            if argument in found:
-                return None
             continue
-        whole = isinstance(mine, Part) and mine.place.plain and (mine.steps, mine.at) == (part.steps, 0)
-        if not whole or found.setdefault(argument, mine) != mine:
+        plain = isinstance(mine, Part) and mine.place.plain and (mine.steps, mine.at) == (part.steps, 0)
+        if not plain or found.setdefault(argument, mine) != mine:
             return None
         tensor = argument.meta["val"]
         if not isinstance(tensor, Tensor) or tensor.shape[mine.place.axis] != part.steps:
             return None
-    return found
+    # Read whole as well, it has to stay whole.
+    whole = [a for a, mine in zip(arguments(node), parts, strict=True) if mine is None]
+    return None if found.keys() & set(whole) else found
 
 
 def _dim(softmax: fx.Node) -> int:
@@ -230,9 +230,10 @@ def _ancestors(node: fx.Node) -> set[fx.Node]:
 
 @dataclass(frozen=True)
 class _Found:
-    """What is computed at the real positions, in order, and what they are picked from."""
+    """What is computed at the real positions, in order, of which arguments, and what they are picked from."""
 
     inner: dict[fx.Node, Part]
+    read: dict[fx.Node, dict[fx.Node, Part]]
     leaves: dict[fx.Node, Part]
 
 
@@ -264,6 +265,7 @@ class _Region:
     def _collect(self, whole: set[fx.Node]) -> _Found | None:
         parts: dict[fx.Node, Part] = {}
         leaves: dict[fx.Node, Part] = {}
+        read: dict[fx.Node, dict[fx.Node, Part]] = {}
         left = list(_summed(self._path[-1], self._part.steps).items())
         while left:
             node, part = left.pop()
@@ -274,13 +276,13 @@ class _Region:
                 continue
             given = self._read(node, part) if node.op == "call_function" and node not in whole else None
             if given is not None and self._rebuilds(node) and (given or is_call(node, aten.expand.default)):
-                parts[node] = part
+                parts[node], read[node] = part, given
                 left += given.items()
             elif _grows(node):
                 return None
             else:
                 leaves[node] = part
-        return _Found({node: parts[node] for node in self._gm.graph.nodes if node in parts}, leaves)
+        return _Found({node: parts[node] for node in self._gm.graph.nodes if node in parts}, read, leaves)
 
     def _read(self, node: fx.Node, part: Part) -> dict[fx.Node, Part] | None:
         if node in self._path and is_call(node, *_SOFTMAX) and _dim(node) == part.place.axis:
@@ -333,17 +335,23 @@ def _compute(gm: fx.GraphModule, region: _Found, end: fx.Node, real: fx.Node) ->
             axis = value(node).ndim + part.place.axis
             made[node] = emit(gm, aten.index_select.default, (node, axis, real))
         for node, part in region.inner.items():
+            picked = {argument: made[argument] for argument in region.read[node]}
             if operator_name(node) in _SIZED:
                 shape: list[Any] = list(shape_of(node))
                 shape[part.place.axis] = 1
                 shape = sizes.all(shape)
                 shape[part.place.axis] = length
-                target = aten.expand if is_call(node, aten.expand.default) else aten.reshape
+                target = aten.expand if operator_name(node).startswith("expand") else aten.reshape
                 source = arguments(node)[0]
-                made[node] = emit(gm, target.default, (made.get(source, source), shape))
+                made[node] = emit(gm, target.default, (picked.get(source, source), shape))
             else:
-                args, kwargs = fx.map_arg((node.args, node.kwargs), lambda old: made.get(old, old))
+                args, kwargs = _replaced(node, picked)
                 made[node] = emit(gm, node.target, args, kwargs)
     for argument in list(end.all_input_nodes):
         if argument in made:
             end.replace_input_with(argument, made[argument])
+
+
+def _replaced(node: fx.Node, picked: dict[fx.Node, fx.Node]) -> Any:
+    """The arguments of a call with some of them in place of others."""
+    return fx.map_arg((node.args, node.kwargs), lambda old: picked.get(old, old))

@@ -65,6 +65,7 @@ class Unit(nn.Module):
         self.dice, self.slope = Dice(12), nn.PReLU()
         self.positions = nn.Parameter(torch.randn(T, WIDTH))
         self.encoder = nn.GRU(WIDTH, WIDTH, batch_first=True)
+        self.gate = nn.Linear(WIDTH, 1)
         self.head = nn.Linear(2 * WIDTH, 1)
 
     def scores(self, query: Tensor, keys: Tensor, act: Callable[[Tensor], Tensor] | None = None) -> Tensor:
@@ -116,7 +117,13 @@ def chosen(m: Unit, q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
     return (torch.where(~mask.unsqueeze(-1), m.scores(q, k), 0.0) * k).sum(1)
 
 
-SKIPPED = (multiplied, chosen, zeros, product, softmax, places, encoded, shared)
+def attended(m: Unit, q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+    """Each position sees all others, padding included, before it is weighed."""
+    seen = ((q.unsqueeze(1) * k) @ k.transpose(1, 2)).softmax(-1) @ k
+    return (m.gate(seen).masked_fill(mask.unsqueeze(-1), 0.0) * k).sum(1)
+
+
+SKIPPED = (attended, multiplied, chosen, zeros, product, softmax, places, encoded, shared)
 
 
 def finite(m: Unit, q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
