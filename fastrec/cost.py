@@ -57,8 +57,8 @@ def cost(program: Program, rows: int) -> Cost:
     """What one call of a captured program takes at `rows` rows.
 
     A product that sums `k` terms for each of `m` results has `k m` multiply-adds; views (expands, reshapes, ...)
-    are free, and so is arithmetic on sizes. A size that depends on values (the ids that are not padding, say)
-    counts as `rows`.
+    are free, and so is arithmetic on sizes. A size that depends on values counts as the most it can be where it is
+    picked from a request (the positions that are not padding), otherwise as `rows`.
 
     Raises `InputError` for a program that was not captured. Cost: milliseconds.
 
@@ -132,6 +132,11 @@ class _Sizes:
             }.get(feature.role, rows)
             if isinstance(size, SymInt):
                 self._bind(size.node.expr, wanted)
+        for node in program.model.graph.nodes:
+            if operator_name(node) == "nonzero":
+                size, whole = value(node).shape[0], value(node.all_input_nodes[0]).numel()
+                if isinstance(size, SymInt) and isinstance(whole, int):
+                    self._bind(size.node.expr, whole)
 
     def _bind(self, expression: Any, wanted: int) -> None:
         """The symbol in `a symbol + b = wanted`, which is how the exporter writes sizes that are related."""

@@ -18,6 +18,8 @@ from ..program import Program
 from ..quiet import quiet
 from .base import Backend, Session
 from .common import captured, export_free, failure, tensor_bytes
+from .direct import direct
+from .split import split_picks
 
 __all__ = ["Inductor"]
 
@@ -63,8 +65,12 @@ class Inductor(Backend):
         if reason is not None:
             raise BackendUnavailable(reason, backend=self.name)
         gm = captured(program, self.name)
-        lifted, constants = _lift(gm)
+        front = None
         try:
+            split = split_picks(gm)
+            if split.picks:
+                front, gm = direct(split.lookups, tuple(program.batch)), split.dense
+            lifted, constants = _lift(gm)
             with (
                 quiet(),
                 tempfile.TemporaryDirectory(prefix="fastrec-", ignore_cleanup_errors=True) as folder,
@@ -72,7 +78,8 @@ class Inductor(Backend):
                 exported = export_free(lifted, self.name)
                 runner = _build(exported, os.path.join(folder, "graph.so"), self.freeze)
             inputs = [node.meta["val"] for node in gm.graph.nodes if node.op == "placeholder"]
-            session = _InductorSession(runner, constants, inputs, tensor_bytes(exported.state_dict.values()))
+            size = tensor_bytes(exported.state_dict.values())
+            session = _InductorSession(runner, constants, inputs, size, front)
             session(*program.batch)
         except Exception as error:
             raise failure(error, "cannot be compiled", self.name) from error
@@ -86,15 +93,25 @@ class _InductorSession(Session):
     fit would be read out of bounds.
     """
 
-    def __init__(self, runner: Any, constants: tuple[Tensor, ...], inputs: list[Tensor], size: int) -> None:
+    def __init__(
+        self,
+        runner: Any,
+        constants: tuple[Tensor, ...],
+        inputs: list[Tensor],
+        size: int,
+        front: Callable[..., tuple[Tensor, ...]] | None,
+    ) -> None:
         self._run: Callable[[tuple[Tensor, ...]], list[Tensor]] = runner.run
         self._constants = constants
         self._inputs = inputs
+        self._front = front
         self._fitting: set[tuple[Any, ...]] = set()
         self.resident_bytes = size
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Run one batch. Raises `InputError` for tensors of other types or sizes than those captured."""
+        if self._front is not None:
+            tensors = self._front(*tensors)
         form = tuple([(tensor.shape, tensor.dtype) for tensor in tensors])
         if form not in self._fitting:
             self._check(form)

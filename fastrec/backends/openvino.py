@@ -20,7 +20,7 @@ from .common import captured, failure
 from .direct import direct
 from .onnx_export import OnnxModel, export_onnx
 from .probe import crash_of
-from .split import split_lookups
+from .split import split_lookups, split_picks
 
 __all__ = ["OpenVino"]
 
@@ -65,10 +65,9 @@ class OpenVino(Backend):
         gm = captured(program, self.name)
         front = None
         try:
-            if self.lookups == "torch":
-                split = split_lookups(gm)
-                if split.tables:
-                    front, gm = direct(as_bags(split.lookups), tuple(program.batch)), split.dense
+            split = split_lookups(gm) if self.lookups == "torch" else split_picks(gm)
+            if split.tables or split.picks:
+                front, gm = direct(as_bags(split.lookups), tuple(program.batch)), split.dense
             session = _OpenVinoSession(export_onnx(gm, self.name, outside=False), front)
             session(*program.batch)
         except Exception as error:

@@ -5,6 +5,10 @@
 Gathering rows is slow in inference libraries and fast in torch, matrix products the other way round, so a
 backend may run each part where it is fastest. `lookups` holds every lookup in a constant table whose ids come
 from the inputs by integer arithmetic, selections and reshapes alone, and what those ids need.
+
+How many positions of a request hold something depends on its values, and compilers want such sizes given. So
+whatever is picked by `nonzero` of the request's is picked in `lookups`, with all that it comes from; the dense rest
+takes it with a free size.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from torch._ops import OpOverload
 from ..graph import VIEWS
 from .bags import is_pooling
 
-__all__ = ["Split", "split_lookups"]
+__all__ = ["Split", "split_lookups", "split_picks"]
 
 _aten = torch.ops.aten
 
@@ -36,12 +40,14 @@ _JOINS = frozenset(("cat", "concat", "stack"))
 class Split:
     """`lookups` maps the graph's flat inputs to a tuple of tensors, `dense` maps those to its flat outputs.
 
-    `tables` counts the lookups that moved; with none, `lookups` only passes inputs on.
+    `tables` counts the lookups that moved, `picks` what is picked by value; with neither, `lookups` only passes
+    inputs on.
     """
 
     lookups: fx.GraphModule
     dense: fx.GraphModule
     tables: int
+    picks: int = 0
 
 
 def split_lookups(gm: fx.GraphModule) -> Split:
@@ -50,10 +56,19 @@ def split_lookups(gm: fx.GraphModule) -> Split:
     A lookup whose ids are computed from other lookups, or that a graph with in-place writes makes, stays in
     the dense part. Cost: one pass over the nodes.
     """
-    moved = _moved(gm.graph)
+    return _split(gm, _moved(gm.graph))
+
+
+def split_picks(gm: fx.GraphModule) -> Split:
+    """What is picked by value and all it needs, and the rest, lookups included: for who gathers rows well itself."""
+    return _split(gm, _picked(gm.graph))
+
+
+def _split(gm: fx.GraphModule, moved: set[fx.Node]) -> Split:
     tables = sum(_is_lookup(node) for node in moved)
+    picks = sum(_name(node) == "nonzero" for node in moved)
     passed = _boundary(gm.graph, moved)
-    return Split(_front(gm, moved, passed), _rest(gm, moved, passed), tables)
+    return Split(_front(gm, moved, passed), _rest(gm, moved, passed), tables, picks)
 
 
 def _name(node: fx.Node) -> str:
@@ -93,11 +108,10 @@ def _is_exact(value: object) -> bool:
 
 def _moved(graph: fx.Graph) -> set[fx.Node]:
     """The nodes of the lookup part: lookups, what their ids need, and joins of nothing but lookups."""
-    calls = [node for node in graph.nodes if node.op == "call_function"]
-    if any(isinstance(node.target, OpOverload) and node.target._schema.is_mutable for node in calls):
+    if _writes(graph):
         return set()
     ids: set[fx.Node] = set()
-    moved: set[fx.Node] = set()
+    moved = _picked(graph)
     for node in graph.nodes:
         if node.op == "placeholder":
             ids.add(node)
@@ -111,6 +125,49 @@ def _moved(graph: fx.Graph) -> set[fx.Node]:
             ):
                 ids.add(node)
     return moved | _joined(graph, moved)
+
+
+def _writes(graph: fx.Graph) -> bool:
+    calls = [node for node in graph.nodes if node.op == "call_function"]
+    return any(isinstance(node.target, OpOverload) and node.target._schema.is_mutable for node in calls)
+
+
+def _picked(graph: fx.Graph) -> set[fx.Node]:
+    """Places that depend on values of the request, what is picked at these, and what both come from."""
+    if _writes(graph):
+        return set()
+    places: set[fx.Node] = set()
+    moved: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        if _name(node) == "nonzero":
+            chosen = not any(
+                _is_free(source) for source in [*node.all_input_nodes, *_ancestors([*node.all_input_nodes])]
+            )
+        elif _name(node) == "index_select":
+            source, _, index = node.args
+            assert isinstance(source, fx.Node)
+            if index in places and not any(_is_free(one) for one in _ancestors([source])):
+                moved |= {node, *_ancestors([source])}
+            continue
+        else:
+            chosen = _name(node) in VIEWS and any(arg in places for arg in node.all_input_nodes)
+        if chosen:
+            places.add(node)
+            moved |= {node, *_ancestors([node])}
+    return moved
+
+
+def _is_free(node: fx.Node) -> bool:
+    """Whether some size of the node is free: it is not of one request."""
+    found = node.meta.get("val")
+    parts = found if isinstance(found, (tuple, list)) else (found,)
+    return any(
+        isinstance(one, torch.SymInt)
+        or (isinstance(one, Tensor) and any(isinstance(size, torch.SymInt) for size in one.shape))
+        for one in parts
+    )
 
 
 def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.export import Dim
 
-from fastrec.backends.split import split_lookups
+from fastrec.backends.split import Split, split_lookups, split_picks
+from fastrec.graph import normalise
+from fastrec.inputs import read_layout
+from fastrec.program import Program
 
 from .graphs import CASES, ROWS, Case, captured, program_of
 
@@ -85,3 +91,58 @@ class Written(nn.Module):
 def test_nothing_moves_past_an_in_place_write() -> None:
     split = split_lookups(captured(Written(), (torch.arange(5),)).model)
     assert split.tables == 0
+
+
+class Picked(nn.Module):
+    """Of one request's ids those that are not 0, for each candidate; or of the candidates those that are positive."""
+
+    def __init__(self, *, of_request: bool) -> None:
+        super().__init__()
+        self.table = nn.Embedding(ROWS, 4)
+        self.of_request = of_request
+
+    def forward(self, ids: Tensor, x: Tensor) -> Tensor:
+        given = ids[0] if self.of_request else x[:, 0]
+        places = given.gt(0).nonzero().select(1, 0)
+        rows = self.table(ids.index_select(1, places) if self.of_request else ids)
+        weights = self.table.weight[0] * rows.sum((0, 1)) + places.sum()
+        return x + weights
+
+
+def picked(*, of_request: bool) -> tuple[Program, tuple[Tensor, Tensor]]:
+    batch = torch.tensor([[3, 0, 5, 0]]), torch.randn(6, 4)
+    sizes = ({}, {0: Dim.AUTO})
+    model = _Tuple(Picked(of_request=of_request).eval())
+    with torch.no_grad():
+        exported = torch.export.export(model, batch, dynamic_shapes=(sizes,), strict=False)
+    gm = normalise(exported.module(check_guards=False))
+    return Program(gm, batch, read_layout(gm.forward, batch)[0]), batch
+
+
+class _Tuple(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return (self.model(*tensors),)
+
+
+@pytest.mark.parametrize("split", [split_lookups, split_picks])
+def test_what_is_picked_by_value_of_a_request_is_picked_in_front(
+    split: Callable[[fx.GraphModule], Split],
+) -> None:
+    program, batch = picked(of_request=True)
+    parts = split(program.model)
+    assert parts.picks == 1 and parts.tables == (split is split_lookups)
+    assert "nonzero" not in parts.dense.code and "index_select" not in parts.dense.code
+    for ids in ([[3, 0, 5, 0]], [[1, 2, 3, 4]], [[0, 0, 0, 0]]):
+        given = torch.tensor(ids), batch[1]
+        assert torch.equal(parts.dense(*parts.lookups(*given))[0], program.model(*given)[0])
+
+
+def test_what_is_picked_of_candidates_stays() -> None:
+    program, batch = picked(of_request=False)
+    parts = split_picks(program.model)
+    assert parts.picks == 0 and "nonzero" in parts.dense.code
+    assert torch.equal(parts.dense(*parts.lookups(*batch))[0], program.model(*batch)[0])

@@ -22,6 +22,7 @@ from ...rows import take_rows
 from ..base import Applied, Change, Skip, Technique
 from .absorbed_attention import absorb_keys
 from .bags import simplify_bags
+from .channel_reshapes import drop_channel_reshapes
 from .common_subexpressions import merge_common
 from .constants import fold_constants
 from .contracted_heads import contract_heads
@@ -31,6 +32,7 @@ from .factored_products import factor_products
 from .filters import filter_one_position
 from .folded_lookups import FOLD_BYTES, fold_lookups
 from .linears import merge_linears
+from .masked_positions import skip_masked
 from .matmuls import name_linears
 from .no_ops import remove_no_ops
 from .norms import fold_norms
@@ -62,6 +64,7 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
         compute_once,
         select_parts,
         drop_expands,
+        drop_channel_reshapes,
     ),
     (
         fold_norms,
@@ -78,6 +81,7 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
         multiply_by_vector,
     ),
     (fold_lookups,),
+    (skip_masked,),
     (stack_lookups, stack_bags, pack_columns),
 )
 """Every rule, in order of application: what is known of the values, what removes work, what is worth memory, and
@@ -89,7 +93,7 @@ A phase is over when none of its rules applies; what it changed goes through tho
 RULES: tuple[Rule, ...] = tuple(rule for phase in PHASES for rule in phase)
 """Every rule, in order of application."""
 
-TRADES: tuple[Rule, ...] = (factor_products, split_cross_layers, split_linears, fold_lookups)
+TRADES: tuple[Rule, ...] = (factor_products, split_cross_layers, split_linears, fold_lookups, skip_masked)
 """Rules that make more calls of less work: at few rows they may lose what they gain at many."""
 
 _ROUNDS = 8

@@ -23,6 +23,7 @@ __all__ = ["drop_expands", "is_pointwise"]
 
 aten = torch.ops.aten
 _UNTAGGED = frozenset(("dropout", "masked_fill", "to", "_to_copy", "type_as", "prelu", "_prelu_kernel"))
+_WHERE = (aten.where.Scalar, aten.where.ScalarSelf, aten.where.ScalarOther)
 
 
 def is_pointwise(node: Any) -> bool:
@@ -32,7 +33,8 @@ def is_pointwise(node: Any) -> bool:
     if operator_name(node) == "prelu":
         # A slope for each channel is no broadcast.
         return value(node.args[1]).numel() == 1  # type: ignore[arg-type]
-    return torch.Tag.pointwise in node.target.tags or operator_name(node) in _UNTAGGED
+    known = operator_name(node) in _UNTAGGED or node.target in _WHERE
+    return known or torch.Tag.pointwise in node.target.tags
 
 
 def drop_expands(gm: fx.GraphModule) -> list[Change]:

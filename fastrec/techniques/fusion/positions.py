@@ -128,6 +128,13 @@ def _linear(node: fx.Node, part: Part) -> Parts | None:
     return _first(node, part) if part.place.axis != -1 else None
 
 
+def _prelu(node: fx.Node, part: Part) -> Parts | None:
+    """A slope for all, or one for each channel: dimension 1."""
+    found = arguments(node)
+    channels = value(found[1]).numel() > 1 and part.place.axis == 1 - value(found[0]).ndim
+    return None if channels else _first(node, part)
+
+
 def _layer_norm(node: fx.Node, part: Part) -> Parts | None:
     return _first(node, part) if -part.place.axis > len(_listed(node.args[1])) else None
 
@@ -352,6 +359,7 @@ _RULES: dict[Any, Callable[[fx.Node, Part], Parts | None]] = {
     aten.dropout.default: _kept,
     aten.contiguous.default: _kept,
     aten.linear.default: _linear,
+    aten.prelu.default: _prelu,
     aten.layer_norm.default: _layer_norm,
     aten.rms_norm.default: _layer_norm,
     **dict.fromkeys((aten.softmax.int, aten._softmax.default, aten.log_softmax.int), _along),
