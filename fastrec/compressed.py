@@ -83,7 +83,8 @@ class CompressedModel(nn.Module):
         # The usual call, tensors by position and a tensor as the answer, takes no walk through containers.
         self._spread = all(isinstance(tree, Leaf) for tree in original.layout.trees)
         self._single = isinstance(original.layout.outputs, Leaf)
-        self._routes: dict[tuple[tuple[torch.Size, torch.dtype], ...], Session] = {}
+        # The session of each form of batch, and whether it repeats the request's features.
+        self._routes: dict[tuple[tuple[torch.Size, torch.dtype], ...], tuple[Session, bool]] = {}
         self._once = once
         self._fallback = Repeated(OriginalSession(original), once) if once else OriginalSession(original)
 
@@ -93,16 +94,17 @@ class CompressedModel(nn.Module):
             return self._call_original(args, kwargs)
         flat = list(args) if self._spread and not kwargs else self._layout.flatten(args, kwargs)
         try:
-            session = self._routes.get(tuple([(tensor.shape, tensor.dtype) for tensor in flat]))
+            route = self._routes.get(tuple([(tensor.shape, tensor.dtype) for tensor in flat]))
         except AttributeError:
-            session = None
-        if session is None:
+            route = None
+        if route is None:
             flat = self._layout.flatten(args, kwargs)
-            session = self._route(flat)
-        if session is None:
+            route = self._route(flat)
+        if route is None:
             return self._call_unforeseen(args, kwargs, flat)
-        if self._once:
-            flat = self._once.one(flat)
+        session, several = route
+        if several:
+            flat = self._once.reduced(flat)
         if self._guard is not None:
             self._guard(flat)
         outputs = session(*flat)
@@ -148,8 +150,9 @@ class CompressedModel(nn.Module):
             )
         return self
 
-    def _route(self, flat: list[Tensor]) -> Session | None:
-        """The session for batches of these shapes, remembered; None for shapes that nobody foresaw.
+    def _route(self, flat: list[Tensor]) -> tuple[Session, bool] | None:
+        """The session for batches of these shapes and whether they repeat the request, remembered; None for shapes that
+        nobody foresaw.
 
         Narrower integers in `flat` are widened in place; other dtypes are refused.
         """
@@ -167,7 +170,7 @@ class CompressedModel(nn.Module):
             if list(shape) != sizes:
                 return None
         assert rows is not None
-        chosen = self.session(rows)
+        chosen = self.session(rows), self._once.several(flat)
         if len(self._routes) < _SHAPES and all(
             dtype is f.dtype for f, (_, dtype) in zip(features, given, strict=True)
         ):

@@ -92,7 +92,7 @@ def request_notes(program: Program) -> list[str]:
     differing = Once(program.layout.features).differing(program.flat(program.batch))
     if differing:
         notes.append(
-            f"rows of the example differ in {', '.join(map(repr, differing))}: its first row stands for the request"
+            f"rows of the example differ in {', '.join(map(repr, differing))}: they are taken as requests of their own"
         )
     return notes
 

@@ -116,7 +116,7 @@ def compress(
         if captured is not None:
             program = replace(program, layout=replace(program.layout, exempt=captured.plain.layout.exempt))
             guard = read_guard(captured.asked, on_nonfinite)
-            fresh = _fresh(work, once, captured.asked, guard)
+            fresh = _fresh(work, once, captured, guard)
             forms = (Form("", lambda: captured.fast), *captured.others)
             if not request_features:
                 graphs = tuple(technique for technique in steps if technique.level == "graph")
@@ -226,10 +226,11 @@ def _applied(work: Journal, program: Program, technique: Technique) -> Program:
     return program.with_model(applied.model)
 
 
-def _fresh(work: Journal, once: Once, asked: Program, guard: Guard) -> Batches:
+def _fresh(work: Journal, once: Once, captured: _Captured, guard: Guard) -> Batches:
     """Fresh batches of one request each, its features repeated, as the original takes them."""
-    given = [once.one(once.same(flat)) for flat in work.calibration or [once.all(asked.batch)]]
-    draw = Fresh(asked.layout.features, given, guard.bounds, redraw=not work.calibration)
+    flats = work.calibration or [list(captured.plain.batch)]
+    given = [once.one(once.same(flat)) for several in flats for flat in once.requests(several)]
+    draw = Fresh(captured.asked.layout.features, given, guard.bounds, redraw=not work.calibration)
     if not once:
         return draw
     return lambda rows, index: [tensor.contiguous() for tensor in once.all(once.same(draw(rows, index)))]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
@@ -21,11 +21,12 @@ from .errors import InputError, RequestMismatchError
 from .graph import copy_graph, emit, evaluate, is_call, sweep, value
 from .inputs import Feature
 from .program import Program
-from .rows import count_rows
+from .rows import count_rows, take_rows
 
 __all__ = ["Once", "ask"]
 
 aten = torch.ops.aten
+_REQUESTS = 8
 
 
 class Once:
@@ -58,6 +59,16 @@ class Once:
         Raises `RequestMismatchError` where rows of one differ, unless they are not to be compared.
         """
         self._fit(tensors)
+        return self.reduced(tensors)
+
+    def several(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether rows have to be compared or left out: none of it for a single candidate."""
+        return any(tensors[i].shape[axis] != 1 for i, axis in self._whole) or any(
+            self._check and len(tensors[i]) > 1 for i, _ in self._mixed
+        )
+
+    def reduced(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """As `one`, of a batch whose numbers of rows are known to fit."""
         if self._check:
             for index, axis in self._whole:
                 self._compare(index, tensors[index], axis)
@@ -120,6 +131,14 @@ class Once:
                 made[index] = made[index].clone()
                 made[index][:, columns] = made[index][:1, columns].clone()
         return made
+
+    def requests(self, tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+        """The flat batch with each of its first rows in turn in front, where they are different requests."""
+        rows = count_rows(self._features, tensors)
+        count = min(rows or 1, _REQUESTS) if self.differing(tensors) else 1
+        for start in range(count):
+            order = (torch.arange(rows or 1) + start) % (rows or 1)
+            yield take_rows(self._features, tensors, order) if count > 1 else list(tensors)
 
     def agreeing(self, tensors: Sequence[Tensor]) -> dict[str, bool | tuple[int, ...]]:
         """Undeclared features whose rows all agree, as a declaration would have them: `name -> True | columns`."""

@@ -301,3 +301,19 @@ def test_what_is_repeated_for_the_model_may_be_written_to() -> None:
     once = Once(names("user", request=True) + names("item"))
     user, item = once.all([torch.ones(1, 3), torch.ones(4, 3)])
     assert Writing()(user, item).tolist() == [3.0] * 4
+
+
+def test_rows_of_an_example_that_differ_are_requests_of_their_own() -> None:
+    once = Once(names("user", request=True) + names("item"))
+    user, item = torch.arange(12).reshape(4, 3), torch.arange(4)[:, None].repeat(1, 3)
+    found = [flat[0][0, 0].item() for flat in once.requests([user, item])]
+    assert found == [0, 3, 6, 9]
+    assert len(list(once.requests([user[:1].repeat(4, 1), item]))) == 1
+
+
+def test_a_single_candidate_is_not_compared() -> None:
+    once = Once(names("user", request=True) + names("x", request=(0, 2)))
+    assert not once.several([torch.zeros(1, 3), torch.zeros(1, 3)])
+    assert once.several([torch.zeros(1, 3), torch.zeros(2, 3)])
+    assert once.several([torch.zeros(2, 3), torch.zeros(2, 3)])
+    assert not Once(names("x", request=(0, 2)), check=False).several([torch.zeros(2, 3)])
