@@ -29,8 +29,11 @@ def with_table(text: str, results: Results) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write the table of each file; 0 when all are in."""
+    """Write the table of each file; 0 when all are in, 2 at one that is missing."""
     for name in arguments:
+        if not Path(name).is_file():
+            print(f"{name}: no such file of results", file=sys.stderr)
+            return 2
         README.write_text(with_table(README.read_text(), Results.read(Path(name))))
     return 0
 
