@@ -92,9 +92,12 @@ def rewritten_request(
         some = once.same([tensor[torch.arange(size) % len(tensor)] for tensor in batch])
         with torch.no_grad():
             exact = wide(*[tensor.double() if tensor.is_floating_point() else tensor for tensor in some])
-            got = after(*once.one(some))
+            got, old = after(*once.one(some)), model(*some)
         exact = exact if isinstance(exact, tuple) else (exact,)
-        for new, right in zip(got, exact, strict=True):
+        old = old if isinstance(old, tuple) else (old,)
+        for new, was, right in zip(got, old, exact, strict=True):
             assert new.shape == right.shape
-            torch.testing.assert_close(new.double(), right.double(), rtol=1e-5, atol=1e-5)
+            # What the original's own rounding is, some layers (a norm of nearly equal numbers) make of any rounding.
+            rounding = float((was.double() - right.double()).abs().max()) if right.numel() else 0.0
+            torch.testing.assert_close(new.double(), right.double(), rtol=1e-5, atol=1e-5 + 8 * rounding)
     return after, changes

@@ -17,9 +17,10 @@ from fastrec.backends import Eager, Inductor, OnnxRuntime, OpenVino
 from fastrec.backends.base import Backend
 from fastrec.capture import capture
 from fastrec.cost import cost
+from fastrec.declared import read_request
 from fastrec.graph import copy_graph
 from fastrec.program import Program
-from fastrec.request import Once, ask, read_request
+from fastrec.request import Once, ask
 from fastrec.techniques import Fuse
 from fastrec.techniques.fusion.masked_positions import skip_masked
 
