@@ -21,7 +21,7 @@ from .verify import checked_rows, verify
 
 __all__ = ["Form", "Made", "compile_forms", "session_call"]
 
-_LAST = 0.4  # share of the time that is kept for measuring
+_LAST = 0.33  # share of the time that is kept for measuring
 _LOOK = 0.3  # seconds to see which backends lead, at each size
 
 
@@ -68,7 +68,7 @@ def compile_forms(
         for backend in leading:
             label = _label(backend, form)
             show(f"compiling for {label}")
-            if journal.left < _LAST or work.took[backend] > 0.25 * remaining(journal.deadline):
+            if journal.left < _LAST or work.took[backend] > 0.4 * remaining(journal.deadline):
                 journal.failed(label, "not tried: the time limit was near")
                 continue
             if program is None:
