@@ -11,7 +11,7 @@ from .inputs import Feature, read_layout
 from .program import Program, target_of
 from .request import Once
 
-__all__ = ["Declared", "read_program", "read_request", "request_notes"]
+__all__ = ["Declared", "named", "read_program", "read_request", "request_notes"]
 
 Declared: TypeAlias = Sequence[str] | Mapping[str, bool | Iterable[int]]
 """Names of request features, or a mapping `name -> True | columns`."""
@@ -82,7 +82,7 @@ def _refuse_unspread(features: Sequence[Feature], rows: int | None) -> None:
 def request_notes(program: Program) -> list[str]:
     """What was taken as the request's, in words for the report."""
     taken = [f for f in program.layout.features if f.request]
-    whole = [_named(f) for f in taken if f.role in ("rows", "fixed")]
+    whole = [named(f.name, f.request) for f in taken if f.role in ("rows", "fixed")]
     jagged = [repr(f.name) for f in taken if f.role not in ("rows", "fixed")]
     notes = [f"taken as the request's: {', '.join(whole)}"] if whole else []
     if jagged:
@@ -97,10 +97,9 @@ def request_notes(program: Program) -> list[str]:
     return notes
 
 
-def _named(feature: Feature) -> str:
-    if isinstance(feature.request, tuple):
-        return f"{feature.name!r} columns {', '.join(map(str, feature.request))}"
-    return repr(feature.name)
+def named(name: str, declared: bool | tuple[int, ...]) -> str:
+    """A declared feature in words."""
+    return f"{name!r} columns {', '.join(map(str, declared))}" if isinstance(declared, tuple) else repr(name)
 
 
 def _places(features: Sequence[Feature], name: object) -> list[int]:

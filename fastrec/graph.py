@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,12 +21,14 @@ from torch.fx.graph import CodeGen
 __all__ = [
     "VIEWS",
     "add_constant",
+    "ancestors",
     "constant",
     "copy_graph",
     "emit",
     "evaluate",
     "free_sizes",
     "is_call",
+    "is_free",
     "is_random",
     "is_written",
     "normalise",
@@ -179,6 +181,29 @@ def free_sizes(gm: fx.GraphModule, example: Sequence[Tensor], axes: Sequence[int
     except (RuntimeError, ValueError, TypeError):
         for node, value in old.items():
             node.meta["val"] = value
+
+
+def ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """The calls among these nodes and all that they come from."""
+    found: set[fx.Node] = set()
+    left = list(nodes)
+    while left:
+        node = left.pop()
+        if node not in found and node.op == "call_function":
+            found.add(node)
+            left.extend(node.all_input_nodes)
+    return found
+
+
+def is_free(node: fx.Node) -> bool:
+    """Whether some size of the node's value is free: it is not that of one request."""
+    found = node.meta.get("val")
+    parts = found if isinstance(found, (tuple, list)) else (found,)
+    return any(
+        isinstance(one, torch.SymInt)
+        or (isinstance(one, Tensor) and any(isinstance(size, torch.SymInt) for size in one.shape))
+        for one in parts
+    )
 
 
 def is_call(node: Any, *targets: Any) -> bool:

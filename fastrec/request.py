@@ -147,8 +147,7 @@ class Once:
             axis = feature.axis or 0
             if feature.role != "rows" or feature.request is not False or tensor.shape[axis] < 2:
                 continue
-            first = tensor.narrow(axis, 0, 1)
-            equal = tensor.eq(first) | (tensor.ne(tensor) & first.ne(first))
+            equal = _equal(tensor, tensor.narrow(axis, 0, 1))
             if bool(equal.all()):
                 found[feature.name] = True
             elif tensor.dim() == 2 and axis == 0 and bool((columns := equal.all(0)).any()):
@@ -175,7 +174,7 @@ class Once:
         if torch.equal(tensor.narrow(axis, 1, rows - 1), tensor.narrow(axis, 0, rows - 1)):
             return
         first = tensor.narrow(axis, 0, 1)
-        differ = tensor.ne(first) & ~(tensor.ne(tensor) & first.ne(first))
+        differ = ~_equal(tensor, first)
         if bool(differ.any()):
             place = differ.nonzero()[0].tolist()
             feature, row = self._features[index], place[axis]
@@ -189,6 +188,11 @@ class Once:
                 feature=feature.name,
                 row=row,
             )
+
+
+def _equal(tensor: Tensor, first: Tensor) -> Tensor:
+    """Where the elements equal those of the first row; NaN equals NaN."""
+    return tensor.eq(first) | (tensor.ne(tensor) & first.ne(first))
 
 
 def _slice(columns: tuple[int, ...]) -> slice | list[int]:

@@ -21,6 +21,7 @@ from .verify import checked_rows, verify
 
 __all__ = ["Form", "Made", "compile_forms", "session_call"]
 
+_FIRST = 0.6  # share of the time that must be left for one more backend
 _LAST = 0.33  # share of the time that is kept for measuring
 _LOOK = 0.3  # seconds to see which backends lead, at each size
 
@@ -61,15 +62,15 @@ def compile_forms(
     main = forms[0].make()
     for backend in backends:
         show(f"compiling for {backend.label}")
-        work.compile(forms[0], main, backend)
+        if not work.late(forms[0], backend):
+            work.compile(forms[0], main, backend)
     leading = work.leading(backends)
     for form in forms[1:]:
         program: Program | None = None
         for backend in leading:
             label = _label(backend, form)
             show(f"compiling for {label}")
-            if journal.left < _LAST or work.took[backend] > 0.4 * remaining(journal.deadline):
-                journal.failed(label, "not tried: the time limit was near")
+            if work.late(form, backend):
                 continue
             if program is None:
                 program = form.make()
@@ -102,12 +103,18 @@ class _Compiling:
         self._original = original.with_model(original.draft(private_buffers=True).eval())
         self._axes = original.layout.output_axes
 
+    def late(self, form: Form, backend: Backend) -> bool:
+        """Whether there is a session already and no time for another one; notes it."""
+        share = _LAST if form.name else _FIRST
+        long = bool(form.name) and self.took[backend] > 0.4 * remaining(self._journal.deadline)
+        late = bool(self.made) and (self._journal.left < share or long)
+        if late:
+            self._journal.failed(_label(backend, form), "not tried: the time limit was near")
+        return late
+
     def compile(self, form: Form, program: Program, backend: Backend) -> None:
         """One more session, if it can be had."""
         label = _label(backend, form)
-        if self.made and self._journal.left < (_LAST if form.name else 0.6):
-            self._journal.failed(label, "not tried: the time limit was near")
-            return
         began = time.perf_counter()
         try:
             session = backend.compile(program)

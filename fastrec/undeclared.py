@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from .cost import per_candidate
-from .declared import read_request
+from .declared import named, read_request
 from .errors import FastrecError
 from .program import Program
 from .request import Once, ask
@@ -26,7 +26,7 @@ def advice(plain: Program, now: Program, rewrite: Callable[[Program], Program]) 
     rows = plain.layout.rows
     if not found or rows is None or rows < 2:
         return []
-    names = ", ".join(map(_named, found.items()))
+    names = ", ".join(named(*declared) for declared in found.items())
     note = f"all rows of the example agree in {names}; where they do in every call, declare it in request_features"
     try:
         features = read_request(plain.layout.features, found)
@@ -37,8 +37,3 @@ def advice(plain: Program, now: Program, rewrite: Callable[[Program], Program]) 
     if after >= before:
         return [note]
     return [f"{note}: {before:,.0f} multiply-adds per candidate would be {after:,.0f}"]
-
-
-def _named(declared: tuple[str, bool | tuple[int, ...]]) -> str:
-    name, columns = declared
-    return f"{name!r} columns {', '.join(map(str, columns))}" if isinstance(columns, tuple) else repr(name)

@@ -18,7 +18,6 @@ from ..program import Program
 from ..quiet import quiet
 from .base import Backend, Session
 from .common import captured, export_free, failure, tensor_bytes
-from .direct import direct
 from .split import split_picks
 
 __all__ = ["Inductor"]
@@ -65,11 +64,11 @@ class Inductor(Backend):
         if reason is not None:
             raise BackendUnavailable(reason, backend=self.name)
         gm = captured(program, self.name)
-        front = None
         try:
             split = split_picks(gm)
-            if split.picks:
-                front, gm = direct(split.lookups, tuple(program.batch)), split.dense
+            front = split.front(program.batch)
+            if front is not None:
+                gm = split.dense
             lifted, constants = _lift(gm)
             with (
                 quiet(),

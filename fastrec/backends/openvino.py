@@ -14,10 +14,8 @@ from torch import Tensor
 
 from ..errors import BackendError, BackendUnavailable
 from ..program import Program
-from .bags import as_bags
 from .base import Backend, Session
 from .common import captured, failure
-from .direct import direct
 from .onnx_export import OnnxModel, export_onnx
 from .probe import crash_of
 from .split import split_lookups, split_picks
@@ -63,11 +61,11 @@ class OpenVino(Backend):
         if reason is not None:
             raise BackendUnavailable(reason, backend=self.name)
         gm = captured(program, self.name)
-        front = None
         try:
             split = split_lookups(gm) if self.lookups == "torch" else split_picks(gm)
-            if split.tables or split.picks:
-                front, gm = direct(as_bags(split.lookups), tuple(program.batch)), split.dense
+            front = split.front(program.batch)
+            if front is not None:
+                gm = split.dense
             session = _OpenVinoSession(export_onnx(gm, self.name, outside=False), front)
             session(*program.batch)
         except Exception as error:

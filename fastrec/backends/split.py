@@ -14,15 +14,16 @@ takes it with a free size.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from ..graph import VIEWS
-from .bags import is_pooling
+from ..graph import VIEWS, ancestors, is_free, is_written
+from .bags import as_bags, is_pooling
+from .direct import direct
 
 __all__ = ["Split", "split_lookups", "split_picks"]
 
@@ -48,6 +49,12 @@ class Split:
     dense: fx.GraphModule
     tables: int
     picks: int = 0
+
+    def front(self, batch: Sequence[Tensor]) -> Callable[..., tuple[Tensor, ...]] | None:
+        """What runs `lookups` in torch, in front of a session of `dense`; None where nothing moved."""
+        if not (self.tables or self.picks):
+            return None
+        return direct(as_bags(self.lookups), tuple(batch))
 
 
 def split_lookups(gm: fx.GraphModule) -> Split:
@@ -119,7 +126,7 @@ def _moved(graph: fx.Graph) -> set[fx.Node]:
             sources = [arg for arg in node.all_input_nodes if arg.op != "get_attr"]
             if _is_lookup(node):
                 if sources and all(arg in ids for arg in sources):
-                    moved |= {node, *_ancestors(sources)}
+                    moved |= {node, *ancestors(sources)}
             elif all(arg in ids for arg in sources) and (
                 _is_exact(node.meta.get("val")) or (_name(node) in VIEWS and sources)
             ):
@@ -128,8 +135,7 @@ def _moved(graph: fx.Graph) -> set[fx.Node]:
 
 
 def _writes(graph: fx.Graph) -> bool:
-    calls = [node for node in graph.nodes if node.op == "call_function"]
-    return any(isinstance(node.target, OpOverload) and node.target._schema.is_mutable for node in calls)
+    return any(is_written(node) for node in graph.nodes)
 
 
 def _picked(graph: fx.Graph) -> set[fx.Node]:
@@ -143,42 +149,20 @@ def _picked(graph: fx.Graph) -> set[fx.Node]:
             continue
         if _name(node) == "nonzero":
             chosen = not any(
-                _is_free(source) for source in [*node.all_input_nodes, *_ancestors([*node.all_input_nodes])]
+                is_free(source) for source in [*node.all_input_nodes, *ancestors([*node.all_input_nodes])]
             )
         elif _name(node) == "index_select":
             source, _, index = node.args
             assert isinstance(source, fx.Node)
-            if index in places and not any(_is_free(one) for one in _ancestors([source])):
-                moved |= {node, *_ancestors([source])}
+            if index in places and not any(is_free(one) for one in ancestors([source])):
+                moved |= {node, *ancestors([source])}
             continue
         else:
             chosen = _name(node) in VIEWS and any(arg in places for arg in node.all_input_nodes)
         if chosen:
             places.add(node)
-            moved |= {node, *_ancestors([node])}
+            moved |= {node, *ancestors([node])}
     return moved
-
-
-def _is_free(node: fx.Node) -> bool:
-    """Whether some size of the node is free: it is not of one request."""
-    found = node.meta.get("val")
-    parts = found if isinstance(found, (tuple, list)) else (found,)
-    return any(
-        isinstance(one, torch.SymInt)
-        or (isinstance(one, Tensor) and any(isinstance(size, torch.SymInt) for size in one.shape))
-        for one in parts
-    )
-
-
-def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    left = list(nodes)
-    while left:
-        node = left.pop()
-        if node not in found and node.op == "call_function":
-            found.add(node)
-            left.extend(node.all_input_nodes)
-    return found
 
 
 def _joined(graph: fx.Graph, moved: set[fx.Node]) -> set[fx.Node]:
@@ -207,7 +191,7 @@ def _joined(graph: fx.Graph, moved: set[fx.Node]) -> set[fx.Node]:
     # Views that no join took up stay in the dense part, where they are free.
     chosen = followers | joins
     for join in joins:
-        chosen |= {node for node in _ancestors([join]) if node in rows}
+        chosen |= {node for node in ancestors([join]) if node in rows}
     return chosen
 
 

@@ -24,8 +24,9 @@ import sympy
 import torch
 from torch import Tensor, fx
 
-from ...graph import add_constant, constant, emit, is_call, value
+from ...graph import add_constant, emit, is_call, value
 from ..base import Change
+from .linears import linear_weights
 from .moves import reads_strides
 from .positions import MOVES
 from .purity import writes
@@ -227,10 +228,11 @@ def _saves(linear: fx.Node, uses: list[Use]) -> bool:
 
 
 def _weights(gm: fx.GraphModule, linear: fx.Node) -> tuple[Tensor, Tensor | None] | None:
-    bias_node = linear.args[2] if len(linear.args) > 2 else linear.kwargs.get("bias")
-    weight, bias = constant(gm, linear.args[1]), constant(gm, bias_node)
-    if weight is None or weight.ndim != 2 or (bias_node is not None and bias is None):
+    """The weight and bias of a linear map, no bias where it is zero; None where they are not constant."""
+    held = linear_weights(gm, linear)
+    if held is None:
         return None
+    weight, bias = held
     return weight, bias if bias is not None and bool(bias.count_nonzero()) else None
 
 

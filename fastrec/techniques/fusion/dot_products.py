@@ -20,6 +20,7 @@ from torch import Tensor, fx
 from ...graph import emit, is_call, value
 from ..base import Change
 from .purity import writes
+from .replacing import replace_each
 
 __all__ = ["multiply_by_vector"]
 
@@ -30,19 +31,7 @@ def multiply_by_vector(gm: fx.GraphModule) -> list[Change]:
     """Replaces sums of products with one vector; edits `gm` in place. No constants are added."""
     if writes(gm):
         return []
-    changes: list[Change] = []
-    for node in list(gm.graph.nodes):
-        if is_call(node, aten.sum.dim_IntList):
-            made = _of_sum(gm, node)
-        elif is_call(node, aten.matmul.default, aten.bmm.default):
-            made = _of_product(gm, node)
-        else:
-            continue
-        if made is not None:
-            node.replace_all_uses_with(made)
-            gm.graph.erase_node(node)
-            changes.append(Change("multiply by vector", node.name, "one vector for all rows"))
-    return changes
+    return replace_each(gm, _MAKERS, "multiply by vector", "one vector for all rows")
 
 
 def _of_sum(gm: fx.GraphModule, node: fx.Node) -> fx.Node | None:
@@ -114,3 +103,10 @@ def _same(left: Any, right: Any) -> bool:
 def _multiply(gm: fx.GraphModule, block: fx.Node, vector: fx.Node) -> fx.Node:
     flat = emit(gm, aten.reshape.default, (vector, [-1]))
     return emit(gm, aten.matmul.default, (block, flat))
+
+
+_MAKERS = {
+    aten.sum.dim_IntList: _of_sum,
+    aten.matmul.default: _of_product,
+    aten.bmm.default: _of_product,
+}

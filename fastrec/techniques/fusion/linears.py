@@ -21,7 +21,7 @@ from ...graph import add_constant, constant, emit, is_call, value
 from ..base import Change
 from .purity import writes
 
-__all__ = ["merge_linears"]
+__all__ = ["linear_weights", "merge_linears"]
 
 aten = torch.ops.aten
 _WIDEST = 4096
@@ -40,7 +40,7 @@ def _in_a_row(gm: fx.GraphModule) -> list[Change]:
         inner = outer.args[0] if is_call(outer, aten.linear.default) else None
         if not isinstance(inner, fx.Node) or not is_call(inner, aten.linear.default) or len(inner.users) != 1:
             continue
-        first, second = _weights(gm, inner), _weights(gm, outer)
+        first, second = linear_weights(gm, inner), linear_weights(gm, outer)
         if first is None or second is None:
             continue
         (w1, b1), (w2, b2) = first, second
@@ -68,7 +68,7 @@ def _scaled(gm: fx.GraphModule) -> list[Change]:
             or not isinstance(number, (int, float))
         ):
             continue
-        held = _weights(gm, inner)
+        held = linear_weights(gm, inner)
         if held is None or value(node).dtype != value(inner).dtype or isinstance(number, bool):
             continue
         factor = number if is_call(node, aten.mul.Tensor) else 1.0 / number
@@ -85,10 +85,14 @@ def _side_by_side(gm: fx.GraphModule) -> list[Change]:
     changes: list[Change] = []
     groups: dict[fx.Node, list[fx.Node]] = {}
     for node in gm.graph.nodes:
-        if is_call(node, aten.linear.default) and value(node).ndim == 2 and _weights(gm, node) is not None:
+        if (
+            is_call(node, aten.linear.default)
+            and value(node).ndim == 2
+            and linear_weights(gm, node) is not None
+        ):
             groups.setdefault(node.args[0], []).append(node)
     for source, members in groups.items():
-        held = [weights for node in members if (weights := _weights(gm, node)) is not None]
+        held = [found for node in members if (found := linear_weights(gm, node)) is not None]
         widths = [weight.shape[0] for weight, _ in held]
         alike = len({weight.dtype for weight, _ in held}) == 1
         if len(members) < 2 or sum(widths) > _WIDEST or not alike:
@@ -117,7 +121,8 @@ def _side_by_side(gm: fx.GraphModule) -> list[Change]:
     return changes
 
 
-def _weights(gm: fx.GraphModule, node: fx.Node) -> tuple[Tensor, Tensor | None] | None:
+def linear_weights(gm: fx.GraphModule, node: fx.Node) -> tuple[Tensor, Tensor | None] | None:
+    """The weight and bias of a linear map; None where they are not constant."""
     bias_node: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
     weight, bias = constant(gm, node.args[1]), constant(gm, bias_node)
     if weight is None or weight.ndim != 2 or (bias_node is not None and bias is None):

@@ -27,7 +27,7 @@ from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
 
-from ...graph import add_constant, emit, is_call, operator_name, value
+from ...graph import add_constant, ancestors, emit, is_call, is_free, operator_name, value
 from ..base import Change
 from .positions import Part, Place, arguments, parts_read
 from .purity import writes
@@ -115,12 +115,12 @@ def _is_tensor(node: Any) -> bool:
 def _masked(fill: fx.Node, given: _Mask) -> Part | None:
     """The positions that the mask of one request masks."""
     mask = given.node
-    if _grows(mask):
+    if is_free(mask):
         return None
     long = [axis for axis in range(-value(mask).ndim, 0) if value(mask).shape[axis] != 1]
-    if len(long) != 1 or any(_grows(node) for node in _ancestors(mask)):
+    if len(long) != 1 or any(is_free(node) for node in ancestors(mask.all_input_nodes)):
         return None
-    return Part(Place(long[0]), int(value(mask).shape[long[0]]), 0) if _grows(fill) else None
+    return Part(Place(long[0]), int(value(mask).shape[long[0]]), 0) if is_free(fill) else None
 
 
 def _path(fill: fx.Node, part: Part, zeros: bool) -> list[fx.Node] | None:
@@ -208,26 +208,6 @@ def _summed(node: fx.Node, steps: int) -> dict[fx.Node, Part]:
     }
 
 
-def _grows(node: fx.Node) -> bool:
-    """Whether the node is each candidate's: its size is not that of one request."""
-    found = node.meta.get("val")
-    if isinstance(found, torch.SymInt):
-        return True
-    parts = found if isinstance(found, (list, tuple)) else [found]
-    return any(isinstance(n, torch.SymInt) for one in parts if isinstance(one, Tensor) for n in one.shape)
-
-
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    left = list(node.all_input_nodes)
-    while left:
-        one = left.pop()
-        if one not in found and one.op == "call_function":
-            found.add(one)
-            left.extend(one.all_input_nodes)
-    return found
-
-
 @dataclass(frozen=True)
 class _Found:
     """What is computed at the real positions, in order, of which arguments, and what they are picked from."""
@@ -242,7 +222,7 @@ class _Region:
 
     def __init__(self, gm: fx.GraphModule, path: list[fx.Node], part: Part, mask: fx.Node) -> None:
         self._gm, self._path, self._part = gm, path, part
-        self._mask = {mask, *_ancestors(mask)}
+        self._mask = {mask, *ancestors(mask.all_input_nodes)}
 
     def found(self) -> _Found | None:
         """The region; None where it is not closed, or not worth it."""
@@ -253,13 +233,13 @@ class _Region:
                 return None
             inside = region.inner.keys() | self._mask | {self._path[-1]}
             read = {node for node in region.inner if any(user not in inside for user in node.users)}
-            if any(_grows(node) for node in read):
+            if any(is_free(node) for node in read):
                 return None
             if not read:
                 break
             # What others read of the request is there already, and is picked from.
             whole |= read
-        works = any(is_call(node, aten.linear.default) and _grows(node) for node in region.inner)
+        works = any(is_call(node, aten.linear.default) and is_free(node) for node in region.inner)
         return region if works and self._path[0] in region.inner else None
 
     def _collect(self, whole: set[fx.Node]) -> _Found | None:
@@ -278,7 +258,7 @@ class _Region:
             if given is not None and self._rebuilds(node) and (given or is_call(node, aten.expand.default)):
                 parts[node], read[node] = part, given
                 left += given.items()
-            elif _grows(node):
+            elif is_free(node):
                 return None
             else:
                 leaves[node] = part

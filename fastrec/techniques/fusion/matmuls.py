@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from ...graph import add_constant, constant, emit, is_call, value
 from ..base import Change
 from .purity import writes
+from .replacing import replace_each
 
 __all__ = ["name_linears"]
 
@@ -28,29 +29,21 @@ def name_linears(gm: fx.GraphModule) -> list[Change]:
     """Writes products with constant matrices as linear maps; edits `gm` in place. No constants are copied."""
     if writes(gm):
         return []
-    changes: list[Change] = []
-    for node in list(gm.graph.nodes):
-        found = _operands(node)
-        weight = None if found is None else constant(gm, found[1])
-        if found is None or weight is None or not weight.is_floating_point() or weight.ndim > 2:
-            continue
-        x, held, bias = found
-        if (
-            value(x).ndim < 2
-            or value(x).dtype != weight.dtype
-            or (bias is not None and value(bias).ndim != 1)
-        ):
-            continue
-        transposed: Tensor = weight[None] if weight.ndim == 1 else weight.t()
-        with gm.graph.inserting_before(node):
-            name = add_constant(gm, f"{held.target}_transposed", transposed)
-            made = emit(gm, aten.linear.default, (x, name) if bias is None else (x, name, bias))
-            if weight.ndim == 1:
-                made = emit(gm, aten.squeeze.dim, (made, -1))
-        node.replace_all_uses_with(made)
-        gm.graph.erase_node(node)
-        changes.append(Change("name linears", node.name, "a product with a constant matrix"))
-    return changes
+    return replace_each(gm, _MAKERS, "name linears", "a product with a constant matrix")
+
+
+def _linear(gm: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    found = _operands(node)
+    weight = None if found is None else constant(gm, found[1])
+    if found is None or weight is None or not weight.is_floating_point() or weight.ndim > 2:
+        return None
+    x, held, bias = found
+    if value(x).ndim < 2 or value(x).dtype != weight.dtype or (bias is not None and value(bias).ndim != 1):
+        return None
+    transposed: Tensor = weight[None] if weight.ndim == 1 else weight.t()
+    name = add_constant(gm, f"{held.target}_transposed", transposed)
+    made = emit(gm, aten.linear.default, (x, name) if bias is None else (x, name, bias))
+    return emit(gm, aten.squeeze.dim, (made, -1)) if weight.ndim == 1 else made
 
 
 def _operands(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node | None] | None:
@@ -63,3 +56,6 @@ def _operands(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node | None] | None:
     else:
         return None
     return (x, weight, bias) if isinstance(x, fx.Node) and isinstance(weight, fx.Node) else None
+
+
+_MAKERS = dict.fromkeys((aten.matmul.default, aten.mm.default, aten.addmm.default), _linear)

@@ -24,6 +24,7 @@ from ...graph import emit, is_call, value
 from ..base import Change
 from .once import spread_of
 from .purity import writes
+from .replacing import replace_each
 
 __all__ = ["share_operands"]
 
@@ -34,22 +35,7 @@ def share_operands(gm: fx.GraphModule) -> list[Change]:
     """Multiplies with what the request gives once; edits `gm` in place. No constants are added."""
     if writes(gm):
         return []
-    changes: list[Change] = []
-    for node in list(gm.graph.nodes):
-        with gm.graph.inserting_before(node):
-            if is_call(node, aten.bmm.default, aten.matmul.default):
-                made = _product(gm, node)
-            elif is_call(node, aten.scaled_dot_product_attention.default):
-                made = _attention(gm, node)
-            elif is_call(node, aten.sum.dim_IntList):
-                made = _weighted(gm, node)
-            else:
-                continue
-        if made is not None:
-            node.replace_all_uses_with(made)
-            gm.graph.erase_node(node)
-            changes.append(Change("share operands", node.name, "one product for all candidates"))
-    return changes
+    return replace_each(gm, _MAKERS, "share operands", "one product for all candidates")
 
 
 def _shared(node: Any, ndim: int) -> fx.Node | None:
@@ -150,3 +136,11 @@ def _weighted(gm: fx.GraphModule, node: fx.Node) -> fx.Node | None:
         made = emit(gm, aten.matmul.default, (rows, matrix))
         return emit(gm, aten.unsqueeze.default, (made, axis)) if kept else made
     return None
+
+
+_MAKERS = {
+    aten.bmm.default: _product,
+    aten.matmul.default: _product,
+    aten.scaled_dot_product_attention.default: _attention,
+    aten.sum.dim_IntList: _weighted,
+}

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ...graph import constant, emit, operator_name, value
+from ...graph import emit, operator_name, value
+from .linears import linear_weights
 from .once import dimension
 
 __all__ = ["joined", "opened", "summands", "weights"]
@@ -17,11 +18,8 @@ aten = torch.ops.aten
 
 def weights(gm: fx.GraphModule, node: fx.Node) -> tuple[Tensor, Tensor | None] | None:
     """The weight and bias of a linear map, constant floats; None where they are not."""
-    given: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
-    weight, bias = constant(gm, node.args[1]), constant(gm, given)
-    if weight is None or weight.ndim != 2 or (given is not None and bias is None):
-        return None
-    return (weight, bias) if weight.is_floating_point() else None
+    held = linear_weights(gm, node)
+    return held if held is not None and held[0].is_floating_point() else None
 
 
 def opened(x: fx.Node, columns: Tensor, whole: fx.Node | None = None) -> list[tuple[fx.Node, Tensor]]:
