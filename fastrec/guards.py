@@ -33,7 +33,8 @@ NonFinite = Literal["raise", "propagate"]
 # Largest whole number up to which float32 holds every whole number.
 _EXACT = {torch.float32: 2**24, torch.float64: 2**53, torch.float16: 2**11, torch.bfloat16: 2**8}
 # Up to so many numbers Python compares them with less disturbance to the call that follows: an array kernel
-# costs 2 us by itself, and another 10 us by what it pushes out of the instruction cache.
+# costs 2 us by itself, and another 10 us by the code it has to fetch. The larger ones are left to torch, whose code
+# the call needs anyway: numpy's would be fetched for the guard alone.
 _FEW = 64
 _MOVES = VIEWS | {"cat", "concat", "stack", "to", "_to_copy", "sym_size", "getitem", "mul", "floordiv"}
 _SHIFTS = frozenset(("add", "sub", "rsub"))
@@ -76,7 +77,7 @@ class Guard:
         self._finite = tuple(index for index, check in enumerate(finite) if check)
         self._computed, self._sizes = computed, tuple(sizes)
         self._plain: list[tuple[int, int]] = []
-        self._columns: list[tuple[int, Array, list[int]]] = []
+        self._columns: list[tuple[int, Tensor, list[int]]] = []
         self._general: list[tuple[int, Bounds]] = []
         stacks: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
         for index, (feature, bound) in enumerate(zip(features, bounds, strict=True)):
@@ -87,15 +88,15 @@ class Guard:
                 key = (feature.shape[1:], feature.role, feature.axis)
                 stacks.setdefault(key, []).append((index, int(bound.high.flat[0])))
             elif natural:
-                limits = np.where(np.isinf(bound.high), 2**62, bound.high).astype(np.uint64)
+                limits = torch.from_numpy(np.where(np.isinf(bound.high), 2**62, bound.high).astype(np.int64))
                 self._columns.append((index, limits, limits.ravel().tolist()))
             else:
                 self._general.append((index, bound))
-        self._stacks: list[tuple[tuple[int, ...], Array]] = []
+        self._stacks: list[tuple[tuple[int, ...], Tensor]] = []
         for members in stacks.values():
             # Many features of one shape are compared as one array: a call costs more than its elements.
             if len(members) > 3 and features[members[0][0]].role == "rows":
-                limits = np.array([size for _, size in members], dtype=np.uint64)
+                limits = torch.tensor([size for _, size in members])
                 shape = (-1, *(1 for _ in features[members[0][0]].shape))
                 self._stacks.append((tuple(index for index, _ in members), limits.reshape(shape)))
             else:
@@ -104,27 +105,21 @@ class Guard:
     def __call__(self, tensors: Sequence[Tensor]) -> None:
         """Raise at the first element that does not fit."""
         for index, size in self._plain:
-            ids = tensors[index]
-            if ids.numel() <= _FEW:
-                numbers = ids.numpy().ravel().tolist()
-                bad = numbers and (max(numbers) >= size or min(numbers) < 0)
-            else:
-                # As unsigned numbers the negative ones are the largest.
-                bad = ids.numpy().view(np.uint64).max() >= size
-            if bad:
-                self._refuse(index, ids)
+            low, high = _extremes(tensors[index])
+            if high >= size or low < 0:
+                self._refuse(index, tensors[index])
         for index, limits, listed in self._columns:
             ids = tensors[index]
             if ids.numel() == len(listed):
-                numbers = ids.numpy().ravel().tolist()
+                numbers = ids.ravel().tolist()
                 bad = any(map(operator.ge, numbers, listed)) or min(numbers) < 0
             else:
-                bad = (ids.numpy().view(np.uint64) >= limits).any()
+                bad = _extremes(ids)[0] < 0 or bool(ids.ge(limits).any())
             if bad:
                 self._refuse(index, ids)
         for members, limits in self._stacks:
             together = torch.stack([tensors[index] for index in members])
-            if (together.numpy().view(np.uint64) >= limits).any():
+            if _extremes(together)[0] < 0 or bool(together.ge(limits).any()):
                 for index in members:
                     self._refuse(index, tensors[index])
         for index, bound in self._general:
@@ -135,9 +130,7 @@ class Guard:
         if self._computed is not None:
             self._check_computed(tensors)
         for index in self._finite:
-            x = _array(tensors[index]).ravel()
-            # The product with itself is the cheapest pass over an array; where it overflows, a look decides.
-            if not math.isfinite(sum(x.tolist()) if x.size <= _FEW else np.dot(x, x)):
+            if not _seems_finite(tensors[index]):
                 self._refuse_nonfinite(index, tensors[index])
 
     def _refuse(self, index: int, tensor: Tensor) -> None:
@@ -229,6 +222,25 @@ def read_guard(captured: Program, nonfinite: NonFinite = "raise") -> Guard:
         for tensor, bound in zip(captured.batch, bounds, strict=True)
     ]
     return Guard(features, bounds, finite, _subgraph(gm, computed) if computed else None, sizes)
+
+
+def _extremes(tensor: Tensor) -> tuple[int, int]:
+    """The least and the largest of whole numbers; zeros where there are none."""
+    count = tensor.numel()
+    if count > _FEW:
+        low, high = torch.aminmax(tensor)
+        return int(low), int(high)
+    numbers = tensor.ravel().tolist()
+    return (min(numbers), max(numbers)) if count else (0, 0)
+
+
+def _seems_finite(tensor: Tensor) -> bool:
+    """Whether all elements are finite; a sum that overflows is taken for one that is not."""
+    if tensor.numel() <= _FEW:
+        return math.isfinite(sum(tensor.ravel().tolist()))
+    # Among numbers of which one is NaN both extremes are NaN.
+    low, high = torch.aminmax(tensor)
+    return math.isfinite(low) and math.isfinite(high)
 
 
 def _array(tensor: Tensor) -> Array:
