@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from .measure.accuracy import Fidelity
 from .report import Step, Trial
 from .techniques import Skip
 
@@ -24,7 +23,6 @@ class Journal:
     skipped: list[Skip] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    fidelity: Fidelity | None = None
     calibration: list[list[Tensor]] = field(default_factory=list)
 
     @property
@@ -35,8 +33,3 @@ class Journal:
     def failed(self, label: str, reason: str) -> None:
         """Notes that something did not get as far as timing."""
         self.trials.append(Trial(0, label, None, None, reason))
-
-    def compared(self, found: Fidelity) -> None:
-        """Keeps the largest difference of outputs."""
-        if self.fidelity is None or found.max_abs >= self.fidelity.max_abs:
-            self.fidelity = found

@@ -117,15 +117,15 @@ def compress(
             program = replace(program, layout=replace(program.layout, exempt=captured.plain.layout.exempt))
             guard = read_guard(captured.asked, on_nonfinite)
             fresh = _fresh(work, once, captured, guard)
-            forms = (Form("", lambda: captured.fast), *captured.others)
             if not request_features:
                 graphs = tuple(technique for technique in steps if technique.level == "graph")
                 work.notes += advice(captured.plain, captured.fast, lambda asked: _rewritten(asked, graphs))
-            sessions = compile_forms(work, program, once, forms, chosen, fresh, sizes, show)
+            sessions = compile_forms(work, program, once, captured.forms, chosen, fresh, sizes, show)
+            if not sessions and not work.trials:
+                work.notes.append("no backend was given or is installed, so nothing was measured")
             results = _measure(work, program, once, sessions, guard if guards else None, fresh, sizes, show)
         made = _assemble(work, program, once, captured, sessions, results, guard if guards else None)
-        programs = [captured.fast, *(made.program for made in sessions.values())] if captured else []
-        made.report = _report(work, program, made, results, steps, programs)
+        made.report = _report(work, program, made, results, steps, sessions)
         if captured is not None:
             made.report = replace(made.report, work=_work(captured))
         made.recipe = steps
@@ -134,12 +134,12 @@ def compress(
 
 @dataclass(frozen=True)
 class _Captured:
-    """The captured program as it is, as one request asks for it, after the recipe, and other forms worth measuring."""
+    """The captured program as it is, as one request asks for it, after the recipe, and all forms worth measuring."""
 
     plain: Program
     asked: Program
     fast: Program
-    others: tuple[Form, ...]
+    forms: tuple[Form, ...]
 
 
 def _read(
@@ -197,6 +197,7 @@ def _apply(work: Journal, program: Program, recipe: Recipe, strict: bool, show: 
         if not blocked:
             work.skipped.append(Skip("capture", type(program.model).__name__, str(error)))
         return None
+    plain = replace(plain, calibration=tuple(tuple(flat) for flat in work.calibration))
     asked = fast = ask(plain)
     graphs = [technique for technique in recipe if technique.level == "graph"]
     others: list[Form] = []
@@ -205,11 +206,18 @@ def _apply(work: Journal, program: Program, recipe: Recipe, strict: bool, show: 
         before = fast
         fast = _applied(work, fast, technique)
         for name, other in technique.alternatives(work.steps[-1].changes).items():
-            others.append(Form(name, partial(_rewritten, before, (other, *graphs[place + 1 :]))))
+            rest = (other, *graphs[place + 1 :])
+            others.append(Form(name, partial(_rewritten, before, rest), exact=recipe.exact))
+    forms = [Form("", lambda: fast, exact=recipe.exact, main=True)]
+    exact = [technique for technique in graphs if technique.exact]
+    if len(exact) < len(graphs) and all(t.exact for t in recipe if t.level == "module"):
+        # What approximates has to be faster than what does not, or it is dropped.
+        forms.append(Form("exact", partial(_rewritten, asked, tuple(exact)), main=True))
     if asked is not plain:
         # Where rows are few, one lookup and one product for all of them may beat one for the request and one more.
-        others.append(Form("whole batch", partial(_rewritten, plain, tuple(graphs)), whole=True))
-    return _Captured(plain, asked, fast, tuple(others))
+        whole = partial(_rewritten, plain, tuple(graphs))
+        others.append(Form("whole batch", whole, whole=True, exact=recipe.exact))
+    return _Captured(plain, asked, fast, (*forms, *others))
 
 
 def _rewritten(program: Program, techniques: Sequence[Technique]) -> Program:
@@ -339,19 +347,18 @@ def _report(
     made: CompressedModel,
     results: Sequence[SizeResult],
     recipe: Recipe,
-    programs: Sequence[Program],
+    serving: Mapping[str, Made],
 ) -> Report:
     improved = made.plan is not None
-    if programs and not improved and not work.trials:
-        work.notes.append("no backend was given or is installed, so nothing was measured")
-    kept = [made.original.model, *(program.model for program in programs if improved)]
+    programs = [made.program] if made.program is not None and improved else []
+    kept = [p.model for p in (made.original, *programs, *(session.program for session in serving.values()))]
     return Report(
         status="improved" if improved else "unchanged",
         sizes=tuple(results),
         steps=tuple(work.steps),
         skipped=tuple(work.skipped),
         trials=tuple(work.trials),
-        fidelity=work.fidelity,
+        fidelity=max((m.fidelity for m in serving.values()), key=lambda found: found.max_abs, default=None),
         memory=Memory(
             tensor_bytes(program.model),
             tensor_bytes(*kept),
@@ -374,5 +381,5 @@ def _unreadable(work: Journal, target: Any, batch: Any, recipe: Recipe) -> Compr
     layout, _ = read_layout(getattr(model, entry), batch)
     program = Program(model, batch, layout, entry)
     made = CompressedModel(program, {}, None, None, Once(layout.features))
-    made.report, made.recipe = _report(work, program, made, (), recipe, ()), recipe
+    made.report, made.recipe = _report(work, program, made, (), recipe, {}), recipe
     return made

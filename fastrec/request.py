@@ -244,8 +244,14 @@ def ask(captured: Program) -> Program:
     if any(isinstance(feature.request, tuple) and feature.role == "rows" for feature in features):
         exempt = tuple(sorted({0, *exempt}))  # there is no row 0 to spread
     layout = replace(captured.layout, features=tuple(made), exempt=exempt)
-    batch = tuple(once.one(list(once.same(captured.batch))))
-    return replace(captured, model=gm, layout=layout, batch=batch)
+
+    def asked(flat: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return tuple(once.one(once.same(flat)))
+
+    calibration = [asked(given) for flat in captured.calibration for given in once.requests(flat)]
+    return replace(
+        captured, model=gm, layout=layout, batch=asked(captured.batch), calibration=tuple(calibration)
+    )
 
 
 def _count(gm: fx.GraphModule, node: fx.Node, feature: Feature) -> fx.Node:

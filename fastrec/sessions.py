@@ -13,13 +13,16 @@ from .compressed import Repeated
 from .errors import BackendError
 from .graph import share_constants
 from .journal import Journal
+from .measure import Fidelity
 from .plan import Batches, leaders, remaining
 from .program import Program
 from .progress import Stages
 from .request import Once
-from .verify import checked_rows, verify
+from .verify import checked_rows, neighbours, verify
 
 __all__ = ["Form", "Made", "compile_forms", "session_call"]
+
+Call = Callable[[list[Tensor]], Sequence[Tensor]]
 
 _FIRST = 0.6  # share of the time that must be left for one more backend
 _LAST = 0.33  # share of the time that is kept for measuring
@@ -28,20 +31,26 @@ _LOOK = 0.3  # seconds to see which backends lead, at each size
 
 @dataclass(frozen=True)
 class Form:
-    """One way to write the captured program: its name beside a backend's, how it is made, and whether it takes the
-    request's features repeated for every row."""
+    """One way to write the captured program: its name beside a backend's and how it is made.
+
+    `whole` says that it takes the request's features repeated for every row, `exact` that it keeps the answer, `main`
+    that every backend is to try it, not those alone that lead.
+    """
 
     name: str
     make: Callable[[], Program]
     whole: bool = False
+    exact: bool = True
+    main: bool = False
 
 
 @dataclass(frozen=True)
 class Made:
-    """A session and the program it was compiled from."""
+    """A session, the program it was compiled from, and how far its answers are off."""
 
     session: Session
     program: Program
+    fidelity: Fidelity
 
 
 def compile_forms(
@@ -54,29 +63,31 @@ def compile_forms(
     sizes: Sequence[int],
     show: Stages,
 ) -> dict[str, Made]:
-    """Sessions by their label: the first form by every backend, the others by those that lead with it.
+    """Sessions by their label: the main forms by every backend, the others by those that lead with one.
 
     Whatever cannot be compiled, answers differently or would take too long is left out, with its reason.
     """
     work = _Compiling(journal, original, once, fresh, sizes)
-    main = forms[0].make()
-    for backend in backends:
-        show(f"compiling for {backend.label}")
-        if not work.late(forms[0], backend):
-            work.compile(forms[0], main, backend)
-    leading = work.leading(backends)
-    for form in forms[1:]:
-        program: Program | None = None
-        for backend in leading:
-            label = _label(backend, form)
-            show(f"compiling for {label}")
-            if work.late(form, backend):
+    leading = backends
+    first: fx.GraphModule | None = None
+    for main in (True, False):
+        for form in forms:
+            if form.main is not main:
                 continue
-            if program is None:
-                program = form.make()
-                assert isinstance(program.model, fx.GraphModule) and isinstance(main.model, fx.GraphModule)
-                share_constants(program.model, main.model)
-            work.compile(form, program, backend)
+            program: Program | None = None
+            for backend in leading:
+                label = _label(backend, form)
+                show(f"compiling for {label}")
+                if work.late(form, backend):
+                    continue
+                if program is None:
+                    program = form.make()
+                    assert isinstance(program.model, fx.GraphModule)
+                    first = first or program.model
+                    share_constants(program.model, first)
+                work.compile(form, program, backend)
+        if main:
+            leading = work.leading(backends, [form for form in forms if form.main])
     return work.made
 
 
@@ -105,8 +116,8 @@ class _Compiling:
 
     def late(self, form: Form, backend: Backend) -> bool:
         """Whether there is a session already and no time for another one; notes it."""
-        share = _LAST if form.name else _FIRST
-        long = bool(form.name) and self.took[backend] > 0.4 * remaining(self._journal.deadline)
+        share = _FIRST if form.main else _LAST
+        long = not form.main and self.took[backend] > 0.4 * remaining(self._journal.deadline)
         late = bool(self.made) and (self._journal.left < share or long)
         if late:
             self._journal.failed(_label(backend, form), "not tried: the time limit was near")
@@ -120,13 +131,7 @@ class _Compiling:
             session = backend.compile(program)
             if form.whole:
                 session = Repeated(session, self._once)
-            worst = verify(
-                lambda flat: self._original.run(flat)[0],
-                session_call(session, self._once),
-                self._fresh,
-                checked_rows(program, self._sizes),
-                self._axes,
-            )
+            found = self._checked(form, program, session_call(session, self._once))
         except BackendError as error:
             self._journal.failed(label, str(error))
             return
@@ -134,21 +139,39 @@ class _Compiling:
             self._journal.failed(label, f"{type(error).__name__}: {error}"[:300])
             return
         self.took[backend] = time.perf_counter() - began
-        if isinstance(worst, str):
-            self._journal.failed(label, worst)
+        if isinstance(found, str):
+            self._journal.failed(label, found)
             return
-        self.made[label] = Made(session, program)
-        self._journal.compared(worst)
+        self.made[label] = Made(session, program, found)
 
-    def leading(self, backends: Sequence[Backend]) -> list[Backend]:
-        """The backends that were fastest at some size, at a short look."""
+    def leading(self, backends: Sequence[Backend], forms: Sequence[Form]) -> list[Backend]:
+        """The backends that were fastest with some form at some size, at a short look."""
+        found = {_label(backend, form): backend for backend in backends for form in forms}
         calls: Mapping[str, Callable[[list[Tensor]], object]] = {
-            backend.label: session_call(self.made[backend.label].session, self._once)
-            for backend in backends
-            if backend.label in self.made
+            label: session_call(self.made[label].session, self._once) for label in found if label in self.made
         }
-        if len(calls) < 2:
-            return [backend for backend in backends if backend.label in calls]
+        if len({found[label] for label in calls}) < 2:
+            return list(dict.fromkeys(found[label] for label in calls))
         sizes = {self._sizes[0], self._sizes[len(self._sizes) // 2]}
-        first = {name for rows in sizes for name in leaders(rows, calls, self._fresh, _LOOK)}
-        return [backend for backend in backends if backend.label in first]
+        first = {found[label] for rows in sizes for label in leaders(rows, calls, self._fresh, _LOOK)}
+        return [backend for backend in backends if backend in first]
+
+    def _checked(self, form: Form, program: Program, call: Call) -> Fidelity | str:
+        """How far a session is off, or why it may not serve."""
+        rows = checked_rows(program, self._sizes)
+        reference = None if form.exact else self._plain(form, program)
+        found = verify(
+            lambda flat: self._original.run(flat)[0], call, self._fresh, rows, self._axes, reference
+        )
+        layout = program.layout
+        if reference is None or isinstance(found, str) or layout.rows is None or not layout.independent:
+            return found
+        crowd = self._fresh(max(rows), 5)
+        reason = neighbours(call, self._once.candidates, crowd, self._axes, layout.exempt)
+        return found if reason is None else reason
+
+    def _plain(self, form: Form, program: Program) -> Call:
+        """The program run as it is written."""
+        if form.whole:
+            return lambda flat: program.run(flat)[0]
+        return lambda flat: program.run(self._once.first(flat))[0]

@@ -1,4 +1,4 @@
-"""Whether a session answers as the original does, over batches of several sizes."""
+"""Whether a session may stand for the original: how far its answers are off, and whether a row's depends on others."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .inputs import Feature
 from .measure import fidelity
 from .measure.accuracy import Fidelity
 from .program import Program
+from .rows import count_rows, take_rows
 
-__all__ = ["checked_rows", "verify"]
+__all__ = ["checked_rows", "neighbours", "verify"]
+
+Answer = Callable[[list[Tensor]], Sequence[Tensor]]
 
 _CHECKED = (1, 2, 3, 33)
+_OUTLIERS = (1e3, 1e30)
 
 
 def checked_rows(captured: Program, sizes: Sequence[int]) -> list[int]:
@@ -25,29 +30,88 @@ def checked_rows(captured: Program, sizes: Sequence[int]) -> list[int]:
 
 
 def verify(
-    original: Callable[[list[Tensor]], Sequence[Tensor]],
-    session: Callable[[list[Tensor]], Sequence[Tensor]],
+    original: Answer,
+    session: Answer,
     fresh: Callable[[int, int], list[Tensor]],
     rows: Sequence[int],
     axes: Sequence[int | None],
+    reference: Answer | None = None,
 ) -> Fidelity | str:
     """The difference over batches of these many rows, or why the session may not serve.
 
+    Without `reference` the session has to answer as the original does, but for rounding. With one, the plain form of
+    a program that is approximate, it may stray from that no further than that strays from the original.
     `axes` are the dimensions of the answers that count rows. The answers of all batches are judged together: what
     rounding may do to one is known by the spread of many.
     """
     before: list[list[Tensor]] = []
+    meant: list[list[Tensor]] = []
     after: list[list[Tensor]] = []
     for count in rows:
         for index in range(max(1, 16 // count)):
             flat = fresh(count, 7 + index)
             before.append(list(original(flat)))
             after.append(list(session(flat)))
+            if reference is not None:
+                meant.append(list(reference(flat)))
             for old, new in zip(before[-1], after[-1], strict=True):
                 if old.shape != new.shape or old.dtype != new.dtype:
                     return f"at {count} rows it answers {tuple(new.shape)} {new.dtype}, the original {tuple(old.shape)} {old.dtype}"
     found = fidelity(_joined(before, axes), _joined(after, axes))
-    return found if found.exact else f"answers differ from the original's by {found.max_abs:.3g}"
+    if reference is None:
+        return found if found.exact else f"answers differ from the original's by {found.max_abs:.3g}"
+    strayed = fidelity(_joined(meant, axes), _joined(after, axes))
+    allowed = fidelity(_joined(before, axes), _joined(meant, axes)).max_abs
+    close = strayed.nonfinite_alike and not strayed.differing and strayed.max_abs <= allowed
+    if strayed.exact or close:
+        return found
+    return f"answers differ from the plain form's by {strayed.max_abs:.3g}, that from the original's by {allowed:.3g}"
+
+
+def neighbours(
+    session: Answer,
+    features: Sequence[Feature],
+    crowd: Sequence[Tensor],
+    axes: Sequence[int | None],
+    exempt: Sequence[int] = (),
+) -> str | None:
+    """Why a row's answer depends on the rows beside it, or None where it does not.
+
+    The crowd is answered as it is and turned round, and two of its rows alone and beside a row of 1e3, and of 1e30, in
+    place of its floats. A scale taken from the whole batch shows here, and nowhere else. `exempt` are numbers of rows
+    that the session is not called with.
+    """
+    count = count_rows(features, crowd) or 1
+    together = list(session(list(crowd)))
+
+    def off(batch: list[Tensor], rows: Tensor) -> float | None:
+        """How far the answers to the first of these rows are from those in the crowd."""
+        got = [_first(answer, axis, len(rows)) for answer, axis in zip(session(batch), axes, strict=True)]
+        want = [
+            a if axis is None else a.index_select(axis, rows) for a, axis in zip(together, axes, strict=True)
+        ]
+        found = fidelity(want, got)
+        return None if found.exact else found.max_abs
+
+    turned = torch.arange(count).flip(0)
+    found = [("in another order", off(take_rows(features, crowd, turned), turned))]
+    for row in (torch.tensor([0]), torch.tensor([count // 2])):
+        if 1 not in exempt:
+            found.append(("alone", off(take_rows(features, crowd, row), row)))
+        for outlier in _OUTLIERS:
+            pair = take_rows(features, crowd, torch.cat([row, torch.tensor([count - 1])]))
+            for feature, tensor in zip(features, pair, strict=True):
+                if feature.role == "rows" and tensor.is_floating_point() and not feature.request:
+                    tensor.select(feature.axis or 0, 1).fill_(outlier)
+            found.append((f"beside a row of {outlier:g}", off(pair, row)))
+    for where, difference in found:
+        if difference is not None:
+            return f"a row's answer differs by {difference:.3g} {where}: it depends on its neighbours"
+    return None
+
+
+def _first(answer: Tensor, axis: int | None, count: int) -> Tensor:
+    return answer if axis is None else answer.narrow(axis, 0, count)
 
 
 def _joined(batches: Sequence[Sequence[Tensor]], axes: Sequence[int | None]) -> list[Tensor]:

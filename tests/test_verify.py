@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from fastrec.capture import capture
+from fastrec.inputs import Feature
 from fastrec.measure import Fidelity
 from fastrec.program import Program
-from fastrec.verify import checked_rows, verify
+from fastrec.verify import checked_rows, neighbours, verify
 
 
 def fresh(rows: int, index: int) -> list[Tensor]:
@@ -38,3 +39,46 @@ def test_other_values_shapes_and_types_are_reasons() -> None:
 def test_small_numbers_of_rows_the_examples_and_one_that_is_served() -> None:
     captured = capture(Program.read(torch.nn.Linear(3, 1).eval(), torch.randn(7, 3)))
     assert checked_rows(captured, (1, 90, 500)) == [1, 2, 3, 7, 33, 90]
+
+
+def scaled(flat: list[Tensor]) -> list[Tensor]:
+    """One scale for the whole batch."""
+    step = flat[0].abs().max() / 127
+    return [((flat[0] / step).round() * step).sum(1)]
+
+
+def by_row(flat: list[Tensor]) -> list[Tensor]:
+    """One scale for each row."""
+    step = flat[0].abs().amax(1, keepdim=True) / 127
+    return [((flat[0] / step).round() * step).sum(1)]
+
+
+def test_with_a_plain_form_a_session_may_stray_as_far_as_that_does() -> None:
+    def coarse(flat: list[Tensor]) -> list[Tensor]:
+        return [(flat[0] * 2).round(decimals=1)]
+
+    def moved(flat: list[Tensor]) -> list[Tensor]:
+        return [coarse(flat)[0] + 0.02]
+
+    assert isinstance(verify(double, coarse, fresh, [1, 33], (0,)), str)
+    found = verify(double, coarse, fresh, [1, 33], (0,), coarse)
+    assert isinstance(found, Fidelity) and not found.exact
+    assert isinstance(verify(double, moved, fresh, [1, 33], (0,), coarse), Fidelity)
+    far = verify(double, lambda flat: [coarse(flat)[0] + 0.2], fresh, [1, 33], (0,), coarse)
+    assert "plain form" in str(far)
+
+
+def test_one_scale_for_the_batch_is_seen_and_one_for_each_row_is_not() -> None:
+    features = (Feature("x", torch.float32, (33, 3), 0, "rows"),)
+    reason = neighbours(scaled, features, fresh(33, 0), (0,))
+    assert reason is not None and "depends on its neighbours" in reason
+    assert neighbours(by_row, features, fresh(33, 0), (0,)) is None
+
+
+def test_numbers_of_rows_that_a_session_does_not_take_are_not_tried() -> None:
+    def several(flat: list[Tensor]) -> list[Tensor]:
+        assert len(flat[0]) > 1
+        return by_row(flat)
+
+    features = (Feature("x", torch.float32, (33, 3), 0, "rows"),)
+    assert neighbours(several, features, fresh(33, 0), (0,), exempt=(1,)) is None
