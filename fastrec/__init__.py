@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .budget import Budget
     from .compressed import CompressedModel
     from .errors import (
         BackendError,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Budget": "budget",
     "CompressedModel": "compressed",
     "Fuse": "techniques",
     "Recipe": "recipe",
@@ -47,6 +49,7 @@ _HOMES = {
 __all__ = [
     "BackendError",
     "BackendUnavailable",
+    "Budget",
     "CaptureError",
     "CompressedModel",
     "FastrecError",

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -14,11 +12,12 @@ from torch import Tensor, fx, nn
 
 from .arguments import own_random_state, read_backends, read_recipe, read_sizes
 from .backends import Backend
-from .capture import capture
+from .budget import Budget
+from .certify import Certifier, Evaluate
 from .compressed import CompressedModel, release_moved
 from .cost import per_candidate, per_request
-from .declared import Declared, read_program, request_notes
-from .errors import CaptureError, FastrecError, InputError, TechniqueError
+from .declared import Declared
+from .errors import InputError
 from .fresh import Fresh
 from .guards import Guard, read_guard
 from .inputs import read_layout
@@ -39,16 +38,17 @@ from .plan import (
 from .program import Program, target_of
 from .progress import Stages, stages
 from .recipe import Recipe
-from .report import Memory, Report, SizeResult, Step, Work
-from .request import Once, ask
-from .sessions import Form, Made, compile_forms, session_call
-from .techniques import Skip, Technique
+from .report import Accuracy, Memory, Report, SizeResult, Work
+from .request import Once
+from .rewriting import Captured, apply_recipe, read, rewritten
+from .rows import count_rows
+from .sessions import Made, compile_forms, session_call
+from .techniques import Technique
 from .undeclared import advice
 
 __all__ = ["compress"]
 
 _SIZES = (1, 32, 100, 500, 1000)
-_BATCHES = 64
 
 
 def compress(
@@ -58,6 +58,8 @@ def compress(
     request_features: Declared | None = None,
     check_request: bool = True,
     calibration: Iterable[Any] | None = None,
+    evaluate: Evaluate | None = None,
+    budget: Budget | None = None,
     recipe: Technique | Sequence[Technique] | Recipe | None = None,
     backends: Backend | Sequence[Backend] | None = None,
     batch_sizes: Sequence[int] = _SIZES,
@@ -78,8 +80,12 @@ def compress(
     repeated, as before, or once, with one row. Calls whose rows differ in it raise `RequestMismatchError`, unless
     `check_request=False`.
 
-    `calibration` gives more real batches, whose rows are then used for timing. `recipe` names the techniques
-    (None: every exact one), `backends` who may run them (None: those installed), `batch_sizes` the numbers of
+    `calibration` gives more real batches, whose rows are then used for timing and by techniques that look at traffic.
+    `evaluate(model)` gives metrics, as `{"auc": 0.79}`; made by `fastrec.measure.evaluator` it certifies. Approximate
+    techniques then serve, whole or in milder settings, only where their loss is certified to be within `budget` (None:
+    0.0002 of AUC, nothing of other metrics).
+
+    `recipe` names the techniques (None: every exact one), `backends` who may run them (None: those installed), `batch_sizes` the numbers of
     rows to measure. `guards=False` drops the checks of ids and finiteness, `on_nonfinite="propagate"` those of
     finiteness alone. `seconds` is how long it may take, about. The model, global threads, seeds and warnings are left
     as they were; its tensors are shared, not copied.
@@ -102,139 +108,46 @@ def compress(
         raise InputError(f"on_nonfinite is 'raise' or 'propagate', got {on_nonfinite!r}")
     if not seconds > 0:
         raise InputError(f"seconds must be above 0, got {seconds!r}")
+    if budget is not None and evaluate is None:
+        raise InputError(
+            "a budget needs evaluate=..., which says what was lost: see fastrec.measure.evaluator"
+        )
     work = Journal(began, began + seconds)
     with own_random_state(), stages(progress) as show:
         show("reading the model")
-        program = _read(work, model, batch, request_features, calibration)
+        program = read(work, model, batch, request_features, calibration)
         if program is None:
             return _unreadable(work, model, batch, steps)
         once = Once(program.layout.features, check=check_request)
-        captured = _apply(work, program, steps, recipe is not None, show)
+        certifier = Certifier(program, once, evaluate, budget) if evaluate is not None else None
+        captured = apply_recipe(work, program, steps, recipe is not None, certifier, show)
         guard: Guard | None = None
         sessions: dict[str, Made] = {}
         results: list[SizeResult] = []
+        accuracy: tuple[Accuracy, ...] = ()
         if captured is not None:
             program = replace(program, layout=replace(program.layout, exempt=captured.plain.layout.exempt))
             guard = read_guard(captured.asked, on_nonfinite)
             fresh = _fresh(work, once, captured, guard)
+            steps = captured.recipe
             if not request_features:
                 graphs = tuple(technique for technique in steps if technique.level == "graph")
-                work.notes += advice(captured.plain, captured.fast, lambda asked: _rewritten(asked, graphs))
+                work.notes += advice(captured.plain, captured.fast, lambda asked: rewritten(asked, graphs))
             sessions = compile_forms(work, program, once, captured.forms, chosen, fresh, sizes, show)
             if not sessions and not work.trials:
                 work.notes.append("no backend was given or is installed, so nothing was measured")
-            results = _measure(work, program, once, sessions, guard if guards else None, fresh, sizes, show)
+            results, accuracy = _settle(
+                work, program, once, sessions, guard if guards else None, fresh, sizes, certifier, show
+            )
         made = _assemble(work, program, once, captured, sessions, results, guard if guards else None)
-        made.report = _report(work, program, made, results, steps, sessions)
+        made.report = replace(_report(work, program, made, results, steps, sessions), accuracy=accuracy)
         if captured is not None:
             made.report = replace(made.report, work=_work(captured))
         made.recipe = steps
     return made
 
 
-@dataclass(frozen=True)
-class _Captured:
-    """The captured program as it is, as one request asks for it, after the recipe, and all forms worth measuring."""
-
-    plain: Program
-    asked: Program
-    fast: Program
-    forms: tuple[Form, ...]
-
-
-def _read(
-    work: Journal, target: Any, batch: Any, request: Declared | None, calibration: Iterable[Any] | None
-) -> Program | None:
-    """The program, or None for a model that cannot be copied to be looked at."""
-    model, _ = target_of(target)
-    if any(module.training for module in model.modules()):
-        work.notes.append(
-            "the model was in training mode: it was measured, and is served, in evaluation mode"
-        )
-    batches = list(itertools.islice(calibration or (), _BATCHES))
-    try:
-        program = read_program(target, batch, batches, request or ())
-    except FastrecError:
-        raise
-    except Exception as error:  # noqa: BLE001 - a stranger's module may refuse to be copied in any way
-        work.skipped.append(Skip("copy", type(model).__name__, f"{type(error).__name__}: {error}"[:300]))
-        return None
-    for index, other in enumerate(batches):
-        try:
-            work.calibration.append(Once(program.layout.features).all(program.flat(other)))
-        except InputError as error:
-            raise InputError(f"calibration batch {index}: {error}", feature=error.feature) from error
-    if program.layout.rows is None:
-        work.notes.append(
-            "no dimension of the batch was found to count rows: only the example's own shapes are served fast"
-        )
-    elif not program.layout.independent:
-        work.notes.append("the answer for a row was seen to depend on the other rows of its batch")
-    if request:
-        work.notes += request_notes(program)
-    return program
-
-
-def _apply(work: Journal, program: Program, recipe: Recipe, strict: bool, show: Stages) -> _Captured | None:
-    """The captured program before and after the recipe's graph techniques; None where it cannot be captured."""
-    for technique in recipe:
-        if technique.level == "module":
-            show(technique.name)
-            program = _applied(work, program, technique)
-    show("capturing")
-    try:
-        plain = capture(program)
-    except CaptureError as error:
-        blocked = [technique for technique in recipe if technique.level == "graph"]
-        if blocked and strict:
-            raise TechniqueError(
-                f"{blocked[0].name} works on a captured graph, and the model cannot be captured: {error}",
-                technique=blocked[0].name,
-            ) from error
-        work.skipped += [
-            Skip(t.name, type(program.model).__name__, f"not captured: {error}") for t in blocked
-        ]
-        if not blocked:
-            work.skipped.append(Skip("capture", type(program.model).__name__, str(error)))
-        return None
-    plain = replace(plain, calibration=tuple(tuple(flat) for flat in work.calibration))
-    asked = fast = ask(plain)
-    graphs = [technique for technique in recipe if technique.level == "graph"]
-    others: list[Form] = []
-    for place, technique in enumerate(graphs):
-        show(technique.name)
-        before = fast
-        fast = _applied(work, fast, technique)
-        for name, other in technique.alternatives(work.steps[-1].changes).items():
-            rest = (other, *graphs[place + 1 :])
-            others.append(Form(name, partial(_rewritten, before, rest), exact=recipe.exact))
-    forms = [Form("", lambda: fast, exact=recipe.exact, main=True)]
-    exact = [technique for technique in graphs if technique.exact]
-    if len(exact) < len(graphs) and all(t.exact for t in recipe if t.level == "module"):
-        # What approximates has to be faster than what does not, or it is dropped.
-        forms.append(Form("exact", partial(_rewritten, asked, tuple(exact)), main=True))
-    if asked is not plain:
-        # Where rows are few, one lookup and one product for all of them may beat one for the request and one more.
-        whole = partial(_rewritten, plain, tuple(graphs))
-        others.append(Form("whole batch", whole, whole=True, exact=recipe.exact))
-    return _Captured(plain, asked, fast, (*forms, *others))
-
-
-def _rewritten(program: Program, techniques: Sequence[Technique]) -> Program:
-    for technique in techniques:
-        program = program.with_model(technique.apply(program).model)
-    return program
-
-
-def _applied(work: Journal, program: Program, technique: Technique) -> Program:
-    began = time.perf_counter()
-    applied = technique.apply(program)
-    work.steps.append(Step(technique.name, technique.exact, applied.changes, time.perf_counter() - began))
-    work.skipped += applied.skipped
-    return program.with_model(applied.model)
-
-
-def _fresh(work: Journal, once: Once, captured: _Captured, guard: Guard) -> Batches:
+def _fresh(work: Journal, once: Once, captured: Captured, guard: Guard) -> Batches:
     """Fresh batches of one request each, its features repeated, as the original takes them."""
     flats = work.calibration or [list(captured.plain.batch)]
     given = [once.one(once.same(flat)) for several in flats for flat in once.requests(several)]
@@ -242,6 +155,39 @@ def _fresh(work: Journal, once: Once, captured: _Captured, guard: Guard) -> Batc
     if not once:
         return draw
     return lambda rows, index: [tensor.contiguous() for tensor in once.all(once.same(draw(rows, index)))]
+
+
+def _settle(
+    work: Journal,
+    program: Program,
+    once: Once,
+    sessions: dict[str, Made],
+    guard: Guard | None,
+    fresh: Batches,
+    sizes: Sequence[int],
+    certifier: Certifier | None,
+    show: Stages,
+) -> tuple[list[SizeResult], tuple[Accuracy, ...]]:
+    """What serves each size and what it loses; sessions that approximate are dropped where that is not certified."""
+    while True:
+        results = _measure(work, program, once, sessions, guard, fresh, sizes, show)
+        if certifier is None or not results:
+            return results, ()
+        show("evaluating what serves")
+        plan = Plan(tuple(r.rows for r in results), tuple(r.session for r in results))
+        private = program.with_model(program.draft().eval())
+        served = CompressedModel(
+            private, {name: made.session for name, made in sessions.items()}, plan, None, once
+        )
+        accuracy = certifier.judge(
+            lambda flat, served=served: served.session(count_rows(once.candidates, flat) or 1)(*flat)  # type: ignore[misc]
+        )
+        lossy = [r.session for r in results if r.session != ORIGINAL and not sessions[r.session].exact]
+        if not lossy or all(one.holds for one in accuracy):
+            return results, accuracy
+        for name in [name for name, made in sessions.items() if not made.exact]:
+            del sessions[name]
+            work.failed(name, "; ".join(map(str, accuracy)))
 
 
 def _measure(
@@ -312,7 +258,7 @@ def _assemble(
     work: Journal,
     program: Program,
     once: Once,
-    captured: _Captured | None,
+    captured: Captured | None,
     sessions: dict[str, Made],
     results: Sequence[SizeResult],
     guard: Guard | None,
@@ -371,7 +317,7 @@ def _report(
     )
 
 
-def _work(captured: _Captured) -> Work:
+def _work(captured: Captured) -> Work:
     return Work(per_candidate(captured.plain), per_candidate(captured.fast), per_request(captured.fast))
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from .errors import InputError
-from .measure import Fidelity, Latency, Machine, Ratio
+from .measure import Fidelity, Latency, Loss, Machine, Ratio
 from .plain import dumps, from_plain, loads, to_plain
 from .recipe import Recipe
 from .techniques import TECHNIQUES, Change, Skip, Technique
 from .wording import amount, clean, count, difference, duration, spans, times
 
-__all__ = ["Memory", "Report", "SizeResult", "Step", "Trial", "Work", "worked"]
+__all__ = ["Accuracy", "Memory", "Report", "SizeResult", "Step", "Trial", "Work", "worked"]
 
 SCHEMA = 1
 
@@ -74,6 +74,48 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Accuracy:
+    """What was lost of one metric on the caller's labelled rows, and whether that is within the budget for certain.
+
+    `value` is the absolute loss, `upper` its one-sided 95 % bound, None where `evaluate` gives one number per model;
+    `needed` the number of rows, about, that would certify it, None where none would.
+    """
+
+    metric: str
+    before: float
+    after: float
+    value: float
+    upper: float | None
+    allowed: float
+    verdict: Literal["certified", "not certifiable", "exceeded"]
+    rows: int
+    needed: int | None
+
+    @classmethod
+    def of(cls, loss: Loss, allowed: float) -> Accuracy:
+        """The account of a loss under a budget."""
+        return cls(
+            loss.metric, loss.before, loss.after, loss.value, loss.upper, allowed, loss.verdict(allowed), loss.rows,
+            loss.needed(allowed),
+        )  # fmt: skip
+
+    @property
+    def holds(self) -> bool:
+        """Whether the loss is certified."""
+        return self.verdict == "certified"
+
+    def __str__(self) -> str:
+        bound = "" if self.upper is None else f", at most {self.upper:.2g} (95 %)"
+        said = f"{self.metric} {self.before:.5f} before, {self.after:.5f} after: lost {self.value:.2g}{bound}, {self.allowed:g} allowed: {self.verdict}"
+        if self.verdict == "not certifiable":
+            if self.upper is None:
+                said += ", as evaluate gives one number per model: make it with fastrec.measure.evaluator"
+            elif self.needed is not None:
+                said += f": needs about {self.needed:,} rows, got {self.rows:,}"
+        return said
+
+
+@dataclass(frozen=True)
 class Report:
     """The account of one `compress` call; `seconds` is what the call took.
 
@@ -92,6 +134,7 @@ class Report:
     seconds: float
     notes: tuple[str, ...] = ()
     work: Work | None = None
+    accuracy: tuple[Accuracy, ...] = ()
 
     @property
     def headline(self) -> str:
@@ -129,6 +172,7 @@ class Report:
             ])  # fmt: skip
         if self.fidelity is not None:
             lines.append(f"largest difference of outputs: {_largest(self.fidelity)}")
+        lines += [str(one) for one in self.accuracy]
         if self.work is not None:
             lines.append(f"multiply-adds per candidate: {worked(self.work)}")
         done = count(sum(len(step.changes) for step in self.steps), "change")
@@ -180,6 +224,7 @@ class _WithoutRecipe:
     seconds: float
     notes: tuple[str, ...] = ()
     work: Work | None = None
+    accuracy: tuple[Accuracy, ...] = ()
 
 
 def worked(work: Work) -> str:

@@ -140,6 +140,19 @@ class Once:
             order = (torch.arange(rows or 1) + start) % (rows or 1)
             yield take_rows(self._features, tensors, order) if count > 1 else list(tensors)
 
+    def groups(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The row numbers of each request in a flat batch that holds several, in order of their first rows."""
+        rows = count_rows(self._features, tensors) or 0
+        parts = [tensors[i].movedim(axis, 0) for i, axis in self._whole]
+        parts += [tensors[i][:, columns] for i, columns in self._mixed]
+        found: dict[bytes, list[int]] = {}
+        keys = [
+            part.contiguous().reshape(rows, -1).view(torch.uint8).numpy() for part in parts if part.numel()
+        ]
+        for row in range(rows):
+            found.setdefault(b"".join(key[row].tobytes() for key in keys), []).append(row)
+        return [torch.tensor(one) for one in found.values()]
+
     def agreeing(self, tensors: Sequence[Tensor]) -> dict[str, bool | tuple[int, ...]]:
         """Undeclared features whose rows all agree, as a declaration would have them: `name -> True | columns`."""
         found: dict[str, bool | tuple[int, ...]] = {}

@@ -46,11 +46,12 @@ class Form:
 
 @dataclass(frozen=True)
 class Made:
-    """A session, the program it was compiled from, and how far its answers are off."""
+    """A session, the program it was compiled from, how far its answers are off, and whether that is rounding alone."""
 
     session: Session
     program: Program
     fidelity: Fidelity
+    exact: bool = True
 
 
 def compile_forms(
@@ -142,7 +143,7 @@ class _Compiling:
         if isinstance(found, str):
             self._journal.failed(label, found)
             return
-        self.made[label] = Made(session, program, found)
+        self.made[label] = Made(session, program, found, form.exact)
 
     def leading(self, backends: Sequence[Backend], forms: Sequence[Form]) -> list[Backend]:
         """The backends that were fastest with some form at some size, at a short look."""

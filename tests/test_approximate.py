@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import fastrec
-from fastrec import compress
+from fastrec import Budget, InputError, MeasurementError, Report, compress
 from fastrec.backends import Eager, Session
 from fastrec.graph import add_constant, constant, copy_graph, is_call, sweep
+from fastrec.measure import evaluator
 from fastrec.program import Program
-from fastrec.techniques import Applied, Change, Fuse, Technique
+from fastrec.techniques import TECHNIQUES, Applied, Change, Fuse, Technique
 
 aten = torch.ops.aten
 
@@ -30,6 +32,9 @@ class Round(Technique):
     @property
     def exact(self) -> bool:
         return False
+
+    def milder(self, changes: tuple[Change, ...]) -> tuple[Technique, ...]:
+        return (Round(4), Round(6))
 
     def apply(self, program: Program) -> Applied:
         assert isinstance(program.model, torch.fx.GraphModule)
@@ -116,3 +121,87 @@ def test_a_row_whose_answer_depends_on_its_neighbours_does_not_serve() -> None:
     reasons = {trial.session: trial.reason for trial in run(Dynamic()).report.trials}
     assert "depends on its neighbours" in reasons["dynamic"] or "plain form" in reasons["dynamic"]
     assert "differ" in reasons["dynamic, exact"]
+
+
+class Towers(nn.Module):
+    """A user and an item, and the chance that they meet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.user, self.item = nn.Linear(6, 16), nn.Linear(4, 16)
+        self.top = nn.Linear(16, 1)
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        return torch.sigmoid(self.top(torch.relu(self.user(user) + self.item(item)))).squeeze(1)
+
+
+def labelled(rows: int = 4000) -> tuple[Towers, list[dict[str, Tensor]], Tensor]:
+    torch.manual_seed(3)
+    model = Towers().eval()
+    batches = [
+        {"user": torch.randn(50, 6)[torch.arange(500) // 10], "item": torch.randn(500, 4)}
+        for _ in range(rows // 500)
+    ]
+    with torch.no_grad():
+        chance = torch.cat([model(**batch) for batch in batches])
+    return model, batches, torch.bernoulli(chance)
+
+
+def under(
+    budget: Budget | None, evaluate: object, decimals: int = 0, **options: object
+) -> fastrec.CompressedModel:
+    model, batches, _ = labelled()
+    return compress(
+        model,
+        batches[0],
+        recipe=(Fuse(), Round(decimals)),
+        evaluate=evaluate,  # type: ignore[arg-type]
+        budget=budget,
+        backends=[Eager()],
+        batch_sizes=(8,),
+        seconds=5,
+        progress=False,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize("request_features", [None, ["user"]])
+def test_a_budget_takes_the_first_setting_whose_loss_is_certified(request_features: list[str] | None) -> None:
+    _, batches, labels = labelled()
+    fast = under(Budget({"auc": 1e-3}), evaluator(batches, labels), request_features=request_features)
+    chosen = fast.recipe.techniques[1]
+    assert chosen in (Round(4), Round(6)) and len(fast.report.steps[1].changes) > 1
+    assert any(skip.rule == "round" and "exceeded" in skip.reason for skip in fast.report.skipped)
+    if fast.report.status == "improved":
+        (found,) = fast.report.accuracy
+        assert found.metric == "auc" and found.holds and found.upper is not None and found.upper <= 1e-3
+    again = Report.from_json(fast.report.to_json(), techniques={**TECHNIQUES, "round": Round})
+    assert again.accuracy == fast.report.accuracy
+
+
+def test_with_too_few_rows_nothing_approximate_serves_and_the_report_says_how_many() -> None:
+    _, batches, labels = labelled()
+    few = {name: tensor[:150] for name, tensor in batches[0].items()}
+    fast = under(Budget({"auc": 1e-3}), evaluator([few], labels[:150]), decimals=3)
+    assert not fast.report.steps[1].changes
+    assert fast.report.fidelity is None or fast.report.fidelity.exact
+    assert any("not certifiable: needs about" in skip.reason for skip in fast.report.skipped)
+
+
+def test_one_number_per_model_certifies_nothing() -> None:
+    fast = under(None, lambda model: {"auc": 0.5}, decimals=6)
+    assert not fast.report.steps[1].changes
+    assert any("fastrec.measure.evaluator" in skip.reason for skip in fast.report.skipped)
+
+
+def test_a_budget_that_nobody_can_judge_says_so() -> None:
+    _, batches, labels = labelled()
+    with pytest.raises(InputError, match="needs evaluate"):
+        under(Budget({"auc": 1e-3}), None)
+    with pytest.raises(InputError, match=r"names .*ndcg.*, and evaluate gives .*auc"):
+        under(Budget({"ndcg": 1e-3}), evaluator(batches, labels))
+    with pytest.raises(MeasurementError, match="one for every row"):
+        under(None, evaluator(batches, labels[:3]))
+    for wrong in ({}, {"auc": -1.0}, {"auc": float("nan")}, {"auc": True}):
+        with pytest.raises(InputError, match="max_loss"):
+            Budget(wrong)

@@ -8,12 +8,12 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "fastrec"
 FLOORS = {
     "errors": 0,
-    **dict.fromkeys(("inputs", "rows", "program", "graph", "capture", "guards", "fresh", "request", "declared", "cost", "plain", "wording", "quiet", "progress"), 1),
+    **dict.fromkeys(("inputs", "rows", "program", "graph", "capture", "guards", "fresh", "request", "declared", "cost", "plain", "wording", "quiet", "progress", "budget"), 1),
     **dict.fromkeys(("techniques", "backends", "measure"), 2),
     "recipe": 3,
     "report": 4,
     **dict.fromkeys(("plan", "render", "arguments", "journal"), 5),
-    **dict.fromkeys(("compressed", "verify", "sessions", "undeclared", "pipeline", "serving"), 6),
+    **dict.fromkeys(("compressed", "verify", "sessions", "undeclared", "pipeline", "serving", "certify", "rewriting"), 6),
 }  # fmt: skip
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from .accuracy import Fidelity, fidelity
+from .evaluate import Evaluator, evaluator
 from .latency import Latency, Ratio, Samples, interleaved
+from .loss import Loss
 from .machine import Machine, machine
 from .memory import resident_bytes, tensor_bytes
 
 __all__ = [
+    "Evaluator",
     "Fidelity",
     "Latency",
+    "Loss",
     "Machine",
     "Ratio",
     "Samples",
+    "evaluator",
     "fidelity",
     "interleaved",
     "machine",

@@ -51,6 +51,7 @@ def facts(report: Report) -> tuple[tuple[str, str], ...]:
     said = [("Notes", clean(note, 400)) for note in report.notes]
     if report.fidelity is not None:
         said += _fidelity(report.fidelity)
+    said += [("Accuracy", clean(str(one), 400)) for one in report.accuracy]
     if report.work is not None:
         said.append(("Multiply-adds per candidate", worked(report.work)))
     said.append(("Memory", _memory(report.memory)))

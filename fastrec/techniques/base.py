@@ -70,6 +70,10 @@ class Technique(abc.ABC):
         """Other settings worth measuring beside these, by name, after these made `changes`: none, unless overridden."""
         return {}
 
+    def milder(self, changes: tuple[Change, ...]) -> tuple[Technique, ...]:  # noqa: ARG002
+        """Settings that lose less than these, after these made `changes`, the mildest last: none, unless overridden."""
+        return ()
+
     @classmethod
     def ladder(cls) -> tuple[Self, ...]:
         """Settings from mild to strong."""

@@ -1,0 +1,110 @@
+"""Whether what a recipe lost is within the budget, and milder settings where it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .budget import Budget
+from .errors import InputError, MeasurementError
+from .measure import Evaluator, Loss
+from .measure.loss import LOWER_IS_BETTER
+from .program import Program
+from .report import Accuracy
+from .request import Once
+from .rows import take_rows
+from .techniques import Applied, Technique
+
+__all__ = ["Certifier", "Evaluate"]
+
+Evaluate = Callable[[nn.Module], Mapping[str, float]]
+Run = Callable[[list[Tensor]], Sequence[Tensor]]
+
+_DEFAULT = Budget({"auc": 2e-4})
+
+
+class Certifier:
+    """Compares what programs and sessions answer with the original, on the caller's labelled rows.
+
+    Raises `InputError` where the budget names a metric that `evaluate` does not give, `MeasurementError` where
+    `evaluate` fails on the original.
+    """
+
+    def __init__(self, original: Program, once: Once, evaluate: Evaluate, budget: Budget | None) -> None:
+        self._original, self._once, self._evaluate = original, once, evaluate
+        private = original.with_model(original.draft(private_buffers=True).eval())
+        whole = _AsCalled(private, Once(()), lambda flat: private.run(flat)[0])
+        self._scores = evaluate.scores(whole) if isinstance(evaluate, Evaluator) else None
+        self._before = dict(evaluate(whole))
+        if not all(isinstance(value, (int, float)) for value in self._before.values()):
+            raise MeasurementError(
+                f"evaluate gives numbers by the name of their metric, got {self._before!r:.200}"
+            )
+        self.budget = budget or Budget({name: _DEFAULT.max_loss.get(name, 0.0) for name in self._before})
+        missing = sorted({*self.budget.max_loss} - {*self._before})
+        if missing:
+            raise InputError(f"the budget names {missing}, and evaluate gives {sorted(self._before)}")
+
+    def judge(self, run: Run) -> tuple[Accuracy, ...]:
+        """What was lost of each metric by answers that `run` gives, for flat batches of one request."""
+        model = _AsCalled(self._original, self._once, run)
+        return tuple(Accuracy.of(loss, self.budget.max_loss[loss.metric]) for loss in self._losses(model))
+
+    def settle(self, technique: Technique, program: Program) -> tuple[Technique, Applied, list[str]]:
+        """The technique, or a milder one whose loss is certified, what it did, and why stronger ones may not serve.
+
+        Where none is, the model comes back as it was, with no changes.
+        """
+        applied = technique.apply(program)
+        refused: list[str] = []
+        for setting in (technique, *technique.milder(applied.changes)):
+            if setting is not technique:
+                applied = setting.apply(program)
+            if not applied.changes:
+                return setting, applied, refused
+            made = program.with_model(applied.model)
+            said = [one for one in self.judge(lambda flat, made=made: made.run(flat)[0]) if not one.holds]  # type: ignore[misc]
+            if not said:
+                return setting, applied, refused
+            refused.append(f"{setting}: {'; '.join(map(str, said))}")
+        return technique, Applied(program.model, (), applied.skipped), refused
+
+    def _losses(self, model: nn.Module) -> list[Loss]:
+        names = self.budget.max_loss
+        if self._scores is not None and isinstance(self._evaluate, Evaluator):
+            losses = self._evaluate.losses(self._scores, self._evaluate.scores(model))
+            return [losses[name] for name in names]
+        after = self._evaluate(model)
+        made = []
+        for name in names:
+            sign = -1.0 if name in LOWER_IS_BETTER else 1.0
+            was, now = float(self._before[name]), float(after[name])
+            made.append(Loss(name, was, now, sign * (was - now), None, 0, 0))
+        return made
+
+
+class _AsCalled(nn.Module):
+    """Flat answers behind the face of the model; a batch of several requests is run request by request."""
+
+    def __init__(self, program: Program, once: Once, run: Run) -> None:
+        super().__init__()
+        self._layout, self._once, self._run = program.layout, once, run
+        self.train(False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The answer for one batch."""
+        layout = self._layout
+        flat = layout.flatten(args, kwargs)
+        if not self._once:
+            return layout.result(tuple(self._run(flat)))
+        groups = self._once.groups(flat)
+        back = torch.cat(groups).argsort()
+        parts = [self._run(self._once.first(take_rows(layout.features, flat, rows))) for rows in groups]
+        joined = [
+            answers[0] if axis is None else torch.cat(answers, axis).index_select(axis, back)
+            for answers, axis in zip(zip(*parts, strict=True), layout.output_axes, strict=True)
+        ]
+        return layout.result(tuple(joined))

@@ -1,0 +1,85 @@
+"""Scores of a model over labelled batches, kept so that two models are compared row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import MeasurementError
+from .loss import METRICS, Array, Loss, loss_of
+
+__all__ = ["Evaluator", "evaluator"]
+
+
+class Evaluator:
+    """Calls a model on every batch, and gives its metrics: `evaluate(model) -> {"auc": 0.79}`.
+
+    `losses(before, after)` compares the scores of two models pair by pair; made by `evaluator`.
+    """
+
+    def __init__(self, batches: Sequence[Any], labels: Array, metrics: Sequence[str]) -> None:
+        self.batches, self.labels, self.metrics = tuple(batches), labels, tuple(metrics)
+
+    def __call__(self, model: Callable[..., Any]) -> dict[str, float]:
+        """The metrics of one model."""
+        scores = self.scores(model)
+        return {name: loss_of(name, self.labels, scores, scores).before for name in self.metrics}
+
+    def scores(self, model: Callable[..., Any]) -> Array:
+        """The model's scores (N,), all batches end to end. Raises `MeasurementError` where it gives another number."""
+        with torch.no_grad():
+            parts = [_scores(_called(model, batch)) for batch in self.batches]
+        scores = np.concatenate(parts)
+        if len(scores) != len(self.labels):
+            raise MeasurementError(
+                f"the model gave {len(scores)} scores for {len(self.labels)} labels: one for every row is expected"
+            )
+        return scores
+
+    def losses(self, before: Array, after: Array) -> dict[str, Loss]:
+        """What was lost of each metric between two sets of scores."""
+        return {name: loss_of(name, self.labels, before, after) for name in self.metrics}
+
+
+def evaluator(batches: Iterable[Any], labels: Any, metrics: Sequence[str] = ("auc",)) -> Evaluator:
+    """An `evaluate` for `compress` that certifies: it keeps rows paired.
+
+    `batches` are batches as the model takes them, `labels` 0 or 1 for each row of all of them, `metrics` among "auc" and
+    "logloss" (for which scores are probabilities).
+
+    Raises `MeasurementError` at unknown metrics and without batches.
+
+    Example:
+        >>> import torch
+        >>> evaluate = evaluator([torch.arange(4.0).reshape(4, 1)], [0, 1, 0, 1])
+        >>> evaluate(lambda x: x.squeeze(1))
+        {'auc': 0.75}
+    """
+    unknown = sorted({*metrics} - {*METRICS})
+    given = list(batches)
+    if unknown or not metrics:
+        raise MeasurementError(f"unknown metrics {unknown}; known are {sorted(METRICS)}")
+    if not given:
+        raise MeasurementError("evaluator needs at least one batch")
+    if isinstance(labels, Tensor):
+        labels = labels.detach().cpu().numpy()
+    return Evaluator(given, np.asarray(labels, dtype=np.float64).ravel(), metrics)
+
+
+def _called(model: Callable[..., Any], batch: Any) -> Any:
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
+
+
+def _scores(answer: Any) -> Array:
+    if not isinstance(answer, Tensor):
+        raise MeasurementError(
+            f"the model answers a {type(answer).__name__}, and scores are one tensor: give an evaluate of your own"
+        )
+    scores: Array = answer.detach().cpu().double().flatten().numpy()
+    return scores

@@ -1,0 +1,151 @@
+"""From the caller's model to every form of it worth compiling: read, captured, asked for one request, rewritten."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from .capture import capture
+from .certify import Certifier
+from .declared import Declared, read_program, request_notes
+from .errors import CaptureError, FastrecError, InputError, TechniqueError
+from .journal import Journal
+from .program import Program, target_of
+from .progress import Stages
+from .recipe import Recipe
+from .report import Step
+from .request import Once, ask
+from .sessions import Form
+from .techniques import Skip, Technique
+
+__all__ = ["Captured", "apply_recipe", "read", "rewritten"]
+
+_BATCHES = 64
+
+
+@dataclass(frozen=True)
+class Captured:
+    """The captured program as it is, as one request asks for it, after the recipe, and all forms worth measuring."""
+
+    plain: Program
+    asked: Program
+    fast: Program
+    forms: tuple[Form, ...]
+    recipe: Recipe
+
+
+def read(
+    work: Journal, target: Any, batch: Any, request: Declared | None, calibration: Iterable[Any] | None
+) -> Program | None:
+    """The program, or None for a model that cannot be copied to be looked at."""
+    model, _ = target_of(target)
+    if any(module.training for module in model.modules()):
+        work.notes.append(
+            "the model was in training mode: it was measured, and is served, in evaluation mode"
+        )
+    batches = list(itertools.islice(calibration or (), _BATCHES))
+    try:
+        program = read_program(target, batch, batches, request or ())
+    except FastrecError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a stranger's module may refuse to be copied in any way
+        work.skipped.append(Skip("copy", type(model).__name__, f"{type(error).__name__}: {error}"[:300]))
+        return None
+    for index, other in enumerate(batches):
+        try:
+            work.calibration.append(Once(program.layout.features).all(program.flat(other)))
+        except InputError as error:
+            raise InputError(f"calibration batch {index}: {error}", feature=error.feature) from error
+    if program.layout.rows is None:
+        work.notes.append(
+            "no dimension of the batch was found to count rows: only the example's own shapes are served fast"
+        )
+    elif not program.layout.independent:
+        work.notes.append("the answer for a row was seen to depend on the other rows of its batch")
+    if request:
+        work.notes += request_notes(program)
+    return program
+
+
+def apply_recipe(
+    work: Journal,
+    program: Program,
+    recipe: Recipe,
+    strict: bool,
+    certifier: Certifier | None,
+    show: Stages,
+) -> Captured | None:
+    """The captured program before and after the recipe's graph techniques; None where it cannot be captured."""
+    modules = tuple(technique for technique in recipe if technique.level == "module")
+    for technique in modules:
+        show(technique.name)
+        program, _ = _applied(work, program, technique, None)
+    show("capturing")
+    try:
+        plain = capture(program)
+    except CaptureError as error:
+        blocked = [technique for technique in recipe if technique.level == "graph"]
+        if blocked and strict:
+            raise TechniqueError(
+                f"{blocked[0].name} works on a captured graph, and the model cannot be captured: {error}",
+                technique=blocked[0].name,
+            ) from error
+        work.skipped += [
+            Skip(t.name, type(program.model).__name__, f"not captured: {error}") for t in blocked
+        ]
+        if not blocked:
+            work.skipped.append(Skip("capture", type(program.model).__name__, str(error)))
+        return None
+    plain = replace(plain, calibration=tuple(tuple(flat) for flat in work.calibration))
+    asked = fast = ask(plain)
+    graphs = [technique for technique in recipe if technique.level == "graph"]
+    alternatives: list[tuple[str, Program, Technique, int]] = []
+    for place, technique in enumerate(graphs):
+        show(technique.name)
+        before = fast
+        fast, graphs[place] = _applied(work, fast, technique, certifier)
+        changes = work.steps[-1].changes
+        alternatives += [
+            (n, before, other, place) for n, other in graphs[place].alternatives(changes).items()
+        ]
+    exact = not any(step.changes and not step.exact for step in work.steps)
+    others = [
+        Form(name, partial(rewritten, before, (other, *graphs[place + 1 :])), exact=exact)
+        for name, before, other, place in alternatives
+    ]
+    forms = [Form("", lambda: fast, exact=exact, main=True)]
+    if not exact and all(technique.exact for technique in modules):
+        # What approximates has to be faster than what does not, or it is dropped.
+        kept = tuple(technique for technique in graphs if technique.exact)
+        forms.append(Form("exact", partial(rewritten, asked, kept), main=True))
+    if asked is not plain:
+        # Where rows are few, one lookup and one product for all of them may beat one for the request and one more.
+        whole = partial(rewritten, plain, tuple(graphs))
+        others.append(Form("whole batch", whole, whole=True, exact=exact))
+    return Captured(plain, asked, fast, (*forms, *others), Recipe((*modules, *graphs)))
+
+
+def rewritten(program: Program, techniques: Sequence[Technique]) -> Program:
+    """The program after these techniques, one after the other."""
+    for technique in techniques:
+        program = program.with_model(technique.apply(program).model)
+    return program
+
+
+def _applied(
+    work: Journal, program: Program, technique: Technique, certifier: Certifier | None
+) -> tuple[Program, Technique]:
+    """The program after a technique, in a milder setting where the budget asks for it."""
+    began = time.perf_counter()
+    if certifier is None or technique.exact:
+        applied = technique.apply(program)
+    else:
+        technique, applied, refused = certifier.settle(technique, program)
+        work.skipped += [Skip(technique.name, "budget", reason) for reason in refused]
+    work.steps.append(Step(technique.name, technique.exact, applied.changes, time.perf_counter() - began))
+    work.skipped += applied.skipped
+    return program.with_model(applied.model), technique
