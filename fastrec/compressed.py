@@ -13,6 +13,7 @@ from .backends import Session
 from .errors import InputError
 from .guards import Guard
 from .inputs import Leaf
+from .nonfinite import Apart
 from .plan import ORIGINAL, Plan
 from .program import Program
 from .recipe import Recipe
@@ -71,6 +72,7 @@ class CompressedModel(nn.Module):
         plan: Plan | None,
         guard: Guard | None,
         once: Once,
+        apart: Apart | None = None,
     ) -> None:
         super().__init__()
         super().train(False)
@@ -80,6 +82,7 @@ class CompressedModel(nn.Module):
         self.sessions = dict(sessions)
         self.plan = plan
         self._guard = guard
+        self._apart = apart
         # The usual call, tensors by position and a tensor as the answer, takes no walk through containers.
         self._spread = all(isinstance(tree, Leaf) for tree in original.layout.trees)
         self._single = isinstance(original.layout.outputs, Leaf)
@@ -107,7 +110,10 @@ class CompressedModel(nn.Module):
             flat = self._once.reduced(flat)
         if self._guard is not None:
             self._guard(flat)
-        outputs = session(*flat)
+        if self._apart is None:
+            outputs = session(*flat)
+        else:
+            outputs = tuple(self._apart(flat, lambda x: session(*x), lambda x: self._fallback(*x)))
         return outputs[0] if self._single else self._layout.result(outputs)
 
     def precompute(self, candidates: Any, *, limit_bytes: int = LIMIT_BYTES) -> Scorer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -23,6 +23,7 @@ from .guards import Guard, read_guard
 from .inputs import read_layout
 from .journal import Journal
 from .measure import machine, tensor_bytes
+from .nonfinite import Apart
 from .plan import (
     ORIGINAL,
     Batches,
@@ -121,13 +122,14 @@ def compress(
         once = Once(program.layout.features, check=check_request)
         certifier = Certifier(program, once, evaluate, budget) if evaluate is not None else None
         captured = apply_recipe(work, program, steps, recipe is not None, certifier, show)
-        guard: Guard | None = None
+        checks = _Checks()
         sessions: dict[str, Made] = {}
         results: list[SizeResult] = []
         accuracy: tuple[Accuracy, ...] = ()
         if captured is not None:
             program = replace(program, layout=replace(program.layout, exempt=captured.plain.layout.exempt))
             guard = read_guard(captured.asked, on_nonfinite)
+            checks = _Checks(guard if guards else None, on_nonfinite == "propagate")
             fresh = _fresh(work, once, captured, guard)
             steps = captured.recipe
             if not request_features:
@@ -136,10 +138,8 @@ def compress(
             sessions = compile_forms(work, program, once, captured.forms, chosen, fresh, sizes, show)
             if not sessions and not work.trials:
                 work.notes.append("no backend was given or is installed, so nothing was measured")
-            results, accuracy = _settle(
-                work, program, once, sessions, guard if guards else None, fresh, sizes, certifier, show
-            )
-        made = _assemble(work, program, once, captured, sessions, results, guard if guards else None)
+            results, accuracy = _settle(work, program, once, sessions, checks, fresh, sizes, certifier, show)
+        made = _assemble(work, program, once, captured, sessions, results, checks)
         made.report = replace(_report(work, program, made, results, steps, sessions), accuracy=accuracy)
         if captured is not None:
             made.report = replace(made.report, work=_work(captured))
@@ -157,12 +157,31 @@ def _fresh(work: Journal, once: Once, captured: Captured, guard: Guard) -> Batch
     return lambda rows, index: [tensor.contiguous() for tensor in once.all(once.same(draw(rows, index)))]
 
 
+@dataclass(frozen=True)
+class _Checks:
+    """What is done about a batch before a session answers: ids and floats refused, rows that are not finite kept apart."""
+
+    guard: Guard | None = None
+    propagate: bool = False
+
+
+def _serving(
+    original: Program, sessions: Mapping[str, Made], plan: Plan, checks: _Checks, once: Once
+) -> CompressedModel:
+    """A compressed model of these sessions."""
+    # Exact sessions pass on what is not finite by themselves.
+    lossy = any(not sessions[name].exact for name in plan.names if name in sessions)
+    apart = Apart(original.layout) if checks.propagate and lossy else None
+    held = {name: made.session for name, made in sessions.items()}
+    return CompressedModel(original, held, plan, checks.guard, once, apart)
+
+
 def _settle(
     work: Journal,
     program: Program,
     once: Once,
     sessions: dict[str, Made],
-    guard: Guard | None,
+    checks: _Checks,
     fresh: Batches,
     sizes: Sequence[int],
     certifier: Certifier | None,
@@ -170,15 +189,13 @@ def _settle(
 ) -> tuple[list[SizeResult], tuple[Accuracy, ...]]:
     """What serves each size and what it loses; sessions that approximate are dropped where that is not certified."""
     while True:
-        results = _measure(work, program, once, sessions, guard, fresh, sizes, show)
+        results = _measure(work, program, once, sessions, checks, fresh, sizes, show)
         if certifier is None or not results:
             return results, ()
         show("evaluating what serves")
         plan = Plan(tuple(r.rows for r in results), tuple(r.session for r in results))
         private = program.with_model(program.draft().eval())
-        served = CompressedModel(
-            private, {name: made.session for name, made in sessions.items()}, plan, None, once
-        )
+        served = _serving(private, sessions, plan, _Checks(), once)
         accuracy = certifier.judge(
             lambda flat, served=served: served.session(count_rows(once.candidates, flat) or 1)(*flat)  # type: ignore[misc]
         )
@@ -195,7 +212,7 @@ def _measure(
     program: Program,
     once: Once,
     sessions: Mapping[str, Made],
-    guard: Guard | None,
+    checks: _Checks,
     fresh: Batches,
     sizes: Sequence[int],
     show: Stages,
@@ -226,7 +243,7 @@ def _measure(
                 (trial for trial in trials if trial.p50 is not None), key=lambda trial: trial.p50 or 0.0
             ).session
         )
-        served = CompressedModel(private, {name: sessions[name].session}, Plan((rows,), (name,)), guard, once)
+        served = _serving(private, {name: sessions[name]}, Plan((rows,), (name,)), checks, once)
         after = _served_call(served)
         result = confirm(rows, name, before, after, fresh, share(work.deadline, parts, 4.0) * 0.5)
         results.append(result if worth_it(result) else as_original(result))
@@ -261,7 +278,7 @@ def _assemble(
     captured: Captured | None,
     sessions: dict[str, Made],
     results: Sequence[SizeResult],
-    guard: Guard | None,
+    checks: _Checks,
 ) -> CompressedModel:
     """The compressed model, holding only what serves."""
     names = {result.session for result in results} - {ORIGINAL}
@@ -269,7 +286,7 @@ def _assemble(
         del sessions[name]
     original = program.with_model(program.draft().eval())
     if captured is None or not names:
-        made = CompressedModel(original, {}, None, guard, once)
+        made = CompressedModel(original, {}, None, checks.guard, once)
         # For the serving form of what is not faster batch by batch.
         made.program = captured.fast if captured is not None and once else None
         return made
@@ -282,7 +299,7 @@ def _assemble(
     else:
         release_moved(original, fast)
     plan = Plan(tuple(r.rows for r in results), tuple(r.session for r in results))
-    made = CompressedModel(original, {name: sessions[name].session for name in sessions}, plan, guard, once)
+    made = _serving(original, sessions, plan, checks, once)
     made.program = captured.fast
     return made
 

@@ -1,0 +1,64 @@
+"""Rows with numbers that are not finite, kept apart: int8 kernels give such rows scores that look like any other.
+
+answers[n] = original(x)[n]  where x[n] holds NaN or an infinity,   session(x with 0 in place of those)[n]  elsewhere
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .inputs import Feature, Layout
+
+__all__ = ["Apart"]
+
+Answer = Callable[[list[Tensor]], Sequence[Tensor]]
+
+
+class Apart:
+    """Answers flat batches with a session, and rows that are not finite with the original.
+
+    Where answers do not count rows, or one row's depends on others, a batch with such a row goes to the original
+    whole, as does a request that is not finite itself. Cost: one pass over the floats.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._floats = [(i, f) for i, f in enumerate(layout.features) if f.dtype.is_floating_point]
+        self._axes = layout.output_axes
+        self._by_row = layout.independent and layout.rows is not None and None not in layout.output_axes
+
+    def __call__(self, flat: list[Tensor], session: Answer, original: Answer) -> Sequence[Tensor]:
+        """The answers to one flat batch, which has one row of each request feature."""
+        bad: Tensor | None = None
+        whole = False
+        made = list(flat)
+        for index, feature in self._floats:
+            finite = flat[index].isfinite()
+            if bool(finite.all()):
+                continue
+            made[index] = torch.where(finite, flat[index], 0)
+            rows = _rows(~finite, feature)
+            whole = whole or rows is None
+            bad = rows if bad is None or rows is None else bad | rows
+        if bad is None and not whole:
+            return session(flat)
+        before = original(flat)
+        if whole or bad is None or not self._by_row:
+            return before
+        merged = []
+        for answer, theirs, axis in zip(session(made), before, self._axes, strict=True):
+            shape = [1] * answer.dim()
+            shape[axis or 0] = -1
+            merged.append(torch.where(bad.reshape(shape), theirs, answer))
+        return merged
+
+
+def _rows(bad: Tensor, feature: Feature) -> Tensor | None:
+    """Which rows hold a bad element, None where it is not a row's alone."""
+    if feature.role != "rows" or feature.request is True:
+        return None
+    if isinstance(feature.request, tuple) and bool(bad[:, list(feature.request)].any()):
+        return None
+    return bad.movedim(feature.axis or 0, 0).flatten(1).any(1) if bad.dim() > 1 else bad
