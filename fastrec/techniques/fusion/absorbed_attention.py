@@ -360,7 +360,8 @@ class _Writer:
         """The weight (H, d_h, d) and bias (H, d_h) of heads."""
         held = weights_of(self._gm, heads.linear)
         assert held is not None
-        weight, bias = held
+        weight, bias = ((heads.scale * x.double()).to(x.dtype) if x is not None else None for x in held)
+        assert weight is not None
         return weight[heads.channels], None if bias is None else bias[heads.channels]
 
 

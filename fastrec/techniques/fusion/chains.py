@@ -25,7 +25,7 @@ from .moves import reads_strides
 from .purity import writes
 from .sizes import shape_of
 
-__all__ = ["merge_chains", "moves_after", "moves_before", "replayed", "scale_of"]
+__all__ = ["is_scale", "merge_chains", "moves_after", "moves_before", "replayed", "scale_of"]
 
 aten = torch.ops.aten
 _SIZED = (aten.view.default, aten.reshape.default)
@@ -116,7 +116,7 @@ def replayed(gm: fx.GraphModule, moves: list[fx.Node], x: fx.Node) -> fx.Node:
 
 def _moves_rows(node: fx.Node) -> bool:
     """Whether the node moves rows of its argument, each whole, or multiplies them by a number."""
-    if _is_scale(node):
+    if is_scale(node):
         return True
     if not is_call(node, *_MOVES):
         return False
@@ -138,7 +138,8 @@ def _moves_rows(node: fx.Node) -> bool:
     return True
 
 
-def _is_scale(node: fx.Node) -> bool:
+def is_scale(node: fx.Node) -> bool:
+    """Whether the node multiplies a tensor by a number."""
     if not is_call(node, aten.mul.Tensor, aten.div.Tensor) or node.kwargs:
         return False
     source, number = node.args
@@ -151,7 +152,7 @@ def scale_of(moves: list[fx.Node]) -> float:
     """What these moves multiply by."""
     scale = 1.0
     for node in moves:
-        if _is_scale(node):
+        if is_scale(node):
             number: Any = node.args[1]
             scale = scale * number if is_call(node, aten.mul.Tensor) else scale / number
     return scale

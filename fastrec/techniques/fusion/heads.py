@@ -1,6 +1,6 @@
 """Heads of an attention as channels of the linear map they are cut from, and who else reads it.
 
-A head may be cut in any way by views: how is read by moving indices through them.
+A head may be cut in any way by views, and multiplied by numbers: how is read by moving indices through them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from ...graph import is_call, value
+from .chains import is_scale, scale_of
 from .linears import linear_weights
 from .positions import MOVES
 from .sizes import shape_of, writable
@@ -26,13 +27,14 @@ _LARGEST = 1 << 23
 
 @dataclass(frozen=True)
 class Heads:
-    """Queries, keys or values as channels (H, d_h) of a linear; its rows are (B, T), or (T, B) if `steps_first`."""
+    """Queries, keys or values as channels (H, d_h) of a linear; its rows are (B, T), or (T, B) if `steps_first`; times `scale`."""
 
     linear: fx.Node
     batch: sympy.Expr
     steps: int
     channels: Tensor
     steps_first: bool
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Use:
 def heads_of(gm: fx.GraphModule, matrix: fx.Node, transposed: bool) -> Heads | None:
     """How the rows of `matrix` (..., T, d_h), or its columns, are cut from a linear."""
     chain = [matrix]
-    while is_call(chain[-1], *MOVES):
+    while is_call(chain[-1], *MOVES) or is_scale(chain[-1]):
         first = chain[-1].args[0]
         if not isinstance(first, fx.Node):
             return None
@@ -90,7 +92,7 @@ def heads_of(gm: fx.GraphModule, matrix: fx.Node, transposed: bool) -> Heads | N
     plain = torch.arange(count * steps)
     for steps_first, order in ((False, plain.view(count, steps)), (True, plain.view(steps, count).t())):
         if torch.equal(rows, order.repeat_interleave(heads, 0)):
-            return Heads(linear, batch, steps, channels[:heads], steps_first)
+            return Heads(linear, batch, steps, channels[:heads], steps_first, scale_of(chain))
     return None
 
 
@@ -101,6 +103,9 @@ def _moved_index(source: fx.Node, chain: list[fx.Node]) -> Tensor | None:
         return None
     held: dict[fx.Node, Any] = {source: torch.arange(int(sympy.prod(shape))).view(shape)}
     for node in chain:
+        if is_scale(node):
+            held[node] = held[node.args[0]]  # type: ignore[index]
+            continue
         for argument in node.all_input_nodes:
             if argument not in held:
                 size = argument.meta.get("val")
@@ -126,7 +131,7 @@ def spared(linear: fx.Node, uses: list[Use]) -> bool:
     while pending:
         path = pending.pop()
         for user in path[-1].users:
-            if is_call(user, *MOVES):
+            if is_call(user, *MOVES) or is_scale(user):
                 pending.append([*path, user])
                 continue
             places = [place for place, argument in enumerate(user.args) if argument is path[-1]]
