@@ -13,6 +13,7 @@ is moved.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -139,11 +140,13 @@ def _moves_rows(node: fx.Node) -> bool:
 
 
 def is_scale(node: fx.Node) -> bool:
-    """Whether the node multiplies a tensor by a number."""
+    """Whether the node multiplies a tensor by a number, neither 0 nor infinite."""
     if not is_call(node, aten.mul.Tensor, aten.div.Tensor) or node.kwargs:
         return False
     source, number = node.args
     if not isinstance(source, fx.Node) or not isinstance(number, (int, float)) or isinstance(number, bool):
+        return False
+    if not math.isfinite(number) or number == 0:
         return False
     return value(source).dtype == value(node).dtype
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import hypothesis.strategies as st
@@ -96,6 +97,8 @@ class Between(nn.Module):
         lambda y: y[:, :, :, None].expand(-1, -1, -1, 4),
         lambda y: y.relu(),
         lambda y: y * y,
+        lambda y: y * 0.0,
+        lambda y: y / math.inf,
         lambda y: y[:, :1].expand(-1, 3, -1),
         lambda y: y[:, :, :3].flatten(1).view(-1, 9)[:, :8].view(-1, 2, 4),
     ],
