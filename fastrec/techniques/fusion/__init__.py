@@ -22,6 +22,7 @@ from ...rows import take_rows
 from ..base import Applied, Change, Skip, Technique
 from .absorbed_attention import absorb_keys
 from .bags import simplify_bags
+from .chains import merge_chains
 from .channel_reshapes import drop_channel_reshapes
 from .common_subexpressions import merge_common
 from .constants import fold_constants
@@ -71,6 +72,7 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
         factor_products,
         split_cross_layers,
         contract_heads,
+        merge_chains,
         merge_linears,
         read_one_position,
         absorb_keys,

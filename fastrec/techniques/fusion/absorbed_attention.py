@@ -1,254 +1,213 @@
-"""Keys and values read by one query are never formed (A8 ii).
+"""Keys and values read by one query, or by the queries of one head, are never formed (A8 ii).
 
-    q (W_k x_t + b_k)        =  (W_k^T q) x_t + q b_k           keys K = linear(x), per head; scores of all t
+    q (W_k x_t + b_k)          =  (W_k^T q) x_t + q b_k           keys K = linear(x), per head; scores of all t
     sum_t a_t (W_v x_t + b_v)  =  W_v (sum_t a_t x_t) + (sum_t a_t) b_v
 
-with x (B, T, d), q (B, H, 1, d_h), a (B, H, 1, T), W (H d_h, d). In place of T d products for each of the H d_h channels of
-K, or of V, that is T for each of H heads and one product with W: T d H d_h + T H d_h -> T d H + d H d_h.
+with x (B, T, d), q (B, H, S, d_h), a (B, H, S, T), W (H d_h, d). In place of T products for each of the H d_h channels of
+K, or of V, those are S: T d H d_h + S T H d_h -> S T H d + S H d d_h. That is less for one query of any number of heads.
+Of one head W_k^T is then one map with that of the query, and W_v with the one that reads the result (`merge_chains`), so
+that S = T queries take one map in place of two on both sides; these are counted:
+
+    q = W_q n + b_q:   W_k^T q  =  (W_k^T W_q) n + W_k^T b_q
+    W_o (W_v y + (sum_t a_t) b_v) + b_o  =  (W_o W_v) y + (sum_t a_t) W_o b_v + b_o               y = sum_t a_t x_t
 
 Softmax drops what all keys have in common, so q b_k is left out where only a softmax reads the scores (a mask added on
 the way or not), and its weights sum to 1. In `scaled_dot_product_attention` a query whose keys are all masked has weights 0,
-and b_v is left out there. Heads may be cut from the linear in any way by views: how is read by moving indices through them.
+and b_v is left out there; the scale stays that of d_h.
 
-When it does not apply: several queries; a linear that is read in full by anything else (q at one position is not);
-heads before batches; keys or values that are repeated; where it takes no fewer multiply-adds.
+When it does not apply: several queries of several heads; a linear that is read in full by anything else (q at one
+position is not); heads before batches; keys or values that are repeated; numbers of queries or keys that are not
+fixed; where it takes no fewer multiply-adds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import sympy
 import torch
 from torch import Tensor, fx
 
-from ...graph import add_constant, emit, is_call, value
+from ...graph import add_constant, constant, emit, is_call, value
 from ..base import Change
-from .linears import linear_weights
+from .chains import moves_after, replayed, scale_of
+from .heads import Heads, Use, heads_of, spared, weights_of
 from .moves import reads_strides
-from .positions import MOVES
 from .purity import writes
-from .sizes import Sizes, shape_of, writable
+from .sizes import Sizes, shape_of
 
 __all__ = ["absorb_keys"]
 
 aten = torch.ops.aten
 _ATTENTION = aten.scaled_dot_product_attention.default
 _PRODUCTS = (aten.matmul.default, aten.bmm.default)
-_ROWS = 3  # what stands for a number of rows while indices move
-_LARGEST = 1 << 23
-
-
-@dataclass(frozen=True)
-class Heads:
-    """Keys or values as channels (H, d_h) of a linear; its rows are (B, T), or (T, B) if `steps_first`."""
-
-    linear: fx.Node
-    batch: sympy.Expr
-    steps: int
-    channels: Tensor
-    steps_first: bool
-
-
-@dataclass(frozen=True)
-class Use:
-    """A call that reads keys (its second argument) or values (its last) of one query."""
-
-    node: fx.Node
-    argument: int
-    heads: Heads
 
 
 def absorb_keys(gm: fx.GraphModule) -> list[Change]:
-    """Rewrites attention by one query; edits `gm` in place. Adds the weights by head."""
+    """Rewrites attention by one query, or of one head; edits `gm` in place. Adds the weights by head."""
     if writes(gm) or reads_strides(gm):
         return []
     changes: list[Change] = []
-    uses: dict[fx.Node, list[Use]] = {}
-    for node in gm.graph.nodes:
-        for use in _uses(gm, node):
-            uses.setdefault(use.heads.linear, []).append(use)
-    good = {linear for linear, found in uses.items() if _spared(linear, found) and _saves(linear, found)}
     chosen: dict[fx.Node, dict[int, Heads]] = {}
-    for linear, found in uses.items():
-        for use in found if linear in good else []:
+    for group in _groups([use for node in gm.graph.nodes for use in _uses(gm, node)]):
+        good = _spared(group)
+        for use in good if _saves(gm, good) else []:
             chosen.setdefault(use.node, {})[use.argument] = use.heads
     sizes = Sizes(gm)
+    absorbed = {found.linear for heads in chosen.values() for found in heads.values()}
     for node, heads in chosen.items():
-        if is_call(node, _ATTENTION) and len(heads) < 2:
-            continue
-        writer = _Writer(gm, sizes)
+        writer = _Writer(gm, sizes, absorbed)
         with gm.graph.inserting_before(node):
             made = writer.rewrite(node, heads)
         node.replace_all_uses_with(made)
         gm.graph.erase_node(node)
-        names = ", ".join(dict.fromkeys(found.linear.name for found in heads.values()))
-        detail = f"one query reads what {names} would be made from"
+        names = ", ".join(dict.fromkeys(found.linear.name for place, found in heads.items() if place))
+        readers = "one query reads" if _queries_of(node) == 1 else "the queries of one head read"
+        detail = f"{readers} what {names} would be made from"
         changes.append(Change("absorb keys", node.name, detail, writer.added))
     return changes
 
 
 def _uses(gm: fx.GraphModule, node: fx.Node) -> Iterator[Use]:
-    """Keys and values of one query that the node reads, where they are heads of a linear."""
+    """Keys and values of one query or one head that the node reads, and its queries, where they are heads of a linear."""
     if is_call(node, _ATTENTION):
         yield from _attention(gm, node)
-    elif is_call(node, *_PRODUCTS) and value(node).ndim >= 3 and shape_of(node)[-2] == 1:
+    elif is_call(node, *_PRODUCTS) and value(node).ndim >= 3 and shape_of(node)[-2].is_Integer:
         row, matrix = node.args
         assert isinstance(row, fx.Node) and isinstance(matrix, fx.Node)
         if shape_of(row)[:-2] != shape_of(matrix)[:-2]:
             return
         for argument, transposed in ((1, True), (2, False)):
-            heads = _heads(gm, matrix, transposed)
-            if heads is not None:
+            heads = heads_of(gm, matrix, transposed)
+            if heads is not None and (_queries_of(node) == 1 or len(heads.channels) == 1):
                 yield Use(node, argument, heads)
+                if argument == 1:
+                    yield from _query(gm, node, heads)
                 return
 
 
 def _attention(gm: fx.GraphModule, node: fx.Node) -> Iterator[Use]:
-    """One query of each head, of the same x for keys and values."""
+    """Queries of each head, of the same x for keys and values."""
     query, keys, values = node.args[:3]
-    rest: list[Any] = [*node.args[3:6], *[None, 0.0, False][len(node.args) - 3 :]]
-    mask, dropout, causal = rest
+    mask, dropout, causal = _settings(node)
     assert isinstance(query, fx.Node) and isinstance(keys, fx.Node) and isinstance(values, fx.Node)
     shape = shape_of(query)
-    if causal or dropout or len(shape) != 4 or shape[2] != 1 or set(node.kwargs) - {"scale"}:
+    if dropout or len(shape) not in (3, 4) or set(node.kwargs) - {"scale"} or not shape[-2].is_Integer:
         return
-    if not shape[:2] == shape_of(keys)[:2] == shape_of(values)[:2]:
+    if not shape[:-2] == shape_of(keys)[:-2] == shape_of(values)[:-2]:
         return
-    if isinstance(mask, fx.Node) and value(mask).ndim not in (2, 4):
+    if isinstance(mask, fx.Node) and value(mask).ndim not in (2, len(shape)):
         return
-    found = [_heads(gm, matrix, transposed=False) for matrix in (keys, values)]
+    found = [heads_of(gm, matrix, transposed=False) for matrix in (keys, values)]
     if found[0] is None or found[1] is None or found[0].linear.args[0] is not found[1].linear.args[0]:
+        return
+    heads = shape[1] if len(shape) == 4 else 1
+    if heads != 1 and (shape[2] != 1 or causal):
         return
     if (
         found[0].steps_first == found[1].steps_first
-        and len(found[0].channels) == len(found[1].channels) == shape[1]
+        and len(found[0].channels) == len(found[1].channels) == heads
     ):
         yield Use(node, 1, found[0])
         yield Use(node, 2, found[1])
+        yield from _query(gm, node, found[0])
 
 
-def _heads(gm: fx.GraphModule, matrix: fx.Node, transposed: bool) -> Heads | None:
-    """How the rows of `matrix` (..., T, d_h), or its columns, are cut from a linear."""
-    chain = [matrix]
-    while is_call(chain[-1], *MOVES):
-        first = chain[-1].args[0]
-        if not isinstance(first, fx.Node):
-            return None
-        chain.append(first)
-    linear = chain.pop()
-    if not chain or not is_call(linear, aten.linear.default) or _weights(gm, linear) is None:
-        return None
-    index = _moved_index(linear, chain[::-1])
-    if index is None:
-        return None
-    index = index.transpose(-1, -2) if transposed else index
-    steps, width = index.shape[-2:]
-    index = index.reshape(-1, steps, width)
-    rows, channels = index // value(linear).shape[-1], index % value(linear).shape[-1]
-    if (rows != rows[..., :1]).any() or (channels != channels[:, :1]).any():
-        return None
-    rows, channels = rows[..., 0], channels[:, 0]
-    heads = len(set(map(tuple, channels.tolist())))
-    batch = sympy.prod(shape_of(matrix)[:-2]) / heads
-    count = len(rows) // heads
-    if (
-        not batch.is_integer
-        or len(rows) % heads
-        or not writable([batch, *shape_of(matrix), *shape_of(linear)])
-    ):
-        return None
-    if (channels != channels[:heads].repeat(count, 1)).any():
-        return None
-    plain = torch.arange(count * steps)
-    for steps_first, order in ((False, plain.view(count, steps)), (True, plain.view(steps, count).t())):
-        if torch.equal(rows, order.repeat_interleave(heads, 0)):
-            return Heads(linear, batch, steps, channels[:heads], steps_first)
-    return None
+def _settings(node: fx.Node) -> list[Any]:
+    """Mask, dropout, and whether an attention is causal."""
+    return [*node.args[3:6], *[None, 0.0, False][len(node.args) - 3 :]]
 
 
-def _moved_index(source: fx.Node, chain: list[fx.Node]) -> Tensor | None:
-    """The places of `source` that end up in the last of these views of it, with `_ROWS` for each symbol."""
-    shape = [_number(size) for size in shape_of(source)]
-    if sympy.prod(shape) > _LARGEST:
-        return None
-    held: dict[fx.Node, Any] = {source: torch.arange(int(sympy.prod(shape))).view(shape)}
-    for node in chain:
-        for argument in node.all_input_nodes:
-            if argument not in held:
-                size = argument.meta.get("val")
-                if not isinstance(size, torch.SymInt):
-                    return None
-                held[argument] = _number(size.node.expr)
-        target = aten.reshape.default if is_call(node, aten.view.default) else node.target
-        args, kwargs = fx.map_arg((node.args, node.kwargs), held.__getitem__)
-        held[node] = target(*args, **kwargs)  # type: ignore[operator]
-    found = held[chain[-1]]
-    return found if isinstance(found, Tensor) else None
+def _query(gm: fx.GraphModule, node: fx.Node, keys: Heads) -> Iterator[Use]:
+    """The queries of one head."""
+    query = node.args[0]
+    assert isinstance(query, fx.Node)
+    heads = heads_of(gm, query, transposed=False) if len(keys.channels) == 1 else None
+    if heads is not None and len(heads.channels) == 1 and heads.batch == keys.batch:
+        yield Use(node, 0, heads)
 
 
-def _number(size: sympy.Expr) -> int:
-    return int(size.subs(dict.fromkeys(size.free_symbols, _ROWS)))
+def _queries_of(node: fx.Node) -> int:
+    """How many queries an attention, or a product, has for each head."""
+    return int(value(node).shape[-2])
 
 
-def _spared(linear: fx.Node, uses: list[Use]) -> bool:
-    """Whether nothing but these uses reads the linear, save at one of its steps."""
-    absorbed = {(use.node, use.argument if is_call(use.node, _ATTENTION) else 1) for use in uses}
-    steps = uses[0].heads.steps
-    pending: list[list[fx.Node]] = [[linear]]
-    while pending:
-        path = pending.pop()
-        for user in path[-1].users:
-            if is_call(user, *MOVES):
-                pending.append([*path, user])
-                continue
-            places = [place for place, argument in enumerate(user.args) if argument is path[-1]]
-            if places and all((user, place) in absorbed for place in places):
-                continue
-            index = _moved_index(linear, path[1:]) if len(path) > 1 else None
-            if index is None:
-                return False
-            rows = set((index // value(linear).shape[-1]).flatten().tolist())
-            if len(rows) * steps * value(linear).shape[-1] > sympy.prod(map(_number, shape_of(linear))):
-                return False
-    return True
-
-
-def _saves(linear: fx.Node, uses: list[Use]) -> bool:
-    """Whether multiply-adds fall."""
-    width = int(value(linear.args[0]).shape[-1])  # type: ignore[arg-type]
-    before = after = 0
+def _groups(uses: list[Use]) -> list[list[Use]]:
+    """Uses that are absorbed together or not at all: those of one linear, and of one call."""
+    groups: list[list[Use]] = []
     for use in uses:
+        mine = [
+            group
+            for group in groups
+            if any(other.node is use.node or other.heads.linear is use.heads.linear for other in group)
+        ]
+        groups = [group for group in groups if group not in mine]
+        groups.append([*(other for group in mine for other in group), use])
+    return groups
+
+
+def _spared(group: list[Use]) -> list[Use]:
+    """The uses whose linears nothing else reads; none where keys or values are read."""
+    by_linear: dict[fx.Node, list[Use]] = {}
+    for use in group:
+        by_linear.setdefault(use.heads.linear, []).append(use)
+    kept: list[Use] = []
+    for linear, uses in by_linear.items():
+        if spared(linear, uses):
+            kept += uses
+        elif any(use.argument for use in uses):
+            return []
+    return kept
+
+
+def _saves(gm: fx.GraphModule, uses: list[Use]) -> bool:
+    """Whether multiply-adds fall."""
+    before = after = 0
+    queries = {use.node: use.heads for use in uses if use.argument == 0}
+    for use in uses:
+        if use.argument == 0:
+            continue
         steps, (heads, channels) = use.heads.steps, use.heads.channels.shape
-        before += steps * heads * channels * (width + 1)
-        after += steps * heads * width + heads * channels * width
+        width = _width(use.heads.linear)
+        rows = heads * _queries_of(use.node)
+        before += steps * channels * (heads * width + rows)
+        after += rows * steps * width
+        beside = None
+        if use.argument == 1 and use.node in queries:
+            beside = _width(queries[use.node].linear)
+        elif use.argument == 2 and heads == 1 and (found := _outer(gm, use.node)) is not None:
+            beside = len(found[2])
+        # What a map of these channels beside the absorbed one adds to it, or is left of both as one.
+        apart = channels * width
+        after += rows * (apart if beside is None else min(apart, beside * (width - channels)))
     return after < before
 
 
-def _weights(gm: fx.GraphModule, linear: fx.Node) -> tuple[Tensor, Tensor | None] | None:
-    """The weight and bias of a linear map, no bias where it is zero; None where they are not constant."""
-    held = linear_weights(gm, linear)
-    if held is None:
-        return None
-    weight, bias = held
-    return weight, bias if bias is not None and bool(bias.count_nonzero()) else None
+def _width(linear: fx.Node) -> int:
+    return int(value(linear.args[0]).shape[-1])  # type: ignore[arg-type]
+
+
+def _outer(gm: fx.GraphModule, node: fx.Node) -> tuple[list[fx.Node], fx.Node, Tensor] | None:
+    """The linear map that alone reads a node, the moves before it, and its weights."""
+    moves, outer = moves_after(node)
+    held = None if outer is None else weights_of(gm, outer)
+    return None if outer is None or held is None else (moves, outer, held[0])
 
 
 class _Writer:
     """Writes one attention, or one of its two products, in front of it."""
 
-    def __init__(self, gm: fx.GraphModule, sizes: Sizes) -> None:
-        self._gm, self._sizes = gm, sizes
+    def __init__(self, gm: fx.GraphModule, sizes: Sizes, absorbed: set[fx.Node]) -> None:
+        self._gm, self._sizes, self._absorbed = gm, sizes, absorbed
         self.added = 0
 
     def rewrite(self, node: fx.Node, heads: dict[int, Heads]) -> fx.Node:
         """What gives the node's result."""
         if is_call(node, _ATTENTION):
-            made = self._attention(node, heads[1], heads[2])
+            made = self._attention(node, heads)
         elif 1 in heads:
-            made = self._scores(node, heads[1])
+            made = self._scores(node, heads)
         else:
             made = self._pooled(node, heads[2])
         return self._emit(aten.reshape.default, made, self._sizes.all(shape_of(node)))
@@ -256,23 +215,34 @@ class _Writer:
     def _emit(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         return emit(self._gm, target, args, kwargs)
 
-    def _constant(self, name: str, tensor: Tensor) -> fx.Node:
+    def _constant(self, heads: Heads, tensor: Tensor) -> fx.Node:
         self.added += tensor.nbytes
-        return add_constant(self._gm, name, tensor.contiguous())
+        return add_constant(self._gm, f"{heads.linear.name}_heads", tensor.contiguous())
 
-    def _attention(self, node: fx.Node, keys: Heads, values: Heads) -> fx.Node:
-        """The heads' queries as rows of one attention to x."""
-        query = self._emit(aten.unsqueeze.default, self._queries(node.args[0], keys), 1)
+    def _attention(self, node: fx.Node, heads: dict[int, Heads]) -> fx.Node:
+        """The queries of one head, or each head's one, as rows of one attention to x."""
+        keys, several = heads[1], len(heads[1].channels) > 1
+        query = self._emit(aten.unsqueeze.default, self._queries(node, heads), 1)
         x = self._emit(aten.unsqueeze.default, self._source(keys), 1)
-        mask: Any = node.args[3] if len(node.args) > 3 else None
-        if mask is not None and value(mask).ndim == 4:
+        mask, _, causal = _settings(node)
+        if mask is not None and value(mask).ndim == 3:
+            mask = self._emit(aten.unsqueeze.default, mask, 1)
+        known = mask is None or self._has_keys(mask)
+        if mask is not None and value(mask).ndim == 4 and several:
             mask = self._emit(aten.transpose.int, mask, 1, 2)
         scale = node.kwargs.get("scale")
         scale = keys.channels.shape[1] ** -0.5 if scale is None else scale
-        pooled = self._emit(_ATTENTION, query, x, x, mask, 0.0, False, scale=scale)
+        pooled = self._emit(_ATTENTION, query, x, x, mask, 0.0, causal, scale=scale)
         pooled = self._emit(aten.squeeze.dim, pooled, 1)
-        total = None if mask is None else self._any(mask, value(pooled).dtype)
-        return self._values(pooled, values, total)
+        total = None if known else self._any(mask, value(pooled).dtype)
+        return self._values(node, pooled, heads[2], total)
+
+    def _has_keys(self, mask: fx.Node) -> bool:
+        """Whether it is known that each query has a key."""
+        held = constant(self._gm, mask)
+        if held is None:
+            return False
+        return bool((held if held.dtype == torch.bool else held != float("-inf")).any(-1).all())
 
     def _any(self, mask: fx.Node, dtype: torch.dtype) -> fx.Node:
         """1 where a query has a key, 0 where all are masked: (B, H, 1), or that with ones for B and H."""
@@ -281,28 +251,33 @@ class _Writer:
         some = self._emit(aten.to.dtype, self._emit(aten.any.dim, mask, -1, True), dtype)
         return self._emit(aten.squeeze.dim, some, 1) if value(some).ndim == 4 else some
 
-    def _scores(self, node: fx.Node, keys: Heads) -> fx.Node:
-        query = node.args[0]
+    def _scores(self, node: fx.Node, heads: dict[int, Heads]) -> fx.Node:
+        keys = heads[1]
         x = self._emit(aten.transpose.int, self._source(keys), 1, 2)
-        scores = self._emit(aten.bmm.default, self._queries(query, keys), x)
-        weights = _weights(self._gm, keys.linear)
-        assert weights is not None
-        if weights[1] is not None and not _only_softmax(node):
-            bias = self._constant(f"{keys.linear.name}_bias", weights[1][keys.channels])
-            product = self._emit(aten.mul.Tensor, self._heads(query, keys), bias)
-            scores = self._emit(
-                aten.add.Tensor, scores, self._emit(aten.sum.dim_IntList, product, [-1], True)
-            )
-        return scores
+        scores = self._emit(aten.bmm.default, self._queries(node, heads), x)
+        bias = self._weights(keys)[1]
+        if bias is None or _only_softmax(node):
+            return scores
+        if 0 in heads:
+            # A map of its own, so that the queries have one reader.
+            weight, start = self._weights(heads[0])
+            row = bias.double() @ weight[0].double()
+            shift = None if start is None else (bias.double() @ start[0].double()).to(bias.dtype)
+            constants = [row.to(bias.dtype)] if shift is None else [row.to(bias.dtype), shift]
+            product = self._linear(keys, self._source(heads[0]), *constants)
+        else:
+            product = self._emit(aten.mul.Tensor, self._rows(node, keys), self._constant(keys, bias))
+            product = self._emit(aten.sum.dim_IntList, product, [-1], True)
+        return self._emit(aten.add.Tensor, scores, product)
 
     def _pooled(self, node: fx.Node, values: Heads) -> fx.Node:
         given = node.args[0]
         assert isinstance(given, fx.Node)
-        sizes = [values.batch, len(values.channels), values.steps]
+        sizes = [values.batch, len(values.channels) * _queries_of(node), values.steps]
         weights = self._emit(aten.reshape.default, given, self._sizes.all(sizes))
         pooled = self._emit(aten.bmm.default, weights, self._source(values))
         total = None if _is_softmax(given) else self._emit(aten.sum.dim_IntList, weights, [-1], True)
-        return self._values(pooled, values, total)
+        return self._values(node, pooled, values, total)
 
     def _source(self, heads: Heads) -> fx.Node:
         """x (B, T, d)."""
@@ -314,37 +289,80 @@ class _Writer:
             x = self._emit(aten.reshape.default, x, self._sizes.all(want))
         return self._emit(aten.transpose.int, x, 0, 1) if heads.steps_first else x
 
-    def _heads(self, query: Any, heads: Heads) -> fx.Node:
-        """q (B, H, d_h)."""
-        return self._emit(aten.reshape.default, query, self._sizes.all([heads.batch, *heads.channels.shape]))
+    def _rows(self, node: fx.Node, keys: Heads) -> fx.Node:
+        """q (B, S H, d_h)."""
+        heads, channels = keys.channels.shape
+        sizes = [keys.batch, heads * _queries_of(node), channels]
+        return self._emit(aten.reshape.default, node.args[0], self._sizes.all(sizes))
 
-    def _queries(self, query: Any, keys: Heads) -> fx.Node:
-        """W_k^T q, (B, H, d)."""
-        weights = _weights(self._gm, keys.linear)
-        assert weights is not None
-        return self._by_head(self._heads(query, keys), weights[0][keys.channels], keys)
+    def _queries(self, node: fx.Node, heads: dict[int, Heads]) -> fx.Node:
+        """W_k^T q, (B, S H, d)."""
+        keys = heads[1]
+        if 0 in heads:
+            weight, bias = self._weights(heads[0])
+            constants = [weight[0]] if bias is None else [weight[0], bias[0]]
+            rows = self._linear(heads[0], self._source(heads[0]), *constants)
+        else:
+            rows = self._rows(node, keys)
+        return self._by_head(rows, self._weights(keys)[0], keys)
 
-    def _values(self, pooled: fx.Node, values: Heads, total: fx.Node | None) -> fx.Node:
-        """W_v of sums of x (B, H, d), and the bias times the sum of their weights: (B, H, d_h)."""
-        weights = _weights(self._gm, values.linear)
-        assert weights is not None
-        weight, bias = weights
-        made = self._by_head(pooled, weight[values.channels].transpose(1, 2), values)
+    def _values(self, node: fx.Node, pooled: fx.Node, values: Heads, total: fx.Node | None) -> fx.Node:
+        """W_v of sums of x (B, S H, d), and the bias times the sum of their weights: (B, S H, d_h)."""
+        weight, bias = self._weights(values)
+        weight = weight.transpose(1, 2)
         if bias is None:
+            return self._by_head(pooled, weight, values)
+        if total is None and len(weight) == 1:
+            return self._by_head(pooled, weight, values, bias[0])
+        made = self._by_head(pooled, weight, values)
+        outer = _outer(self._gm, node) if len(weight) == 1 else None
+        # Another attention's linear is not read as it stands.
+        if total is not None and outer is not None and outer[1] not in self._absorbed:
+            self._add_behind(node, total, values, outer)
             return made
-        shift = self._constant(f"{values.linear.name}_bias", bias[values.channels])
+        shift = self._constant(values, bias)
         if total is not None:
             shift = self._emit(aten.mul.Tensor, total, shift)
         return self._emit(aten.add.Tensor, made, shift)
 
-    def _by_head(self, x: fx.Node, weight: Tensor, heads: Heads) -> fx.Node:
-        """x (B, H, a) times weight (H, a, b): (B, H, b)."""
-        name = f"{heads.linear.name}_heads"
+    def _add_behind(
+        self, node: fx.Node, total: fx.Node, values: Heads, outer: tuple[list[fx.Node], fx.Node, Tensor]
+    ) -> None:
+        """Adds the sums of weights, (B, S, 1) or with ones in place of B and S, times W_o b_v behind W_o."""
+        moves, reader, weight = outer
+        shape = shape_of(node)[:-1]
+        *batch, queries = shape
+        total = self._emit(aten.expand.default, total, self._sizes.all([sympy.prod(batch), queries, 1]))
+        total = self._emit(aten.reshape.default, total, self._sizes.all([*shape, 1]))
+        bias = self._weights(values)[1]
+        assert bias is not None
+        shift = (scale_of(moves) * weight.double() @ bias[0].double()).to(bias.dtype)
+        with self._gm.graph.inserting_before(reader.next):
+            moved = replayed(self._gm, moves, total)
+            added = self._emit(aten.mul.Tensor, moved, self._constant(values, shift))
+            made = self._emit(aten.add.Tensor, reader, added)
+        reader.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
+
+    def _by_head(self, x: fx.Node, weight: Tensor, heads: Heads, bias: Tensor | None = None) -> fx.Node:
+        """x (B, S H, a) times weight (H, a, b): (B, S H, b); of one head with a bias."""
         if len(weight) == 1:
-            return self._emit(aten.linear.default, x, self._constant(name, weight[0].t()))
-        held = self._constant(name, weight)
-        made = self._emit(aten.bmm.default, self._emit(aten.transpose.int, x, 0, 1), held)
+            constants = [weight[0].t()] if bias is None else [weight[0].t(), bias]
+            return self._linear(heads, x, *constants)
+        made = self._emit(
+            aten.bmm.default, self._emit(aten.transpose.int, x, 0, 1), self._constant(heads, weight)
+        )
         return self._emit(aten.transpose.int, made, 0, 1)
+
+    def _linear(self, heads: Heads, x: fx.Node, *constants: Tensor) -> fx.Node:
+        return self._emit(aten.linear.default, x, *(self._constant(heads, tensor) for tensor in constants))
+
+    def _weights(self, heads: Heads) -> tuple[Tensor, Tensor | None]:
+        """The weight (H, d_h, d) and bias (H, d_h) of heads."""
+        held = weights_of(self._gm, heads.linear)
+        assert held is not None
+        weight, bias = ((heads.scale * x.double()).to(x.dtype) if x is not None else None for x in held)
+        assert weight is not None
+        return weight[heads.channels], None if bias is None else bias[heads.channels]
 
 
 def _is_softmax(node: fx.Node) -> bool:

@@ -1,10 +1,9 @@
-"""Linear maps one after the other, or side by side on one input, are one (A11).
+"""Linear maps side by side on one input are one, and so are a linear map and a number (A11).
 
-    W2 (W1 x + b1) + b2  =  (W2 W1) x + (W2 b1 + b2)           where that takes fewer multiply-adds
     c * (W x + b)        =  (c W) x + c b                      c a number
     W_1 x, ..., W_k x    =  split([W_1; ...; W_k] x)           k >= 2, one matrix product in place of k
 
-New weights are computed in float64. When it does not apply: the inner map has another reader; weights that are
+New weights are computed in float64. When it does not apply: a scaled map has another reader; weights that are
 not constant; maps side by side of more than two dimensions (the heads of an attention: their parts would have
 to be copied apart), or whose joint width is over 4096, where a product of its own costs nothing extra.
 """
@@ -31,29 +30,7 @@ def merge_linears(gm: fx.GraphModule) -> list[Change]:
     """Merges linear maps; edits `gm` in place. Adds the merged weights."""
     if writes(gm):
         return []
-    return [*_in_a_row(gm), *_scaled(gm), *_side_by_side(gm)]
-
-
-def _in_a_row(gm: fx.GraphModule) -> list[Change]:
-    changes: list[Change] = []
-    for outer in list(gm.graph.nodes):
-        inner = outer.args[0] if is_call(outer, aten.linear.default) else None
-        if not isinstance(inner, fx.Node) or not is_call(inner, aten.linear.default) or len(inner.users) != 1:
-            continue
-        first, second = linear_weights(gm, inner), linear_weights(gm, outer)
-        if first is None or second is None:
-            continue
-        (w1, b1), (w2, b2) = first, second
-        if w2.shape[0] * w1.shape[1] > w1.numel() + w2.numel():
-            continue
-        weight = w2.double() @ w1.double()
-        bias = None if b1 is None else w2.double() @ b1.double()
-        if b2 is not None:
-            bias = b2.double() if bias is None else bias + b2.double()
-        added = _replace(gm, outer, inner.args[0], weight, bias, w2.dtype)
-        gm.graph.erase_node(inner)
-        changes.append(Change("merge linears", outer.name, f"with {inner.name} before it", added))
-    return changes
+    return [*_scaled(gm), *_side_by_side(gm)]
 
 
 def _scaled(gm: fx.GraphModule) -> list[Change]:

@@ -1,18 +1,22 @@
-"""Attention of one query, without keys and values."""
+"""Attention of one query, or of one head, without keys and values."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import assume, given, settings
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from fastrec.graph import is_call, value
+from fastrec.graph import is_call, sweep, value
+from fastrec.techniques.base import Change
 from fastrec.techniques.fusion.absorbed_attention import absorb_keys
+from fastrec.techniques.fusion.chains import merge_chains
+from fastrec.techniques.fusion.constants import fold_constants
 
 from .rewrites import rewritten
 
@@ -148,7 +152,7 @@ def test_keys_that_others_read_stay(reads: Callable[[Tensor], Tensor]) -> None:
     assert rewritten(absorb_keys, Other(), batch()[0])[1] == []
 
 
-def test_several_queries_stay() -> None:
+def test_several_queries_that_no_map_gives_stay() -> None:
     class Full(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -158,3 +162,207 @@ def test_several_queries_stay() -> None:
             return x @ self.key(x).transpose(1, 2)
 
     assert rewritten(absorb_keys, Full(), batch()[0])[1] == []
+
+
+def causal(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def constant_mask(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Each query sees those before it and itself."""
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=torch.ones(q.shape[-2], k.shape[-2]).tril().bool()
+    )
+
+
+def scaled_first(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    scores = (q * 0.3) @ k.transpose(-1, -2)
+    return (scores if mask is None else scores + (~mask) * -30.0).softmax(-1) @ v
+
+
+ONE_HEAD = {
+    f.__name__: f for f in (kernel, additive, written, unnormalised, causal, constant_mask, scaled_first)
+}
+
+
+class OneHead(nn.Module):
+    """Every step's query to a sequence (B, T, d), one head, and a map of what it gives."""
+
+    def __init__(
+        self, form: str, cut: str, dims: int = 3, masked: bool = True, bias: bool = True, out: bool = True
+    ) -> None:
+        super().__init__()
+        self.form, self.cut, self.dims, self.masked = form, cut, dims, masked
+        self.query, self.key, self.value = (nn.Linear(8, 8, bias=bias) for _ in range(3))
+        self.all = nn.Linear(8, 24, bias=bias)
+        self.out = nn.Linear(8, 8, bias=bias) if out else nn.Identity()
+
+    def forward(self, x: Tensor, seen: Tensor) -> Tensor:
+        if self.cut == "packed":
+            q, k, v = self.all(x).chunk(3, -1)
+        elif self.cut == "steps first":
+            y = x.transpose(0, 1)
+            q, k, v = (f(y).transpose(0, 1) for f in (self.query, self.key, self.value))
+        else:
+            q, k, v = self.query(x.tanh()), self.key(x), self.value(x)
+        mask = seen[:, None]
+        if self.dims == 4:
+            q, k, v, mask = q[:, None], k[:, None], v[:, None], mask[:, None]
+        y = ONE_HEAD[self.form](q, k, v, mask if self.masked else None)
+        y = y.squeeze(1) if self.dims == 4 else y
+        answer: Tensor = self.out(y.transpose(0, 1)).transpose(0, 1)
+        return answer
+
+
+def absorbed(gm: fx.GraphModule) -> list[Change]:
+    """Absorbs, then merges maps of maps."""
+    fold_constants(gm)
+    changes = absorb_keys(gm)
+    sweep(gm)
+    assert absorb_keys(gm) == []
+    return [*changes, *merge_chains(gm)] if changes else []
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from(sorted(ONE_HEAD)),
+    st.sampled_from(("apart", "packed", "steps first")),
+    st.sampled_from([3, 4]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_every_query_of_one_head(form: str, cut: str, dims: int, masked: bool, bias: bool) -> None:
+    graph, changes = rewritten(absorbed, OneHead(form, cut, dims, masked, bias), *batch())
+    assert changes[0].rule == "absorb keys"
+    wide = [value(node).shape[-1] for node in graph.graph.nodes if is_wide(node)]
+    # One map on each side, and where keys keep a bias, what it adds to a query's scores.
+    assert [width for width in wide if width != 1] == [8, 8] and len(wide) <= 3
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.sampled_from(sorted(ONE_HEAD)), st.sampled_from(("apart", "packed")), st.booleans())
+def test_without_a_map_of_the_result(form: str, cut: str, masked: bool) -> None:
+    graph, changes = rewritten(absorbed, OneHead(form, cut, masked=masked, out=False), *batch())
+    assert changes and sum(is_wide(node) and value(node).shape[-1] != 1 for node in graph.graph.nodes) == 2
+
+
+def test_no_key_and_no_bias_for_any_query() -> None:
+    x, seen = batch()
+    model = OneHead("kernel", "apart", 4).eval()
+    graph, _ = rewritten(absorbed, model, x, seen)
+    without = graph(x, seen)[0][0]
+    torch.testing.assert_close(without, model.out.bias.expand_as(without))
+
+
+@pytest.mark.parametrize("form", sorted(ONE_HEAD))
+def test_several_queries_of_several_heads_stay(form: str) -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.maps = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+            self.out = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor, seen: Tensor) -> Tensor:
+            q, k, v = (f(x).view(x.shape[0], -1, 2, 4).transpose(1, 2) for f in self.maps)
+            y = ONE_HEAD[form](q, k, v, seen[:, None, None])
+            answer: Tensor = self.out(y.transpose(1, 2).flatten(2))
+            return answer
+
+    assert rewritten(absorb_keys, Heads(), *batch())[1] == []
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(2, 12), st.integers(2, 12), st.integers(2, 12), st.integers(2, 12), st.booleans())
+def test_one_head_only_where_it_saves(queries: int, keys: int, width: int, channels: int, read: bool) -> None:
+    class Cross(nn.Module):
+        """Queries from one sequence, keys and values from another."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.query = nn.Linear(5, channels)
+            self.key, self.value = (nn.Linear(width, channels) for _ in range(2))
+            self.out = nn.Linear(channels, 6) if read else nn.Tanh()
+
+        def forward(self, n: Tensor, x: Tensor) -> Tensor:
+            y = F.scaled_dot_product_attention(self.query(n), self.key(x), self.value(x))
+            answer: Tensor = self.out(y)
+            return answer
+
+    rows = torch.randn(5, queries, 5), torch.randn(5, keys, width)
+    graph, changes = rewritten(absorbed, Cross(), *rows)
+    pairs = queries * keys
+    before = queries * 5 * channels + 2 * keys * width * channels + 2 * pairs * channels
+    theirs = queries * min(5 * width, 5 * channels + channels * width)
+    ours = queries * channels * width
+    if read:
+        before += queries * channels * 6
+        ours = queries * min(6 * width, 6 * channels + channels * width)
+    after = theirs + ours + 2 * pairs * width
+    assert bool(changes) == (after < before)
+    assert multiply_adds(graph, 5) == 5 * min(before, after)
+
+
+def multiply_adds(graph: fx.GraphModule, rows: int) -> int:
+    """Those of linear maps and attentions, at this many rows."""
+    total = 0
+    for node in graph.graph.nodes:
+        if is_call(node, aten.linear.default):
+            total += rows * math.prod(value(node).shape[1:]) * value(node.args[0]).shape[-1]
+        elif is_call(node, aten.scaled_dot_product_attention.default):
+            queries, width = value(node.args[0]).shape[-2:]
+            total += 2 * rows * queries * value(node.args[1]).shape[-2] * width
+    return total
+
+
+@pytest.mark.parametrize("weights", [False, True])
+@pytest.mark.parametrize("normed", [False, True])
+def test_a_module_of_one_head(weights: bool, normed: bool) -> None:
+    class Module(nn.Module):
+        """torch's own attention, some keys of each row padding."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 1, batch_first=True)
+            nn.init.normal_(self.attention.in_proj_bias)
+            self.norm = nn.LayerNorm(8)
+
+        def forward(self, x: Tensor, padded: Tensor) -> Tensor:
+            q = self.norm(x) if normed else x
+            padding = None if weights else padded
+            answer: Tensor = self.attention(q, x, x, key_padding_mask=padding, need_weights=weights)[0]
+            return answer
+
+    x, seen = batch()
+    graph, changes = rewritten(absorbed, Module(), x[1:], ~seen[1:])
+    assert changes and sum(is_wide(node) for node in graph.graph.nodes) == 2
+
+
+def test_one_head_after_another() -> None:
+    class Stack(nn.Module):
+        """The second's keys, values and queries are maps of what the first gives, with nothing between."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 24), nn.Linear(8, 24)
+
+        def forward(self, x: Tensor, seen: Tensor) -> Tensor:
+            for f in (self.first, self.second):
+                q, k, v = f(x).chunk(3, -1)
+                x = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None])
+            return x
+
+    assert rewritten(absorbed, Stack(), *batch())[1]
+
+
+def test_queries_that_others_read_stay_as_they_are() -> None:
+    class Read(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.key, self.out = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q = self.query(x)
+            answer: Tensor = self.out((q @ self.key(x).transpose(1, 2)).softmax(-1) @ x) + q
+            return answer
+
+    assert rewritten(absorbed, Read(), batch()[0])[1] == []
