@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from .as_called import AsCalled, Run
 from .budget import Budget
 from .errors import InputError, MeasurementError
 from .measure import Evaluator, Loss
@@ -15,13 +14,11 @@ from .measure.loss import LOWER_IS_BETTER
 from .program import Program
 from .report import Accuracy
 from .request import Once
-from .rows import take_rows
 from .techniques import Applied, Technique
 
 __all__ = ["Certifier", "Evaluate"]
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
-Run = Callable[[list[Tensor]], Sequence[Tensor]]
 
 _DEFAULT = Budget({"auc": 2e-4})
 
@@ -36,7 +33,7 @@ class Certifier:
     def __init__(self, original: Program, once: Once, evaluate: Evaluate, budget: Budget | None) -> None:
         self._original, self._once, self._evaluate = original, once, evaluate
         private = original.with_model(original.draft(private_buffers=True).eval())
-        whole = _AsCalled(private, Once(()), lambda flat: private.run(flat)[0])
+        whole = AsCalled(private, Once(()), lambda flat: private.run(flat)[0])
         self._scores = evaluate.scores(whole) if isinstance(evaluate, Evaluator) else None
         self._before = dict(evaluate(whole))
         if not all(isinstance(value, (int, float)) for value in self._before.values()):
@@ -50,7 +47,7 @@ class Certifier:
 
     def judge(self, run: Run) -> tuple[Accuracy, ...]:
         """What was lost of each metric by answers that `run` gives, for flat batches of one request."""
-        model = _AsCalled(self._original, self._once, run)
+        model = AsCalled(self._original, self._once, run)
         return tuple(Accuracy.of(loss, self.budget.max_loss[loss.metric]) for loss in self._losses(model))
 
     def settle(self, technique: Technique, program: Program) -> tuple[Technique, Applied, list[str]]:
@@ -84,27 +81,3 @@ class Certifier:
             was, now = float(self._before[name]), float(after[name])
             made.append(Loss(name, was, now, sign * (was - now), None, 0, 0))
         return made
-
-
-class _AsCalled(nn.Module):
-    """Flat answers behind the face of the model; a batch of several requests is run request by request."""
-
-    def __init__(self, program: Program, once: Once, run: Run) -> None:
-        super().__init__()
-        self._layout, self._once, self._run = program.layout, once, run
-        self.train(False)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The answer for one batch."""
-        layout = self._layout
-        flat = layout.flatten(args, kwargs)
-        if not self._once:
-            return layout.result(tuple(self._run(flat)))
-        groups = self._once.groups(flat)
-        back = torch.cat(groups).argsort()
-        parts = [self._run(self._once.first(take_rows(layout.features, flat, rows))) for rows in groups]
-        joined = [
-            answers[0] if axis is None else torch.cat(answers, axis).index_select(axis, back)
-            for answers, axis in zip(zip(*parts, strict=True), layout.output_axes, strict=True)
-        ]
-        return layout.result(tuple(joined))

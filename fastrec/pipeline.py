@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .arguments import own_random_state, read_backends, read_recipe, read_sizes
+from .as_called import AsCalled
 from .backends import Backend
 from .budget import Budget
 from .certify import Certifier, Evaluate
@@ -66,6 +67,7 @@ def compress(
     batch_sizes: Sequence[int] = _SIZES,
     guards: bool = True,
     on_nonfinite: Literal["raise", "propagate"] = "raise",
+    keep_original: bool = True,
     progress: bool = True,
     seconds: float = 60.0,
 ) -> CompressedModel:
@@ -88,7 +90,8 @@ def compress(
 
     `recipe` names the techniques (None: every exact one), `backends` who may run them (None: those installed), `batch_sizes` the numbers of
     rows to measure. `guards=False` drops the checks of ids and finiteness, `on_nonfinite="propagate"` those of
-    finiteness alone. `seconds` is how long it may take, about. The model, global threads, seeds and warnings are left
+    finiteness alone. The compressed model falls back on the original where it has to, and so holds its tables; with
+    `keep_original=False` what serves does that too, in its plain form. `seconds` is how long it may take, about. The model, global threads, seeds and warnings are left
     as they were; its tensors are shared, not copied.
 
     Raises `InputError` for arguments that do not fit, `TechniqueError` for a recipe that cannot be applied to this
@@ -139,7 +142,7 @@ def compress(
             if not sessions and not work.trials:
                 work.notes.append("no backend was given or is installed, so nothing was measured")
             results, accuracy = _settle(work, program, once, sessions, checks, fresh, sizes, certifier, show)
-        made = _assemble(work, program, once, captured, sessions, results, checks)
+        made = _assemble(work, program, once, captured, sessions, results, checks, keep_original)
         made.report = replace(_report(work, program, made, results, steps, sessions), accuracy=accuracy)
         if captured is not None:
             made.report = replace(made.report, work=_work(captured))
@@ -279,6 +282,7 @@ def _assemble(
     sessions: dict[str, Made],
     results: Sequence[SizeResult],
     checks: _Checks,
+    keep_original: bool,
 ) -> CompressedModel:
     """The compressed model, holding only what serves."""
     names = {result.session for result in results} - {ORIGINAL}
@@ -290,14 +294,17 @@ def _assemble(
         # For the serving form of what is not faster batch by batch.
         made.program = captured.fast if captured is not None and once else None
         return made
-    fast = captured.fast.model
-    assert isinstance(fast, fx.GraphModule)
+    plain = captured.fast
+    assert isinstance(plain.model, fx.GraphModule)
     if any(result.session == ORIGINAL for result in results):
         work.notes.append(
             "the original serves some batch sizes, so its tables are kept beside the rewritten ones"
         )
+    elif keep_original:
+        release_moved(original, plain.model)
     else:
-        release_moved(original, fast)
+        answers = AsCalled(program, once, lambda flat: plain.run(flat)[0])
+        original = replace(program.with_model(answers), entry="forward", batch=None, calibration=())
     plan = Plan(tuple(r.rows for r in results), tuple(r.session for r in results))
     made = _serving(original, sessions, plan, checks, once)
     made.program = captured.fast

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -205,3 +207,19 @@ def test_a_budget_that_nobody_can_judge_says_so() -> None:
     for wrong in ({}, {"auc": -1.0}, {"auc": float("nan")}, {"auc": True}):
         with pytest.raises(InputError, match="max_loss"):
             Budget(wrong)
+
+
+def test_without_the_original_what_serves_falls_back_on_itself() -> None:
+    model, batches, _ = labelled()
+    whole = weakref.ref(model.top.weight)
+    fast = compress(
+        model, batches[0], recipe=Round(2), backends=[Eager()], batch_sizes=(8,), seconds=5, progress=False,
+        keep_original=False,
+    )  # fmt: skip
+    if fast.report.status == "improved":
+        answer = fast(**{name: tensor[:8] for name, tensor in batches[0].items()})
+        del model
+        gc.collect()
+        assert whole() is None or any(session.endswith("exact") for session in fast.sessions)
+        again = fast.original.function(**{name: tensor[:8] for name, tensor in batches[0].items()})
+        assert torch.allclose(answer, again, atol=1e-6)

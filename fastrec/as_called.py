@@ -1,0 +1,44 @@
+"""Flat answers behind the face of the model: called in the caller's form, whatever computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .program import Program
+from .request import Once
+from .rows import take_rows
+
+__all__ = ["AsCalled", "Run"]
+
+Run = Callable[[list[Tensor]], Sequence[Tensor]]
+
+
+class AsCalled(nn.Module):
+    """A module called as the program's model is, which answers by `run`: flat tensors in, flat tensors out.
+
+    `run` takes one row of each request feature; a batch of several requests is run request by request.
+    """
+
+    def __init__(self, program: Program, once: Once, run: Run) -> None:
+        super().__init__()
+        self._layout, self._once, self._run = program.layout, once, run
+        self.train(False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The answer for one batch."""
+        layout = self._layout
+        flat = layout.flatten(args, kwargs)
+        if not self._once:
+            return layout.result(tuple(self._run(flat)))
+        groups = self._once.groups(flat)
+        back = torch.cat(groups).argsort()
+        parts = [self._run(self._once.first(take_rows(layout.features, flat, rows))) for rows in groups]
+        joined = [
+            answers[0] if axis is None else torch.cat(answers, axis).index_select(axis, back)
+            for answers, axis in zip(zip(*parts, strict=True), layout.output_axes, strict=True)
+        ]
+        return layout.result(tuple(joined))
