@@ -287,18 +287,24 @@ class _Writer:
     def _weighing(self, mask: Tensor, inner: bool) -> fx.Node:
         """A mask with the weight of all padding where it is kept."""
         rows = inner and mask.shape[-2] == self._padding.steps
-        for known, whole, made in self._masks:
-            if whole == rows and torch.equal(known, mask):
+        for known, some, made in self._masks:
+            if some == rows and torch.equal(known, mask):
                 return made
         added = self._constant("padding_mask", mask)
-        weights = self._constant("padding_weights", mask.exp())
-        if rows:
-            added, weights = self._picks.pick(added, -2), self._picks.pick(weights, -2)
-        # Without padding 0 / 0, which is not read.
         pad = self._emit(aten.to.dtype, self._pad, mask.dtype)
-        each = self._emit(aten.div.Tensor, self._emit(aten.matmul.default, weights, pad), self._count)
-        share = self._emit(aten.unsqueeze.default, self._emit(aten.log.default, each), -1)
-        made = self._emit(aten.where.self, self._pad_kept, share, self._picks.pick(added, -1))
+        weight = self._emit(aten.matmul.default, self._constant("padding_weights", mask.exp()), pad)
+        if rows and _by_order(mask):
+            for axis in (-2, -1):
+                added = self._emit(aten.slice.Tensor, added, axis, 0, self._picks.length)
+        elif rows:
+            added = self._picks.pick(added, -2)
+        if not (rows and _by_order(mask)):
+            added = self._picks.pick(added, -1)
+        if rows:
+            weight = self._picks.pick(weight, -1)
+        # Without padding it is 0 / 0, and not read.
+        each = self._emit(aten.log.default, self._emit(aten.div.Tensor, weight, self._count))
+        made = self._emit(aten.where.self, self._pad_kept, self._emit(aten.unsqueeze.default, each, -1), added)
         self._masks.append((mask, rows, made))
         return made
 
@@ -319,3 +325,12 @@ class _Writer:
         if is_call(node, aten.slice.Tensor):
             made = self._emit(aten.unsqueeze.default, made, axis)
         node.replace_all_uses_with(made)
+
+
+def _by_order(mask: Tensor) -> bool:
+    """Whether a mask (..., T, T) tells only what comes before, at or after a position: so it does for any of them."""
+    first = mask.flatten(0, -3)[0] if mask.ndim > 2 else mask
+    before, at, after = first[1, 0], first[0, 0], first[0, 1]
+    order = torch.arange(len(first))
+    order = order[:, None] - order
+    return torch.equal(torch.where(order > 0, before, torch.where(order == 0, at, after)).expand_as(mask), mask)

@@ -106,7 +106,7 @@ def _of_free_length(gm: fx.GraphModule, like: Tensor, name: str) -> Tensor:
 
 
 class Picks:
-    """Writes nodes at the places alone; `made` holds what each has become."""
+    """Writes nodes at the places alone; `made` holds what each has become, `length` gives the number of places."""
 
     def __init__(self, gm: fx.GraphModule, places: fx.Node) -> None:
         self.made: dict[fx.Node, fx.Node] = {}
@@ -114,7 +114,7 @@ class Picks:
         self._sizes = Sizes(gm)
         self._picked: dict[tuple[fx.Node, int], fx.Node] = {}
         with gm.graph.inserting_after(places):
-            self._length = emit(gm, aten.sym_size.int, (places, 0))
+            self.length = emit(gm, aten.sym_size.int, (places, 0))
 
     def pick(self, node: fx.Node, axis: int) -> fx.Node:
         """A node computed at all positions, read at the places; `axis` counts from the right."""
@@ -134,7 +134,7 @@ class Picks:
             shape: list[Any] = list(shape_of(node))
             shape[part.place.axis] = 1
             shape = self._sizes.all(shape)
-            shape[part.place.axis] = self._length
+            shape[part.place.axis] = self.length
             target = aten.expand if operator_name(node).startswith("expand") else aten.reshape
             source = arguments(node)[0]
             self.made[node] = emit(self._gm, target.default, (given.get(source, source), shape))
