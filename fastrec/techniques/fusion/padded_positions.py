@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -143,13 +143,11 @@ class _Region:
         return region if works and not any(is_free(node) for node in given) else None
 
     def _found_ends(self) -> Iterator[tuple[fx.Node, Part]]:
-        """What reads one position, or sums over all with weight 0 at padding, of what attentions here give."""
+        """What reads one position, or sums over all with weight 0 at padding."""
         for node in self._gm.graph.nodes:
             if not is_call(node, aten.select.int, aten.slice.Tensor, aten.sum.dim_IntList):
                 continue
             source = arguments(node)[0]
-            if not ancestors([source]) & self._readers.keys():
-                continue
             part = self._summed(node, source) if is_call(node, aten.sum.dim_IntList) else selection(node)
             if part is not None and part.steps == self._padding.steps and isinstance(part.at, int):
                 yield node, part
@@ -166,7 +164,9 @@ class _Region:
     def _collect(self, whole: set[fx.Node]) -> _Found:
         found = _Found(whole=set(whole), ends=self._ends)
         left = [item for reader in self._readers.values() for item in reader.keys.items()]
-        left += [(arguments(node)[0], Part(part.place, part.steps, 0)) for node, part in self._ends.items()]
+        for node, part in self._ends.items():
+            if ancestors([node]) & self._readers.keys():
+                left.append((arguments(node)[0], replace(part, at=0)))
         while left:
             node, part = left.pop()
             if node in found.whole:
@@ -248,20 +248,25 @@ class _Writer:
         return add_constant(self._gm, name, tensor)
 
     def _choose(self) -> None:
-        """The kept positions: real[t], or t before the second of padding, sum_{s <= t} real[s] >= t, or t is read."""
-        least = torch.arange(self._padding.steps)
+        """The kept positions: real, or not after the first of padding, or read."""
+        bits, steps = self._padding.bits, self._padding.steps
+        most = torch.ones(steps, dtype=torch.int64)
         for node, part in self._ends.items():
             if isinstance(part.at, int) and not is_call(node, aten.sum.dim_IntList):
-                least[part.at] = 0
-        flat = self._emit(aten.reshape.default, self._padding.bits, [-1])
-        other = self._emit(aten.logical_not.default, flat)
-        real, self._pad = (flat, other) if self._padding.real else (other, flat)
-        before = self._emit(aten.cumsum.default, real, 0)
-        first = self._emit(aten.ge.Tensor, before, self._constant(f"{real.name}_least", least))
+                most[part.at] = steps
+        real, self._pad = self._real_and_pad(bits)
+        self._seen = self._emit(aten.cumsum.default, self._pad, 0)
+        first = self._emit(aten.le.Tensor, self._seen, self._constant(f"{bits.name}_most", most))
         self._kept = self._emit(aten.logical_or.default, first, real)
         self._picks = Picks(self._gm, places_of(self._gm, self._kept))
-        self._pad_kept = self._picks.pick(self._pad, -1)
+        axis = next(axis for axis in range(-value(bits).ndim, 0) if value(bits).shape[axis] == steps)
+        _, self._pad_kept = self._real_and_pad(self._picks.pick(bits, axis))
         self._count = self._emit(aten.sum.default, self._pad_kept)
+
+    def _real_and_pad(self, bits: fx.Node) -> tuple[fx.Node, fx.Node]:
+        flat = self._emit(aten.reshape.default, bits, [-1])
+        other = self._emit(aten.logical_not.default, flat)
+        return (flat, other) if self._padding.real else (other, flat)
 
     def _attend(self, reader: _Reader) -> None:
         node, inner = reader.node, reader.node in self._inner
@@ -290,21 +295,27 @@ class _Writer:
         for known, some, made in self._masks:
             if some == rows and torch.equal(known, mask):
                 return made
-        added = self._constant("padding_mask", mask)
-        pad = self._emit(aten.to.dtype, self._pad, mask.dtype)
-        weight = self._emit(aten.matmul.default, self._constant("padding_weights", mask.exp()), pad)
-        if rows and _by_order(mask):
+        if not mask.any():
+            weight, added = (
+                self._emit(aten.select.int, self._seen, 0, -1),
+                self._constant("padding_mask", mask[..., :1, :1]),
+            )
+        elif rows and _is_causal(mask):
+            weight, added = self._picks.pick(self._seen, -1), self._constant("padding_mask", mask)
             for axis in (-2, -1):
                 added = self._emit(aten.slice.Tensor, added, axis, 0, self._picks.length)
-        elif rows:
-            added = self._picks.pick(added, -2)
-        if not (rows and _by_order(mask)):
+        else:
+            pad = self._emit(aten.to.dtype, self._pad, mask.dtype)
+            weight = self._emit(aten.matmul.default, self._constant("padding_weights", mask.exp()), pad)
+            added = self._constant("padding_mask", mask)
+            if rows:
+                weight, added = self._picks.pick(weight, -1), self._picks.pick(added, -2)
             added = self._picks.pick(added, -1)
-        if rows:
-            weight = self._picks.pick(weight, -1)
         # Without padding it is 0 / 0, and not read.
         each = self._emit(aten.log.default, self._emit(aten.div.Tensor, weight, self._count))
-        made = self._emit(aten.where.self, self._pad_kept, self._emit(aten.unsqueeze.default, each, -1), added)
+        made = self._emit(
+            aten.where.self, self._pad_kept, self._emit(aten.unsqueeze.default, each, -1), added
+        )
         self._masks.append((mask, rows, made))
         return made
 
@@ -327,10 +338,7 @@ class _Writer:
         node.replace_all_uses_with(made)
 
 
-def _by_order(mask: Tensor) -> bool:
-    """Whether a mask (..., T, T) tells only what comes before, at or after a position: so it does for any of them."""
-    first = mask.flatten(0, -3)[0] if mask.ndim > 2 else mask
-    before, at, after = first[1, 0], first[0, 0], first[0, 1]
-    order = torch.arange(len(first))
-    order = order[:, None] - order
-    return torch.equal(torch.where(order > 0, before, torch.where(order == 0, at, after)).expand_as(mask), mask)
+def _is_causal(mask: Tensor) -> bool:
+    """Whether each position sees itself and those before, so that of any of them each sees these."""
+    steps = mask.shape[-1]
+    return torch.equal(mask, torch.full((steps, steps), -math.inf, dtype=mask.dtype).triu(1).expand_as(mask))
