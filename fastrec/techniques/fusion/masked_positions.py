@@ -25,7 +25,7 @@ from torch import Tensor, fx
 
 from ...graph import add_constant, ancestors, emit, is_call, is_free, operator_name, value
 from ..base import Change
-from .picked_positions import POSITION_MOVES, Picks, is_mask, parts_at, places_of, rebuilds
+from .picked_positions import POSITION_MOVES, Picks, is_mask, is_tensor, parts_at, places_of, rebuilds
 from .positions import Part, Place, arguments
 from .purity import writes
 
@@ -214,7 +214,8 @@ class _Region:
         if node in self._path and is_call(node, *_SOFTMAX) and _dim(node) == part.place.axis:
             # The weights of masked positions are zero, and no part of what the others are divided by.
             return {arguments(node)[0]: part}
-        return parts_at(node, part)
+        given = parts_at(node, part)
+        return given if given is not None and all(map(is_tensor, given)) else None
 
 
 def _real(gm: fx.GraphModule, mask: _Mask) -> fx.Node:

@@ -32,7 +32,7 @@ from ..base import Change
 from .moves import hoist
 from .one_position import selection
 from .padding import Padding, paddings
-from .picked_positions import Picks, parts_at, places_of, rebuilds
+from .picked_positions import Picks, is_tensor, parts_at, places_of, rebuilds
 from .positions import Part, Place, arguments
 from .purity import is_pure, writes
 
@@ -48,15 +48,15 @@ def skip_padding(gm: fx.GraphModule) -> list[Change]:
     """Computes padding once; edits `gm` in place. Adds what masks of attentions weigh, as large as these."""
     if writes(gm):
         return []
-    changes: list[Change] = []
     for padding in paddings(gm):
         readers = {node: reader for node in gm.graph.nodes if (reader := _reader(gm, node, padding))}
         region = _Region(gm, padding, readers).found() if readers else None
         if region is not None:
             added = _Writer(gm, padding, readers, region).write()
             detail = f"of {padding.steps} positions real ones and one of padding"
-            changes.append(Change("skip padding", next(iter(readers)).name, detail, added))
-    return changes
+            # What other masks mask is looked for in the graph that this one leaves.
+            return [Change("skip padding", next(iter(readers)).name, detail, added)]
+    return []
 
 
 @dataclass(frozen=True)
@@ -190,8 +190,10 @@ class _Region:
         return {query: part, **reader.keys}
 
     def _closed(self, found: _Found, node: fx.Node) -> bool:
-        """Whether all that reads the node reads it at these positions."""
+        """Whether all that reads the node reads it at these positions, and parts of a tensor are of one computed there."""
         part = found.inner[node]
+        if not all(is_tensor(argument) or argument in found.inner for argument in found.read[node]):
+            return False
         for user in node.users:
             if user in found.inner:
                 fits = found.read[user].get(node) == part
@@ -300,7 +302,7 @@ class _Writer:
                 self._emit(aten.select.int, self._seen, 0, -1),
                 self._constant("padding_mask", mask[..., :1, :1]),
             )
-        elif rows and _is_causal(mask):
+        elif rows and self._picks.is_fewer_than(self._padding.steps) and _is_causal(mask):
             weight, added = self._picks.pick(self._seen, -1), self._constant("padding_mask", mask)
             for axis in (-2, -1):
                 added = self._emit(aten.slice.Tensor, added, axis, 0, self._picks.length)

@@ -105,12 +105,12 @@ class Padding:
 
 
 def paddings(gm: fx.GraphModule) -> Iterator[Padding]:
-    """The padding of every mask that masks something, each once."""
+    """The padding of every mask, each once: where it masks something, or else where it is false."""
     found = set()
     for node in list(gm.graph.nodes):
-        masking = _masking(node)
-        bits = _bits(masking.mask) if masking is not None else None
-        if masking is not None and bits is not None:
+        masking = _masking(node) or _Masking(node, masked=False, fill=None)
+        bits = _bits(masking.mask)
+        if bits is not None:
             padding = Padding(gm, bits, masking.masked)
             if padding.key not in found:
                 found.add(padding.key)
@@ -143,7 +143,7 @@ def _bits(mask: fx.Node) -> _Bits | None:
             node = _first(node)
         else:
             break
-    if any(is_free(one) for one in (*ancestors([node]), *node.all_input_nodes)):
+    if node.op == "get_attr" or any(is_free(one) for one in (*ancestors([node]), *node.all_input_nodes)):
         return None
     steps = value(node).numel()
     if steps < 2 or not value(mask).numel() == steps == max(value(mask).shape):

@@ -69,9 +69,10 @@ def parts_at(node: fx.Node, part: Part) -> dict[fx.Node, Part] | None:
         plain = isinstance(mine, Part) and mine.place.plain and (mine.steps, mine.at) == (part.steps, 0)
         if not plain or found.setdefault(argument, mine) != mine:
             return None
-        tensor = argument.meta["val"]
-        if not isinstance(tensor, Tensor) or tensor.shape[mine.place.axis] != part.steps:
-            return None
+        held = argument.meta["val"]
+        for tensor in held if isinstance(held, (list, tuple)) else (held,):
+            if not isinstance(tensor, Tensor) or tensor.shape[mine.place.axis] != part.steps:
+                return None
     # Read whole as well, it has to stay whole.
     whole = [a for a, mine in zip(arguments(node), parts, strict=True) if mine is None]
     return None if found.keys() & set(whole) else found
@@ -98,7 +99,10 @@ def _of_free_length(gm: fx.GraphModule, like: Tensor, name: str) -> Tensor:
         if isinstance(node.meta.get("val"), Tensor)
         for n in value(node).shape
     }
-    length = next((n for n in _PRIMES if n not in taken), 101)
+    # The positions are that many at most, which some that are cut off are asked.
+    steps = int(like.numel())
+    fitting = [n for n in (*_PRIMES, *range(steps - 1, 1, -1)) if n < steps and n not in taken]
+    length = next(iter(fitting), next((n for n in _PRIMES if n not in taken), 101))
     context: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC, DimDynamic.STATIC])
     example = torch.zeros(length, 1, dtype=torch.int64)
     made: Tensor = like.fake_mode.from_tensor(example, source=ConstantSource(name), symbolic_context=context)
@@ -115,6 +119,10 @@ class Picks:
         self._picked: dict[tuple[fx.Node, int], fx.Node] = {}
         with gm.graph.inserting_after(places):
             self.length = emit(gm, aten.sym_size.int, (places, 0))
+
+    def is_fewer_than(self, steps: int) -> bool:
+        """Whether the number of places stands for one below `steps`: of few positions none is left for it."""
+        return bool(self.length.meta["val"].node.hint < steps)
 
     def pick(self, node: fx.Node, axis: int) -> fx.Node:
         """A node computed at all positions, read at the places; `axis` counts from the right."""
