@@ -12,9 +12,10 @@ Rows are equal where the model puts a constant in the place of padding, `x * rea
 attention's mask is the request's and hides padding, -inf, keys and values may be anything: M[P, P] is its mask.
 Of a history of which half is padding, an attention takes a quarter of the work, and the rest half.
 
-When it does not apply: to a graph that writes in place, or a batch of histories; an attention whose keys differ at
-padding (positions added after the mask), its mask all the same at all positions and finite, of rows not equal; what is read at
-all positions, except for a sum with weight 0 at padding: it stays whole, with what it needs; convolutions, recurrences.
+When it does not apply: to a graph that writes in place, or a batch of histories; to an attention whose keys differ at
+padding (positions added after the mask) and are not hidden, or hidden by -1e4 and the like; to attention written as
+products and a softmax. What is read at all positions stays whole, with what it needs, but for a sum with weight 0 at
+padding; so does what convolutions and recurrences read.
 """
 
 from __future__ import annotations
