@@ -40,6 +40,7 @@ from .norms import fold_norms
 from .once import compute_once
 from .one_position import read_one_position
 from .packed_columns import pack_columns
+from .padded_positions import skip_padding
 from .pair_selection import select_pairs
 from .pointwise import drop_expands
 from .select_parts import select_parts
@@ -83,7 +84,7 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
         multiply_by_vector,
     ),
     (fold_lookups,),
-    (skip_masked,),
+    (skip_masked, skip_padding),
     (stack_lookups, stack_bags, pack_columns),
 )
 """Every rule, in order of application: what is known of the values, what removes work, what is worth memory, and
@@ -95,7 +96,14 @@ A phase is over when none of its rules applies; what it changed goes through tho
 RULES: tuple[Rule, ...] = tuple(rule for phase in PHASES for rule in phase)
 """Every rule, in order of application."""
 
-TRADES: tuple[Rule, ...] = (factor_products, split_cross_layers, split_linears, fold_lookups, skip_masked)
+TRADES: tuple[Rule, ...] = (
+    factor_products,
+    split_cross_layers,
+    split_linears,
+    fold_lookups,
+    skip_masked,
+    skip_padding,
+)
 """Rules that make more calls of less work: at few rows they may lose what they gain at many."""
 
 _ROUNDS = 8

@@ -41,8 +41,11 @@ def fold_constants(gm: fx.GraphModule) -> list[Change]:
         held = {source: several.get(source, constant(gm, source)) for source in node.all_input_nodes}
         parts = [part for value in held.values() for part in (value if isinstance(value, tuple) else [value])]
         known = [part for part in parts if part is not None]
+        # Bytes are asked of what is constant alone: of a tensor of known size, strides may not be known.
+        if len(known) != len(parts):
+            continue
         made = sum(fake.nbytes for fake in fakes)
-        if len(known) != len(parts) or made > max([_SMALL, *(tensor.nbytes for tensor in known)]):
+        if made > max([_SMALL, *(tensor.nbytes for tensor in known)]):
             continue
         args, kwargs = fx.map_arg((node.args, node.kwargs), held.__getitem__)
         with torch.no_grad():

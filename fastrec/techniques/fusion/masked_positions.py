@@ -19,42 +19,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._dynamo.source import ConstantSource
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
 
 from ...graph import add_constant, ancestors, emit, is_call, is_free, operator_name, value
 from ..base import Change
-from .positions import Part, Place, arguments, parts_read
+from .picked_positions import POSITION_MOVES, Picks, is_mask, is_tensor, parts_at, places_of, rebuilds
+from .positions import Part, Place, arguments
 from .purity import writes
-from .sizes import Sizes, shape_of, writable
 
 __all__ = ["skip_masked"]
 
 aten = torch.ops.aten
 _PRODUCTS = (aten.matmul.default, aten.bmm.default)
 _SOFTMAX = (aten.softmax.int, aten._softmax.default)
-_MOVES = frozenset(
-    (
-        "select",
-        "squeeze",
-        "unsqueeze",
-        "transpose",
-        "permute",
-        "view",
-        "reshape",
-        "flatten",
-        "expand",
-        "to",
-        "_to_copy",
-    )
-)
-_SIZED = frozenset(("view", "reshape", "flatten", "unflatten", "expand", "expand_as", "squeeze"))
-_PRIMES = (7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)
 
 
 def skip_masked(gm: fx.GraphModule) -> list[Change]:
@@ -94,22 +73,11 @@ def _mask(node: fx.Node) -> _Mask | None:
     elif is_call(node, aten.where.ScalarOther):
         mask, fill, real = node.args[0], node.args[2], True
     elif is_call(node, aten.mul.Tensor):
-        mask, fill, real = next((arg for arg in node.args if _is_mask(arg)), None), 0, True
+        mask, fill, real = next((arg for arg in node.args if is_mask(arg)), None), 0, True
     else:
         return None
     fits = isinstance(mask, fx.Node) and isinstance(fill, (int, float)) and fill in (0, -float("inf"))
     return _Mask(mask, real, fill) if fits else None  # type: ignore[arg-type]
-
-
-def _is_mask(node: Any) -> bool:
-    """Whether the node holds zeros and ones, cast from a mask."""
-    while _is_tensor(node) and value(node).dtype != torch.bool and operator_name(node) in _MOVES:
-        node = node.args[0]
-    return _is_tensor(node) and value(node).dtype == torch.bool
-
-
-def _is_tensor(node: Any) -> bool:
-    return isinstance(node, fx.Node) and isinstance(node.meta.get("val"), Tensor)
 
 
 def _masked(fill: fx.Node, given: _Mask) -> Part | None:
@@ -135,7 +103,7 @@ def _path(fill: fx.Node, part: Part, zeros: bool) -> list[fx.Node] | None:
         others = [place for place in _places(user, part) if _given(user, place).get(node) == part]
         if is_call(user, *_SOFTMAX) and not zeros and _dim(user) == part.place.axis:
             zeros = True
-        elif operator_name(user) in _MOVES and place is not None:
+        elif operator_name(user) in POSITION_MOVES and place is not None:
             part = place
         elif is_call(user, aten.mul.Tensor) and zeros and others:
             part = others[0]
@@ -156,29 +124,7 @@ def _places(node: fx.Node, part: Part) -> Iterator[Part]:
 
 def _given(node: fx.Node, part: Part) -> dict[fx.Node, Part]:
     """What has these positions among the arguments; nothing where that is not known."""
-    return _parts(node, part) or {}
-
-
-def _parts(node: fx.Node, part: Part) -> dict[fx.Node, Part] | None:
-    """Where the arguments have the positions of the result, each at its own place; None where they are mixed."""
-    if is_call(node, aten.scaled_dot_product_attention.default):
-        return None
-    parts = parts_read(node, part)
-    if parts is None:
-        return None
-    found: dict[fx.Node, Part] = {}
-    for argument, mine in zip(arguments(node), parts, strict=True):
-        if mine is None:
-            continue
-        plain = isinstance(mine, Part) and mine.place.plain and (mine.steps, mine.at) == (part.steps, 0)
-        if not plain or found.setdefault(argument, mine) != mine:
-            return None
-        tensor = argument.meta["val"]
-        if not isinstance(tensor, Tensor) or tensor.shape[mine.place.axis] != part.steps:
-            return None
-    # Read whole as well, it has to stay whole.
-    whole = [a for a, mine in zip(arguments(node), parts, strict=True) if mine is None]
-    return None if found.keys() & set(whole) else found
+    return parts_at(node, part) or {}
 
 
 def _dim(softmax: fx.Node) -> int:
@@ -255,7 +201,7 @@ class _Region:
                     return None
                 continue
             given = self._read(node, part) if node.op == "call_function" and node not in whole else None
-            if given is not None and self._rebuilds(node) and (given or is_call(node, aten.expand.default)):
+            if given is not None and rebuilds(node) and (given or is_call(node, aten.expand.default)):
                 parts[node], read[node] = part, given
                 left += given.items()
             elif is_free(node):
@@ -268,10 +214,8 @@ class _Region:
         if node in self._path and is_call(node, *_SOFTMAX) and _dim(node) == part.place.axis:
             # The weights of masked positions are zero, and no part of what the others are divided by.
             return {arguments(node)[0]: part}
-        return _parts(node, part)
-
-    def _rebuilds(self, node: fx.Node) -> bool:
-        return operator_name(node) not in _SIZED or writable(shape_of(node))
+        given = parts_at(node, part)
+        return given if given is not None and all(map(is_tensor, given)) else None
 
 
 def _real(gm: fx.GraphModule, mask: _Mask) -> fx.Node:
@@ -284,54 +228,16 @@ def _real(gm: fx.GraphModule, mask: _Mask) -> fx.Node:
         flat, masked = (flat, masked) if mask.real else (masked, flat)
         none = emit(gm, aten.logical_and.default, (start, emit(gm, aten.all.default, (masked,))))
         real = emit(gm, aten.logical_or.default, (flat, none))
-        places = gm.graph.call_function(aten.nonzero.default, (real,))
-        places.meta["val"] = _of_free_length(gm, value(real), places.name)
-        return emit(gm, aten.select.int, (places, 1, 0))
-
-
-def _of_free_length(gm: fx.GraphModule, like: Tensor, name: str) -> Tensor:
-    """The value of places whose number is not known: a size of its own, which nothing is compared to."""
-    assert isinstance(like, FakeTensor)
-    taken = {
-        int(n.node.hint) if isinstance(n, torch.SymInt) and n.node.has_hint() else n
-        for node in gm.graph.nodes
-        if isinstance(node.meta.get("val"), Tensor)
-        for n in value(node).shape
-    }
-    length = next((n for n in _PRIMES if n not in taken), 101)
-    context: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC, DimDynamic.STATIC])
-    example = torch.zeros(length, 1, dtype=torch.int64)
-    made: Tensor = like.fake_mode.from_tensor(example, source=ConstantSource(name), symbolic_context=context)
-    return made
+        return places_of(gm, real)
 
 
 def _compute(gm: fx.GraphModule, region: _Found, end: fx.Node, real: fx.Node) -> None:
     """Writes the region at the real positions, and lets the sum read that."""
-    sizes = Sizes(gm)
-    made: dict[fx.Node, fx.Node] = {}
+    picks = Picks(gm, real)
     with gm.graph.inserting_before(end):
-        length = emit(gm, aten.sym_size.int, (real, 0))
-        for node, part in region.leaves.items():
-            axis = value(node).ndim + part.place.axis
-            made[node] = emit(gm, aten.index_select.default, (node, axis, real))
         for node, part in region.inner.items():
-            picked = {argument: made[argument] for argument in region.read[node]}
-            if operator_name(node) in _SIZED:
-                shape: list[Any] = list(shape_of(node))
-                shape[part.place.axis] = 1
-                shape = sizes.all(shape)
-                shape[part.place.axis] = length
-                target = aten.expand if operator_name(node).startswith("expand") else aten.reshape
-                source = arguments(node)[0]
-                made[node] = emit(gm, target.default, (picked.get(source, source), shape))
-            else:
-                args, kwargs = _replaced(node, picked)
-                made[node] = emit(gm, node.target, args, kwargs)
-    for argument in list(end.all_input_nodes):
-        if argument in made:
-            end.replace_input_with(argument, made[argument])
-
-
-def _replaced(node: fx.Node, picked: dict[fx.Node, fx.Node]) -> Any:
-    """The arguments of a call with some of them in place of others."""
-    return fx.map_arg((node.args, node.kwargs), lambda old: picked.get(old, old))
+            picks.compute(node, part, region.read[node])
+        parts = {**region.inner, **region.leaves}
+        given = {node: picks.at(node, parts[node]) for node in end.all_input_nodes if node in parts}
+    for argument, made in given.items():
+        end.replace_input_with(argument, made)
