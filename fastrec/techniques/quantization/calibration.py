@@ -16,8 +16,18 @@ from ...program import Program
 from ..base import Skip
 from ..fusion.matmuls import name_linears
 from .ranges import Range, best_range, code_weight
+from .smoothing import smooth
 
-__all__ = ["Layer", "batches_of", "calibrate", "in_int8", "linear_maps", "named", "sensitivities"]
+__all__ = [
+    "Layer",
+    "batches_of",
+    "calibrate",
+    "in_int8",
+    "inputs_of",
+    "linear_maps",
+    "named",
+    "sensitivities",
+]
 
 aten = torch.ops.aten
 
@@ -32,11 +42,12 @@ _WORST = 0.5
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear map at a site: how many weights it has, and the range its input is rounded in."""
+    """A linear map at a site: how many weights it has, the range its input is rounded in, and whether it was evened."""
 
     site: str
     weights: int
     range: Range
+    evened: bool = False
 
 
 def named(gm: fx.GraphModule) -> fx.GraphModule:
@@ -69,12 +80,14 @@ def calibrate(
 ) -> tuple[list[Layer], list[Skip]]:
     """The best range of each of these linear maps on the batches, and those left alone with their reasons.
 
+    Channels of their inputs are made even in `gm` where that helps (see `smoothing`), which changes none of its answers.
     At most 2,048 rows of each input are looked at, spread over the batches. Raises `TechniqueError` for values that
     are not finite. Cost: a run of the graph for each batch, and some products of each layer with these rows.
     """
     layers: list[Layer] = []
     skips: list[Skip] = []
-    seen = _inputs(gm, {node.args[0] for node in nodes}, list(batches))  # type: ignore[misc]
+    seen = inputs_of(gm, [node.args[0] for node in nodes], list(batches))  # type: ignore[misc]
+    evened = smooth(gm, seen)
     for node in nodes:
         weight, x = constant(gm, node.args[1]), seen[node.args[0]]  # type: ignore[index]
         assert weight is not None
@@ -98,7 +111,7 @@ def calibrate(
         if made is None or reason:
             skips.append(Skip(_RULE, node.name, reason))
         else:
-            layers.append(Layer(node.name, weight.numel(), made))
+            layers.append(Layer(node.name, weight.numel(), made, node.args[0] in evened))
     return layers, skips
 
 
@@ -187,8 +200,8 @@ def _moved(new: Tensor, old: Tensor) -> float:
     return off / spread if off else 0.0
 
 
-def _inputs(
-    gm: fx.GraphModule, sources: set[fx.Node], batches: Sequence[Sequence[Tensor]]
+def inputs_of(
+    gm: fx.GraphModule, sources: Iterable[fx.Node], batches: Sequence[Sequence[Tensor]]
 ) -> dict[fx.Node, Tensor]:
     """Rows (n, I) of the values of these nodes, as many of each batch."""
     kept: dict[fx.Node, list[Tensor]] = {source: [] for source in sources}

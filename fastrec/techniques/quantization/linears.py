@@ -18,6 +18,8 @@ from .calibration import batches_of, calibrate, in_int8, linear_maps, named
 __all__ = ["QuantizeLinears"]
 
 _RULE = "quantize linears"
+# Maps of so many weights gain at a single row; those of `least` from some 32 rows on.
+_LARGE = 32768
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class QuantizeLinears(Technique):
     Ranges are static: they come from calibration batches (the example batch where none are given, which is thin: rare
     large activations are then cut off), by the rule that gives the layer's output the least error on them. No row's
     answer depends on another row. Applies to maps (..., I) -> (..., O) by a constant float32 weight of at least
-    `least` elements (O I): smaller ones take longer in integers. `only` names the sites to take (None: all) and
+    `least` elements (O I): smaller ones take longer in integers, those at the limit gain from some 32 rows on. `only` names the sites to take (None: all) and
     `without` those to leave; a site is the name of the graph's node.
 
     Each change says the range and how far the layer's output is off on the calibration, `|y' - y| / |y|`; a layer
@@ -94,7 +96,8 @@ class QuantizeLinears(Technique):
             Change(
                 _RULE,
                 layer.site,
-                f"{layer.weights:,} weights, input by {layer.range.rule}, output {layer.range.error:.1e} off",
+                f"{layer.weights:,} weights, input by {layer.range.rule}{', channels made even' * layer.evened}, "
+                f"output {layer.range.error:.1e} off",
                 added[layer.site],
             )
             for layer in layers
@@ -102,13 +105,11 @@ class QuantizeLinears(Technique):
         return Applied(gm, tuple(changes), tuple(skips))
 
     def alternatives(self, changes: tuple[Change, ...]) -> dict[str, Technique]:
-        """The larger half of the layers alone: what integers gain grows with a layer, what they cost does not."""
-        sizes = {change.site: change.added_bytes for change in changes if change.rule == _RULE}
-        larger = sorted(sizes, key=lambda site: -sizes[site])[: len(sizes) // 2]
-        if not larger:
+        """The large layers alone: what integers gain grows with a layer and with the rows, what they cost does not."""
+        sizes = [change.added_bytes for change in changes if change.rule == _RULE]
+        if self.least >= _LARGE or not any(size < _LARGE for size in sizes) or max(sizes) < _LARGE:
             return {}
-        only = tuple(site for site in sizes if site in larger)
-        return {f"int8 in {len(only)} of {len(sizes)} layers": replace(self, only=only)}
+        return {f"int8 from {_LARGE:,} weights": replace(self, least=_LARGE)}
 
     @classmethod
     def ladder(cls) -> tuple[Self, ...]:

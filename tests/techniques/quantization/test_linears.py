@@ -322,9 +322,13 @@ def test_a_row_depends_on_no_other() -> None:
         assert torch.equal(torch.cat([graph(x[part])[0] for part in parts]), together[order])
 
 
-def test_alternatives_take_the_larger_half() -> None:
+def test_alternatives_take_the_large_layers() -> None:
     technique = QuantizeLinears(least=0)
-    changes = technique.apply(program_of(Tower(), draw(100))).changes
+    changes = technique.apply(program_of(Tower(width=200), draw(100))).changes
     (other,) = technique.alternatives(changes).values()
-    assert other == replace(technique, only=("linear_1", "linear_2"))
-    assert technique.alternatives(changes[:1]) == {} and technique.alternatives(()) == {}
+    assert other == replace(technique, least=32768)
+    large = [change.site for change in other.apply(program_of(Tower(width=200), draw(100))).changes]
+    assert large == ["linear_1", "linear_2"]
+    assert other.alternatives(changes) == {}
+    assert technique.alternatives(changes[:1]) == {} and technique.alternatives(changes[1:3]) == {}
+    assert technique.alternatives(()) == {}
