@@ -95,7 +95,7 @@ def _giver(gm: fx.GraphModule, source: fx.Node) -> fx.Node | None:
         return None
     held = [constant(gm, node.args[k]) for k in places if len(node.args) > k and node.args[k] is not None]
     alike = all(one is not None and one.dtype is torch.float32 for one in held)
-    tied = is_call(node, aten.linear.default) and len(node.args[1].users) > 1  # type: ignore[union-attr]
+    tied = is_call(node, aten.linear.default) and len(node.args[1].users) > 1
     return node if alike and not tied else None
 
 
