@@ -24,7 +24,7 @@ _MANY = 1024
 
 # Products whose result has one element per sum over the last dimension of argument number ...
 _SUMS = {
-    **dict.fromkeys(("linear", "mm", "bmm", "matmul", "mv", "dot", "vdot", "inner"), 0),
+    **dict.fromkeys(("linear", "int8_linear", "mm", "bmm", "matmul", "mv", "dot", "vdot", "inner"), 0),
     **dict.fromkeys(("addmm", "baddbmm", "addmv"), 1),
 }
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "convolution")

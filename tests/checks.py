@@ -15,6 +15,7 @@ from fastrec.techniques import Applied, Skip
 
 __all__ = [
     "assert_as_good",
+    "assert_near",
     "assert_same_structure",
     "assert_unchanged",
     "call",
@@ -70,6 +71,16 @@ def assert_as_good(fast: list[Tensor], original: list[Tensor], exact: list[Tenso
             assert now <= allowed, (
                 f"output {index}: {now:.2e} off, the original {was:.2e}, allowed {allowed:.2e}"
             )
+
+
+def assert_near(got: list[Tensor], right: list[Tensor], share: float) -> None:
+    """Each answer of numbers is off by no more than this share of its length: |got - right| <= share |right|."""
+    assert [tensor.shape for tensor in got] == [tensor.shape for tensor in right]
+    for index, (new, old) in enumerate(zip(got, right, strict=True)):
+        assert new.dtype == old.dtype, f"output {index}"
+        if old.is_floating_point():
+            off = float((new.double() - old.double()).nan_to_num(0.0, 0.0, 0.0).norm())
+            assert off <= share * float(old.double().nan_to_num(0.0, 0.0, 0.0).norm()), f"output {index}"
 
 
 def assert_same_structure(left: Any, right: Any) -> None:

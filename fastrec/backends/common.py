@@ -6,12 +6,13 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, fx
+from torch._ops import OpOverload
 
 from ..errors import BackendError
 from ..program import Program
 from ..quiet import reason_of
 
-__all__ = ["GIB", "captured", "example_of", "export_free", "failure", "tensor_bytes"]
+__all__ = ["GIB", "captured", "example_of", "export_free", "failure", "refuse_reference", "tensor_bytes"]
 
 GIB = 2**30
 
@@ -60,6 +61,17 @@ def tensor_bytes(tensors: Iterable[Tensor]) -> int:
         place = tensor.untyped_storage().data_ptr()
         sizes[place] = max(sizes.get(place, 0), tensor.numel() * tensor.element_size())
     return sum(sizes.values())
+
+
+def refuse_reference(gm: fx.GraphModule, backend: str) -> None:
+    """Raises `BackendError` for a graph with a reference operator, to a backend that has no kernel for any."""
+    for node in gm.graph.nodes:
+        if isinstance(node.target, OpOverload) and node.target.namespace == "fastrec":
+            name = node.target._schema.name
+            raise BackendError(
+                f"has no kernel for {name} (at {node.name}): 8-bit integers run in onnxruntime, and slowly in eager",
+                backend=backend,
+            )
 
 
 def failure(error: BaseException, what: str, backend: str) -> BackendError:

@@ -17,7 +17,7 @@ from ..errors import BackendError, BackendUnavailable, InputError
 from ..program import Program
 from ..quiet import quiet
 from .base import Backend, Session
-from .common import captured, export_free, failure, tensor_bytes
+from .common import captured, export_free, failure, refuse_reference, tensor_bytes
 from .split import split_picks
 
 __all__ = ["Inductor"]
@@ -69,6 +69,7 @@ class Inductor(Backend):
             front = split.front(program.batch)
             if front is not None:
                 gm = split.dense
+            refuse_reference(gm, self.name)
             lifted, constants = _lift(gm)
             with (
                 quiet(),

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from ..errors import BackendError
 from ..quiet import quiet
 from .common import GIB, export_free, failure, tensor_bytes
+from .onnx_ops import translations
 
 __all__ = ["OnnxModel", "export_onnx"]
 
@@ -52,7 +53,9 @@ def export_onnx(gm: fx.GraphModule, backend: str, *, outside: bool) -> OnnxModel
         )
     with quiet():
         try:
-            program = torch.onnx.export(export_free(gm, backend), dynamo=True, verbose=False)
+            program = torch.onnx.export(
+                export_free(gm, backend), dynamo=True, verbose=False, custom_translation_table=translations()
+            )
         except Exception as error:
             raise failure(error, "cannot be written as ONNX", backend) from error
     assert program is not None

@@ -26,7 +26,7 @@ __all__ = ["OnnxRuntime"]
 
 @dataclass(frozen=True)
 class OnnxRuntime(Backend):
-    """Run the graph in one ONNX Runtime session, in float32.
+    """Run the graph in one ONNX Runtime session, in float32, and in 8-bit integers where the graph says so.
 
     `lookups` says who gathers embedding rows: "torch", before the session (best at many rows), or "session",
     inside it (best at few, where each torch call counts).

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import BackendError, BackendUnavailable
 from ..program import Program
 from .base import Backend, Session
-from .common import captured, failure
+from .common import captured, failure, refuse_reference
 from .onnx_export import OnnxModel, export_onnx
 from .probe import crash_of
 from .split import split_lookups, split_picks
@@ -66,6 +66,7 @@ class OpenVino(Backend):
             front = split.front(program.batch)
             if front is not None:
                 gm = split.dense
+            refuse_reference(gm, self.name)
             session = _OpenVinoSession(export_onnx(gm, self.name, outside=False), front)
             session(*program.batch)
         except Exception as error:

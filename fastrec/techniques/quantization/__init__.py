@@ -1,0 +1,7 @@
+"""Quantization: tables and linear maps in fewer bits, with static scales, so that no row depends on another."""
+
+from __future__ import annotations
+
+from .linears import QuantizeLinears
+
+__all__ = ["QuantizeLinears"]

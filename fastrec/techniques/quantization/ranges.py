@@ -1,0 +1,97 @@
+"""Which activations the codes of a layer stand for, and what the weights become.
+
+The codes 0 to 255 of an activation stand for `(code - zero) * scale`, from `low` to `high`. A wide range rounds
+coarsely, a narrow one cuts off what lies outside. Ranges tried: from the least to the largest value seen; between
+percentiles; and the share of the first that brings the values themselves back with the least squared error. That whose
+layer answers best is taken. Zero is always in the range, so that what is zero stays zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...ops.linears import CODES, int8_linear
+
+__all__ = ["Range", "best_range", "code_weight"]
+
+_PERCENTILES = (99.99, 99.9)
+_SHARES = tuple(0.05 * k for k in range(6, 20))
+
+
+@dataclass(frozen=True)
+class Range:
+    """A scale and a zero point, by which rule, and the relative error of the layer's output with them."""
+
+    scale: float
+    zero: int
+    rule: str
+    error: float = math.inf
+
+
+def code_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights (O, I) as int8 codes in [-127, 127], and a scale (O,) for each output channel.
+
+    Example:
+        >>> codes, scale = code_weight(torch.tensor([[1.27, -0.5], [0.0, 0.0]]))
+        >>> codes.tolist(), scale.tolist()[1]
+        ([[127, -50], [0, 0]], 1.0)
+    """
+    scale = weight.abs().amax(1) / 127
+    # A row of nothing but zeros has codes of zero by any scale.
+    scale = torch.where(scale >= torch.finfo(torch.float32).tiny, scale, torch.ones_like(scale))
+    codes = (weight / scale[:, None]).round().clamp(-127, 127)
+    return codes.to(torch.int8), scale
+
+
+def best_range(x: Tensor, weight: Tensor) -> Range | None:
+    """The range by which the layer `weight` (O, I) answers best on the rows x (n, I); None where x is all zero.
+
+    Its error is `|y' - y| / |y|` over all rows, y' the answer in int8, both without the bias. Cost: one layer's
+    product for each range tried.
+    """
+    codes, weight_scale = code_weight(weight)
+    right = x @ weight.t()
+    size = float(right.norm())
+    tried: dict[tuple[float, int], Range] = {}
+    for low, high, rule in _candidates(x):
+        made = _range(low, high, rule)
+        if made is None or (made.scale, made.zero) in tried:
+            continue
+        off = float((int8_linear(x, codes, weight_scale, made.scale, made.zero) - right).norm())
+        error = off / size if size else (0.0 if off == 0 else math.inf)
+        tried[made.scale, made.zero] = Range(made.scale, made.zero, rule, error)
+    return min(tried.values(), key=lambda made: made.error, default=None)
+
+
+def _candidates(x: Tensor) -> Iterator[tuple[float, float, str]]:
+    low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
+    yield low, high, "min-max"
+    values = x.flatten().sort().values
+    for percentile in _PERCENTILES:
+        cut = int((1 - percentile / 100) * len(values))
+        if cut:
+            ends = float(values[cut]), float(values[-1 - cut])
+            yield min(ends[0], 0.0), max(ends[1], 0.0), f"percentile {percentile:g}"
+    shares = {share: _squared_error(x, _range(share * low, share * high, "")) for share in _SHARES}
+    share = min(shares, key=lambda share: shares[share])
+    yield share * low, share * high, f"least squares, {share:.2f} of min-max"
+
+
+def _range(low: float, high: float, rule: str) -> Range | None:
+    """The codes of a range around zero; None for one that float32 cannot divide."""
+    scale = float(torch.tensor((high - low) / (CODES[1] - CODES[0]), dtype=torch.float32))
+    if not torch.finfo(torch.float32).tiny <= scale < math.inf:
+        return None
+    return Range(scale, min(max(round(-low / scale), CODES[0]), CODES[1]), rule)
+
+
+def _squared_error(x: Tensor, made: Range | None) -> float:
+    if made is None:
+        return math.inf
+    codes = (x / made.scale).round_().clamp_(CODES[0] - made.zero, CODES[1] - made.zero)
+    return float((codes.mul_(made.scale) - x).square_().sum())

@@ -1,0 +1,70 @@
+"""Ranges of activations and codes of weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastrec.ops import int8_linear
+from fastrec.techniques.quantization.ranges import best_range, code_weight
+
+
+def off(x: torch.Tensor, weight: torch.Tensor, scale: float, zero: int) -> float:
+    right = x.double() @ weight.double().t()
+    return float((int8_linear(x, *code_weight(weight), scale, zero).double() - right).norm() / right.norm())
+
+
+def test_a_weight_comes_back_within_half_a_step() -> None:
+    weight = torch.randn(20, 30) * torch.logspace(-6, 6, 20)[:, None]
+    codes, scale = code_weight(weight)
+    assert codes.dtype == torch.int8 and int(codes.abs().max()) == 127
+    assert ((codes * scale[:, None] - weight).abs() <= 0.5001 * scale[:, None]).all()
+
+
+@pytest.mark.parametrize("weight", [torch.zeros(2, 3), torch.full((2, 3), 1e-44)])
+def test_rows_of_nothing_are_codes_of_nothing(weight: torch.Tensor) -> None:
+    codes, scale = code_weight(weight)
+    assert not codes.any() and bool((scale == 1).all())
+
+
+def test_activations_that_are_never_negative_have_zero_at_code_zero() -> None:
+    x = torch.relu(torch.randn(500, 20))
+    made = best_range(x, torch.randn(8, 20))
+    assert made is not None and made.zero == 0
+    # All codes are for them: twice as fine as a range around zero.
+    assert made.scale <= float(x.max()) / 255 * 1.0001
+
+
+def test_the_error_is_that_of_the_layer_and_no_rule_alone_is_better() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(2000, 16) ** 3, torch.randn(8, 16)
+    made = best_range(x, weight)
+    assert made is not None
+    assert made.error == pytest.approx(off(x, weight, made.scale, made.zero), rel=1e-3)
+    low, high = float(x.min()), float(x.max())
+    scale = (high - low) / 255
+    assert made.error <= off(x, weight, scale, round(-low / scale)) * 1.001
+
+
+def test_a_few_values_far_out_do_not_make_all_others_coarse() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(2000, 256), torch.randn(8, 256)
+    x[0, 0] = 12.0
+    made = best_range(x, weight)
+    assert made is not None and made.rule != "min-max"
+    low, high = float(x.min()), float(x.max())
+    assert made.error < 0.9 * off(x, weight, (high - low) / 255, round(-255 * low / (high - low)))
+
+
+def test_constants_have_a_range_and_zeros_have_none() -> None:
+    weight = torch.randn(3, 5)
+    assert best_range(torch.zeros(9, 5), weight) is None
+    assert best_range(torch.full((9, 5), 1e-42), weight) is None
+    for constant in (7.0, -7.0):
+        made = best_range(torch.full((9, 5), constant), weight)
+        assert made is not None and made.error < 0.02
+
+
+def test_a_weight_of_zeros_is_exact() -> None:
+    made = best_range(torch.randn(9, 5), torch.zeros(3, 5))
+    assert made is not None and made.error == 0.0
