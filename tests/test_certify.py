@@ -35,7 +35,7 @@ class Round(Technique):
     def exact(self) -> bool:
         return False
 
-    def milder(self, changes: tuple[Change, ...]) -> tuple[Technique, ...]:
+    def milder(self, program: Program, changes: tuple[Change, ...]) -> tuple[Technique, ...]:
         return (Round(4), Round(6))
 
     def apply(self, program: Program) -> Applied:

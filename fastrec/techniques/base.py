@@ -70,8 +70,8 @@ class Technique(abc.ABC):
         """Other settings worth measuring beside these, by name, after these made `changes`: none, unless overridden."""
         return {}
 
-    def milder(self, changes: tuple[Change, ...]) -> tuple[Technique, ...]:  # noqa: ARG002
-        """Settings that lose less than these, after these made `changes`, the mildest last: none, unless overridden."""
+    def milder(self, program: Program, changes: tuple[Change, ...]) -> tuple[Technique, ...]:  # noqa: ARG002
+        """Settings that lose less on `program`, to which these made `changes`, the mildest last: none, unless overridden."""
         return ()
 
     @classmethod

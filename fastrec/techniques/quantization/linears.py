@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
@@ -13,13 +14,15 @@ from ...ops.linears import INT8_LINEAR
 from ...program import Program
 from ..base import Applied, Change, Skip, Technique
 from ..fusion.purity import writes
-from .calibration import batches_of, calibrate, in_int8, linear_maps, named
+from .calibration import batches_of, calibrate, in_int8, linear_maps, named, sensitivities
 
 __all__ = ["QuantizeLinears"]
 
 _RULE = "quantize linears"
 # Maps of so many weights gain at a single row; those of `least` from some 32 rows on.
 _LARGE = 32768
+# Of the layers, those left as they are where the budget is broken.
+_PARTS = (0.25, 0.5, 0.75)
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,13 @@ class QuantizeLinears(Technique):
         if self.least >= _LARGE or not any(size < _LARGE for size in sizes) or max(sizes) < _LARGE:
             return {}
         return {f"int8 from {_LARGE:,} weights": replace(self, least=_LARGE)}
+
+    def milder(self, program: Program, changes: tuple[Change, ...]) -> tuple[Technique, ...]:
+        """Without a quarter, half and three quarters of its layers, those that move the model's answer most."""
+        moved = sensitivities(program, {change.site for change in changes if change.rule == _RULE})
+        order = sorted(moved, key=lambda site: -moved[site])
+        counts = sorted({math.ceil(len(order) * part) for part in _PARTS} - {len(order)})
+        return tuple(replace(self, without=(*self.without, *order[:count])) for count in counts)
 
     @classmethod
     def ladder(cls) -> tuple[Self, ...]:

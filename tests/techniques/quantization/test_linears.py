@@ -19,6 +19,7 @@ from fastrec.ops.linears import INT8_LINEAR
 from fastrec.plain import from_plain, to_plain
 from fastrec.program import Program
 from fastrec.techniques import Applied, QuantizeLinears
+from fastrec.techniques.quantization.calibration import sensitivities
 from tests.checks import assert_unchanged, snapshot
 from tests.techniques.fusion.rewrites import count
 
@@ -332,3 +333,13 @@ def test_alternatives_take_the_large_layers() -> None:
     assert other.alternatives(changes) == {}
     assert technique.alternatives(changes[:1]) == {} and technique.alternatives(changes[1:3]) == {}
     assert technique.alternatives(()) == {}
+
+
+def test_milder_settings_leave_the_layers_that_move_the_answer_most() -> None:
+    program = program_of(Tower(depth=3), draw(200))
+    technique = QuantizeLinears(least=0)
+    milder = technique.milder(program, technique.apply(program).changes)
+    moved = sensitivities(program)
+    order = sorted(moved, key=lambda site: -moved[site])
+    assert [setting.without for setting in milder] == [tuple(order[:k]) for k in (1, 2, 3)]  # type: ignore[attr-defined]
+    assert technique.milder(program, ()) == ()
