@@ -10,11 +10,13 @@ from torch import Tensor, fx, nn
 
 from fastrec.graph import copy_graph, sweep
 from fastrec.techniques import QuantizeLinears
-from fastrec.techniques.quantization import calibration
+from fastrec.techniques.quantization import calibration, smoothing
 from fastrec.techniques.quantization.smoothing import smooth
-from tests.techniques.fusion.rewrites import graph_of
+from tests.techniques.fusion.rewrites import count, graph_of
 
 from .test_linears import program_of
+
+aten = torch.ops.aten
 
 
 class After(nn.Module):
@@ -67,9 +69,17 @@ def test_the_answer_is_bit_for_bit_the_same(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["linear read", "norm read", "linear tanh", "linear relu read"])
-def test_it_is_left_where_something_else_gives_or_reads_it(kind: str) -> None:
+def test_where_something_else_gives_or_reads_it_a_product_evens_it(kind: str) -> None:
     torch.manual_seed(0)
     before, after, changed = evened(After(kind))
+    assert changed == 1 and count(after, aten.mul.Tensor) == count(before, aten.mul.Tensor) + 1
+    assert torch.equal(before(draw(50, 1))[0], after(draw(50, 1))[0])
+
+
+def test_a_product_has_to_halve_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(smoothing, "_HALF", 0.0)
+    torch.manual_seed(0)
+    before, after, changed = evened(After("linear read"))
     assert changed == 0 and str(after.graph) == str(before.graph)
 
 
