@@ -7,8 +7,11 @@ from types import MappingProxyType
 
 from .base import Applied, Change, Skip, Technique
 from .fusion import Fuse
+from .quantization import QuantizeTables
 
-__all__ = ["TECHNIQUES", "Applied", "Change", "Fuse", "Skip", "Technique"]
+__all__ = ["TECHNIQUES", "Applied", "Change", "Fuse", "QuantizeTables", "Skip", "Technique"]
 
-TECHNIQUES: Mapping[str, type[Technique]] = MappingProxyType({kind.name: kind for kind in (Fuse,)})
+TECHNIQUES: Mapping[str, type[Technique]] = MappingProxyType(
+    {kind.name: kind for kind in (Fuse, QuantizeTables)}
+)
 """Every technique by its name, in order of application."""
