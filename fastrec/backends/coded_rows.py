@@ -29,7 +29,7 @@ _KERNELS: dict[Any, _Kernel | None] = {
 def _rows_by(kernel: _Kernel) -> _Kernel:
     def rows_of(rows: Tensor, ids: Tensor) -> Tensor:
         """The rows of these ids: ids of any shape S, result (*S, d) float32."""
-        found = kernel(rows, ids.reshape(-1), torch.arange(ids.numel(), dtype=ids.dtype))
+        found = kernel(rows, ids.reshape(-1).contiguous(), torch.arange(ids.numel(), dtype=ids.dtype))
         return found.view(*ids.shape, found.shape[1])
 
     return rows_of
@@ -48,5 +48,5 @@ def bags_of(lookup: Any, rows: Tensor, ids: Tensor, mode: int) -> Tensor:
         found: Tensor = lookup(rows, ids)
         return found.mean(1) if mode else found.sum(1)
     starts = torch.arange(0, ids.numel(), count, dtype=ids.dtype)
-    total = kernel(rows, ids.reshape(-1), starts)
+    total = kernel(rows, ids.reshape(-1).contiguous(), starts)
     return total / count if mode else total

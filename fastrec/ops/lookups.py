@@ -36,7 +36,7 @@ def lookup_int8(rows: Tensor, ids: Tensor) -> Tensor:
     """
     width = rows.shape[1] - _INT8_TAIL
     found = rows.index_select(0, ids.reshape(-1))
-    numbers = found[:, width:].contiguous().view(torch.float32)
+    numbers = found[:, width:].clone(memory_format=torch.contiguous_format).view(torch.float32)
     return _decoded(found[:, :width], numbers).view(*ids.shape, width)
 
 
@@ -53,7 +53,7 @@ def lookup_int4(rows: Tensor, ids: Tensor) -> Tensor:
     """
     half = rows.shape[1] - _INT4_TAIL
     found = rows.index_select(0, ids.reshape(-1))
-    numbers = found[:, half:].contiguous().view(torch.float16)
+    numbers = found[:, half:].clone(memory_format=torch.contiguous_format).view(torch.float16)
     pairs = found[:, :half]
     codes = torch.stack([pairs & 15, pairs >> 4], 2).flatten(1)
     return _decoded(codes, numbers).view(*ids.shape, 2 * half)

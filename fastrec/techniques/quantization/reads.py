@@ -35,12 +35,13 @@ class Read:
 
 @dataclass
 class Table:
-    """A float table (V, d), its name in the graph, its lookups, and why it must stay as it is, if it must."""
+    """A float matrix (V, d), its name in the graph, its lookups, and why it must stay as it is, if it must."""
 
     tensor: Tensor
     name: str
     reads: list[Read] = field(default_factory=list)
     reason: str = ""
+    is_table: bool = False
 
 
 def find_tables(gm: fx.GraphModule) -> list[Table]:
@@ -60,6 +61,7 @@ def find_tables(gm: fx.GraphModule) -> list[Table]:
         table = tables.setdefault(key, Table(tensor, str(node.target)))
         for user in node.users:
             found = _read(user, node, table.tensor)
+            table.is_table |= isinstance(found, Read) or is_call(user, *_BAGS)
             if isinstance(found, str):
                 table.reason = table.reason or found
                 continue
@@ -72,7 +74,7 @@ def find_tables(gm: fx.GraphModule) -> list[Table]:
         for key in shared if len(shared) > 1 else ():
             if key in tables:
                 tables[key].reason = tables[key].reason or "another constant lies in the same memory"
-    return [table for table in tables.values() if table.reads]
+    return [table for table in tables.values() if table.is_table]
 
 
 def _read(user: fx.Node, node: fx.Node, table: Tensor) -> Read | str:
