@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from fastrec.capture import capture
 from fastrec.plain import from_plain, to_plain
 from fastrec.program import Program
-from fastrec.techniques import TECHNIQUES, Technique
+from fastrec.techniques import TECHNIQUES, QuantizeTables, Technique
 from tests.checks import assert_as_good, assert_unchanged, call, double, flat, snapshot
 from tests.zoo import ZOO, Entry, make
 
 LADDER = [technique for kind in TECHNIQUES.values() for technique in kind.ladder()]
+# The zoo's tables are small.
+LADDER += [replace(technique, least_bytes=0) for technique in QuantizeTables.ladder()]
+# How far off answers may be, as a share of their size (root mean squares), by the bits that are left.
+OFF = {16: 0.002, 8: 0.03, 4: 0.5}
 CAPTURED = [entry for entry in ZOO if entry.capturable]
 
 
@@ -26,6 +31,17 @@ def program_of(entry: Entry) -> tuple[Program, Program]:
     target = model if entry.entry == "forward" else getattr(model, entry.entry)
     program = Program.read(target, entry.batch(4, torch.Generator().manual_seed(4)))
     return program, capture(program)
+
+
+def assert_near(got: list[Tensor], original: list[Tensor], off: float) -> None:
+    """The same form and the same finite places, and of several rows answers as near as that."""
+    assert [(new.shape, new.dtype) for new in got] == [(old.shape, old.dtype) for old in original]
+    for new, old in zip(got, original, strict=True):
+        if new.is_floating_point():
+            assert torch.equal(new.isfinite(), old.isfinite())
+            right = old[old.isfinite()].double()
+            if len(old) > 8:
+                assert (new[old.isfinite()].double() - right).norm() <= off * right.norm()
 
 
 @pytest.mark.parametrize("technique", LADDER, ids=str)
@@ -57,7 +73,7 @@ def test_technique(technique: Technique, entry: Entry) -> None:
         if technique.exact:
             assert_as_good(got, original, double(whole.model, entry.entry, batch))
         else:
-            assert [tensor.shape for tensor in got] == [tensor.shape for tensor in original]
+            assert_near(got, original, OFF[getattr(technique, "bits", 8)])
     if isinstance(applied.model, fx.GraphModule):
         # Applied to its own result it finds nothing more.
         assert technique.apply(program.with_model(applied.model)).changes == ()
