@@ -2,6 +2,8 @@
 
     sum_k T[ids[n, k]]   =   embedding_bag(T, ids)[n]        ids (N, K), T (V, h), result (N, h); means alike
 
+Rows held as small integers are added in the same way.
+
 The reference form is a lookup and a sum, which every backend knows. As a bag, 8 rows of 256 floats of a 0.8 MiB table
 take 138 us in place of 397 at N=500 and 47 in place of 94 at N=100, and 1 us more at N=1: few rows are summed as
 written.
@@ -15,6 +17,8 @@ import torch
 from torch import Tensor, fx
 
 from ..graph import copy_graph, is_call, value
+from ..ops import INT4, INT8
+from .coded_rows import bags_of
 
 __all__ = ["as_bags", "is_pooling", "sum_of_rows"]
 
@@ -32,8 +36,12 @@ def as_bags(gm: fx.GraphModule) -> fx.GraphModule:
     for node in list(made.graph.nodes):
         if node.name in names:
             lookup = node.args[0]
+            table, ids = lookup.args[:2]
             with made.graph.inserting_before(node):
-                bag = made.graph.call_function(sum_of_rows, (*lookup.args[:2], _MODES[node.target]))
+                if is_call(lookup, aten.embedding.default):
+                    bag = made.graph.call_function(sum_of_rows, (table, ids, _MODES[node.target]))
+                else:
+                    bag = made.graph.call_function(bags_of, (lookup.target, table, ids, _MODES[node.target]))
             bag.meta.update(node.meta)
             node.replace_all_uses_with(bag)
             made.graph.erase_node(node)
@@ -48,7 +56,7 @@ def is_pooling(node: fx.Node) -> bool:
         return False
     lookup = node.args[0]
     if (
-        not is_call(lookup, aten.embedding.default)
+        not is_call(lookup, aten.embedding.default, INT8, INT4)
         or not isinstance(lookup, fx.Node)
         or len(lookup.users) != 1
     ):

@@ -9,6 +9,7 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from ..errors import BackendError
+from ..ops import INT4, INT8
 from ..program import Program
 from ..quiet import reason_of
 
@@ -29,8 +30,14 @@ def export_free(gm: fx.GraphModule, backend: str) -> torch.export.ExportedProgra
 
     A fresh export has a size environment of its own, so what a compiler learns of sizes stays out of `gm`.
 
-    Raises `BackendError` when a size that was free would be frozen.
+    Raises `BackendError` when a size that was free would be frozen, or rows held as small integers are looked up by
+    ids that are computed here.
     """
+    coded = [node.name for node in gm.graph.nodes if node.target in (INT8, INT4)]
+    if coded:
+        raise BackendError(
+            f"{coded[0]} reads rows of small integers by computed ids: only torch does", backend=backend
+        )
     inputs = [node for node in gm.graph.nodes if node.op == "placeholder"]
     auto = torch.export.Dim.AUTO
     sizes = tuple(

@@ -8,7 +8,7 @@ from the inputs by integer arithmetic, selections and reshapes alone, and what t
 
 How many positions of a request hold something depends on its values, and compilers want such sizes given. So
 whatever is picked by `nonzero` of the request's is picked in `lookups`, with all that it comes from; the dense rest
-takes it with a free size.
+takes it with a free size. Rows held as small integers only torch reads, so their lookups go there always.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from ..graph import VIEWS, ancestors, is_free, is_written
+from ..ops import INT4, INT8
 from .bags import as_bags, is_pooling
 from .direct import direct
 
@@ -33,7 +34,8 @@ _aten = torch.ops.aten
 _TABLES = {"embedding": 0, "embedding_bag": 0, "_embedding_bag": 0, "index_select": 0, "index": 0}
 _PACKED = "quantized::embedding_"
 # Views of a row-major tensor that stay row-major: the joined rows can be handed over without a copy.
-_FLATVIEWS = frozenset(["view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze"])
+# So do rows in another precision.
+_FLATVIEWS = frozenset(["view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze", "to"])
 _JOINS = frozenset(("cat", "concat", "stack"))
 
 
@@ -63,12 +65,15 @@ def split_lookups(gm: fx.GraphModule) -> Split:
     A lookup whose ids are computed from other lookups, or that a graph with in-place writes makes, stays in
     the dense part. Cost: one pass over the nodes.
     """
-    return _split(gm, _moved(gm.graph))
+    return _split(gm, _moved(gm.graph, _is_lookup))
 
 
 def split_picks(gm: fx.GraphModule) -> Split:
-    """What is picked by value and all it needs, and the rest, lookups included: for who gathers rows well itself."""
-    return _split(gm, _picked(gm.graph))
+    """What is picked by value and all it needs, and the rest, lookups included: for who gathers rows well itself.
+
+    Lookups of rows held as small integers are not among the rest, as in `split_lookups`.
+    """
+    return _split(gm, _moved(gm.graph, _is_coded))
 
 
 def _split(gm: fx.GraphModule, moved: set[fx.Node]) -> Split:
@@ -86,7 +91,7 @@ def _name(node: fx.Node) -> str:
 def _is_lookup(node: fx.Node) -> bool:
     """Whether the node gathers rows of a constant table."""
     name = _name(node)
-    if name.startswith(_PACKED):
+    if name.startswith(_PACKED) or _is_coded(node):
         table: object = node.args[0]
     elif name in _TABLES and len(node.args) > 1:
         table = node.args[_TABLES[name]]
@@ -97,6 +102,11 @@ def _is_lookup(node: fx.Node) -> bool:
     else:
         return False
     return isinstance(table, fx.Node) and table.op == "get_attr"
+
+
+def _is_coded(node: fx.Node) -> bool:
+    """Whether the node gathers rows of a table of small integers."""
+    return node.target in (INT8, INT4)
 
 
 def _indexes_rows(node: fx.Node) -> bool:
@@ -113,8 +123,8 @@ def _is_exact(value: object) -> bool:
     return isinstance(value, (int, bool, torch.SymInt))
 
 
-def _moved(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes of the lookup part: lookups, what their ids need, and joins of nothing but lookups."""
+def _moved(graph: fx.Graph, wanted: Callable[[fx.Node], bool]) -> set[fx.Node]:
+    """The nodes of the lookup part: these lookups, what their ids need, and joins of nothing but them."""
     if _writes(graph):
         return set()
     ids: set[fx.Node] = set()
@@ -124,14 +134,14 @@ def _moved(graph: fx.Graph) -> set[fx.Node]:
             ids.add(node)
         elif node.op == "call_function":
             sources = [arg for arg in node.all_input_nodes if arg.op != "get_attr"]
-            if _is_lookup(node):
+            if wanted(node):
                 if sources and all(arg in ids for arg in sources):
                     moved |= {node, *ancestors(sources)}
             elif all(arg in ids for arg in sources) and (
                 _is_exact(node.meta.get("val")) or (_name(node) in VIEWS and sources)
             ):
                 ids.add(node)
-    return moved | _joined(graph, moved)
+    return moved | _joined(graph, moved, wanted)
 
 
 def _writes(graph: fx.Graph) -> bool:
@@ -165,14 +175,14 @@ def _picked(graph: fx.Graph) -> set[fx.Node]:
     return moved
 
 
-def _joined(graph: fx.Graph, moved: set[fx.Node]) -> set[fx.Node]:
+def _joined(graph: fx.Graph, moved: set[fx.Node], wanted: Callable[[fx.Node], bool]) -> set[fx.Node]:
     """Nodes after the lookups that are better left with them.
 
     The parts of a lookup that gives several results must follow it; a join of lookups nobody else reads makes
     one tensor to hand over of many, which costs less than handing over each, and a sum of looked-up rows one row of
     several.
     """
-    rows = {node for node in moved if _is_lookup(node)}
+    rows = {node for node in moved if wanted(node)}
     followers: set[fx.Node] = set()
     joins: set[fx.Node] = set()
     for node in graph.nodes:

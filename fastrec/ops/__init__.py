@@ -1,10 +1,12 @@
 """Reference operators: what quantised numbers mean, in plain torch, right on any machine.
 
-A technique puts them into a graph, a backend lowers them to kernels of its own.
+Each is registered with torch as `fastrec::name`, so a graph holds it like any other call. A technique puts them into a
+graph, a backend may lower them to kernels of its own. A row's result never depends on the rows beside it.
 """
 
 from __future__ import annotations
 
 from .linears import int8_linear
+from .lookups import INT4, INT8, lookup_int4, lookup_int8
 
-__all__ = ["int8_linear"]
+__all__ = ["INT4", "INT8", "int8_linear", "lookup_int4", "lookup_int8"]

@@ -7,11 +7,20 @@ from types import MappingProxyType
 
 from .base import Applied, Change, Skip, Technique
 from .fusion import Fuse
-from .quantization import QuantizeLinears
+from .quantization import QuantizeLinears, QuantizeTables
 
-__all__ = ["TECHNIQUES", "Applied", "Change", "Fuse", "QuantizeLinears", "Skip", "Technique"]
+__all__ = [
+    "TECHNIQUES",
+    "Applied",
+    "Change",
+    "Fuse",
+    "QuantizeLinears",
+    "QuantizeTables",
+    "Skip",
+    "Technique",
+]
 
 TECHNIQUES: Mapping[str, type[Technique]] = MappingProxyType(
-    {kind.name: kind for kind in (Fuse, QuantizeLinears)}
+    {kind.name: kind for kind in (Fuse, QuantizeTables, QuantizeLinears)}
 )
 """Every technique by its name, in order of application."""

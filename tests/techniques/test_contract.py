@@ -13,13 +13,16 @@ from torch import fx
 from fastrec.capture import capture
 from fastrec.plain import from_plain, to_plain
 from fastrec.program import Program
-from fastrec.techniques import TECHNIQUES, Technique
+from fastrec.techniques import TECHNIQUES, QuantizeTables, Technique
 from tests.checks import assert_as_good, assert_near, assert_unchanged, call, double, flat, snapshot
 from tests.zoo import ZOO, Entry, make
 
 LADDER = [technique for kind in TECHNIQUES.values() for technique in kind.ladder()]
-# How far off an approximate technique may be, calibrated on other rows of the same kind, and the rows it takes to say.
-NEAR, MANY = 0.1, 32
+# The zoo's tables are small.
+LADDER += [replace(technique, least_bytes=0) for technique in QuantizeTables.ladder()]
+# How far off the answers of an approximate technique may be, by the bits that are left, calibrated on other rows of the
+# same kind, and the rows it takes to say.
+NEAR, MANY = {16: 0.002, 8: 0.1, 4: 0.5}, 32
 CAPTURED = [entry for entry in ZOO if entry.capturable]
 
 
@@ -64,7 +67,7 @@ def test_technique(technique: Technique, entry: Entry) -> None:
         if technique.exact:
             assert_as_good(got, original, double(whole.model, entry.entry, batch))
         else:
-            assert_near(got, original, NEAR if size >= MANY else 1.0)
+            assert_near(got, original, NEAR[getattr(technique, "bits", 8)] if size >= MANY else 1.0)
     if isinstance(applied.model, fx.GraphModule):
         # Applied to its own result it finds nothing more.
         assert technique.apply(program.with_model(applied.model)).changes == ()

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from .linears import QuantizeLinears
+from .tables import QuantizeTables
 
-__all__ = ["QuantizeLinears"]
+__all__ = ["QuantizeLinears", "QuantizeTables"]
