@@ -11,6 +11,7 @@ from torch import Tensor
 import fastrec
 from fastrec.backends.base import Session
 from fastrec.program import Program
+from fastrec.techniques import Fuse, QuantizeLinears, QuantizeTables
 
 from .models import Batch
 from .peers import Call, Work
@@ -33,8 +34,11 @@ class Served:
     program: Program | None
 
 
-def prepare(work: Work, sizes: Sequence[int]) -> Served:
-    """Compress a private copy of the case's model, exactly, for `sizes`, everything else left at its default.
+INT8 = (Fuse(), QuantizeTables(), QuantizeLinears())
+
+
+def prepare(work: Work, sizes: Sequence[int], int8: bool = False) -> Served:
+    """Compress a private copy of the case's model for `sizes`, exactly or in `int8`, all else left at its default.
 
     Request features are declared where the case has any.
     """
@@ -42,6 +46,8 @@ def prepare(work: Work, sizes: Sequence[int]) -> Served:
         work.model(),
         work.example,
         request_features=work.case.request or None,
+        calibration=work.calibration if int8 else None,
+        recipe=INT8 if int8 else None,
         batch_sizes=tuple(sizes),
         progress=False,
     )

@@ -15,11 +15,12 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 def with_table(text: str, results: Results) -> str:
-    """The page with the table of these results between its marks: `table`, or `request table` for one request a call.
+    """The page with the table of these results between its marks: `table`, `request table` for one request a call, `int8 table`,
+    `request int8 table`.
 
     Raises `ValueError` for a page without those marks.
     """
-    mark = "request table" if results.request else "table"
+    mark = f"{'request ' if results.request else ''}{'int8 ' if results.int8 else ''}table"
     start, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
     before, found, rest = text.partition(start)
     _, closed, after = rest.partition(end)

@@ -13,7 +13,7 @@ from fastrec.measure import Latency, Machine, Ratio
 from fastrec.plain import dumps, from_plain, loads, to_plain
 
 from .ceilings import Remaining
-from .peers import FP32
+from .peers import FP32, PEERS
 
 __all__ = ["ONCE", "OURS", "CaseResult", "Cell", "Means", "Overhead", "Prepared", "Results", "merge"]
 
@@ -50,10 +50,9 @@ class Cell:
     load: float | None
     ceiling: float | None = None
 
-    @property
-    def best(self) -> str | None:
-        """The fp32 peer with the lowest median, eager included."""
-        found = [name for name in FP32 if name in self.latency]
+    def best(self, peers: Sequence[str] = FP32) -> str | None:
+        """The peer with the lowest median of these, eager included."""
+        found = [name for name in peers if name in self.latency]
         return min(found, key=lambda name: self.latency[name].p50) if found else None
 
 
@@ -86,7 +85,7 @@ class CaseResult:
 
 @dataclass(frozen=True)
 class Means:
-    """Geometric means of fastrec's speed-up over eager and over the best fp32 peer, and over how many cells."""
+    """Geometric means of fastrec's speed-up over eager and over the best peer, and over how many cells."""
 
     eager: float
     best: float
@@ -95,10 +94,16 @@ class Means:
 
 @dataclass(frozen=True)
 class Results:
-    """A whole run, by case name. `request`: every batch scored one request."""
+    """A whole run, by case name. `request`: every batch scored one request; `int8`: fastrec was allowed to round to it."""
 
     cases: Mapping[str, CaseResult] = field(default_factory=dict)
     request: bool = False
+    int8: bool = False
+
+    @property
+    def rivals(self) -> tuple[str, ...]:
+        """The peers that round no more coarsely than fastrec was allowed to."""
+        return tuple(PEERS) if self.int8 else FP32
 
     @classmethod
     def read(cls, path: Path) -> Results:
@@ -119,7 +124,7 @@ class Results:
         eager, best = [], []
         for name in cases:
             for cell in self.cases[name].cells if name in self.cases else ():
-                peer = cell.best
+                peer = cell.best(self.rivals)
                 if cell.rows in sizes and peer in cell.speedup and "eager" in cell.speedup:
                     eager.append(cell.speedup["eager"].value)
                     best.append(cell.speedup[str(peer)].value)

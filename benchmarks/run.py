@@ -4,10 +4,11 @@
     python -m benchmarks.run --cases deepfm,din --sizes 1,100  # part of it
     python -m benchmarks.run --processes 10                    # for a claim: intervals over fresh processes
     python -m benchmarks.run --request                         # one request against N candidates in each call
+    python -m benchmarks.run --int8                            # fastrec may round to int8, as peers of any precision do
 
 Each case runs in a process of its own with torch at one thread. In it every way to serve takes its turn, call by call,
 on the same fresh inputs (see `turns.py`). Written after each case: `<machine>.json`, its table `<machine>.md` and, where matplotlib is
-installed, its chart `<machine>.svg`; with `--request`, those of `<machine>-request`. `--resume` keeps the cases a file already has.
+installed, its chart `<machine>.svg`; with `--request` and `--int8`, those of `<machine>-request-int8` and so on. `--resume` keeps the cases a file already has.
 """
 
 from __future__ import annotations
@@ -41,8 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.worker is not None:
         return _work(options)
     options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"{machine().slug}{'-request' if options.request else ''}.json"
-    results = _read(path, options.request)
+    path = (
+        options.out
+        / f"{machine().slug}{'-request' if options.request else ''}{'-int8' if options.int8 else ''}.json"
+    )
+    results = _read(path, options)
     missing = []
     for name in options.cases:
         if options.resume and name in results.cases:
@@ -53,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not runs:
             missing.append(name)
             continue
-        results = _read(path, options.request).with_case(merge(runs))
+        results = _read(path, options).with_case(merge(runs))
         _write(results, path)
         print(f"{name}: done in {time.perf_counter() - start:.0f} s, kept in {path}", flush=True)
     if results.cases:
@@ -74,6 +78,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="each call scores one request: its features repeated for all candidates; fp32 peers unless said",
     )
+    parser.add_argument(
+        "--int8", action="store_true", help="fastrec may round to int8; all peers unless said"
+    )
     parser.add_argument("--peers", type=_names(PEERS), help=f"of {', '.join(PEERS)}")
     parser.add_argument("--processes", type=int, default=1, help="fresh processes per case (10 for a claim)")
     parser.add_argument("--seconds", type=float, default=8.0, help="timed seconds per case and size")
@@ -90,14 +97,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     able = [name for name, case in CASES.items() if case.request is not None or not options.request]
     options.cases = able if options.cases is None else options.cases
     if options.peers is None:
-        options.peers = list(FP32 if options.request else PEERS)
+        options.peers = list(FP32 if options.request and not options.int8 else PEERS)
     if refused := [name for name in options.cases if name not in able]:
         parser.error(f"--request: a call of {', '.join(refused)} is not one request; of {', '.join(able)}")
     return options
 
 
-def _read(path: Path, request: bool) -> Results:
-    return replace(Results.read(path), request=request)
+def _read(path: Path, options: argparse.Namespace) -> Results:
+    return replace(Results.read(path), request=options.request, int8=options.int8)
 
 
 def _in_process(options: argparse.Namespace, name: str, index: int) -> CaseResult | None:
@@ -115,6 +122,7 @@ def _in_process(options: argparse.Namespace, name: str, index: int) -> CaseResul
             command += ["--sizes", ",".join(map(str, options.sizes))]
         command += ["--without-fastrec"] if options.without_fastrec else []
         command += ["--request"] if options.request else []
+        command += ["--int8"] if options.int8 else []
         code = subprocess.run(command, check=False).returncode
         if code != 0 or not part.exists():
             print(f"{name}: its process ended with {code}", file=sys.stderr)
@@ -135,6 +143,7 @@ def _work(options: argparse.Namespace) -> int:
             seed=options.seed,
             say=lambda text: print(text, flush=True),
             request=options.request,
+            int8=options.int8,
         )
         results = results.with_case(result)
     results.write(options.worker)

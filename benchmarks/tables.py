@@ -25,6 +25,10 @@ INTRODUCTION = (
 )
 
 
+INT8 = (
+    f"{OURS} is allowed to round: tables to row-wise int8, linear maps to static int8, where that is faster than its exact "
+    "plan. Weights here are random, so what it loses of a metric is not to be read off; scores differ as below."
+)
 REQUEST = (
     "Each call scores one request against N candidates. Every way to serve gets the request's features repeated for each "
     f"candidate; {OURS} is told which they are, and as {ONCE!r} gets those that are whole tensors with one row."
@@ -39,16 +43,17 @@ def markdown(results: Results) -> str:
         "N",
         *ways,
         "speed-up over eager",
-        "over the best fp32 peer",
+        f"over {_rivals(results)}",
         "fastrec serves with",
         "rounds",
     ]
     lines = [_line(head), _line(["---", "---:", *["---:"] * (len(ways) + 2), "---", "---:"])]
     for case in results.cases.values():
         for cell in case.cells:
-            lines.append(_line(_row(case, cell, ways)))
+            lines.append(_line(_row(case, cell, ways, results)))
     parts = [
         INTRODUCTION,
+        *([INT8] if results.int8 else []),
         *([REQUEST] if results.request else []),
         "\n".join(lines),
         *_means(results),
@@ -58,15 +63,17 @@ def markdown(results: Results) -> str:
 
 
 def brief(results: Results) -> str:
-    """The medians of the fp32 ways and the two ratios, slower cases included: the README's table."""
+    """The medians of the ways and the two ratios, slower cases included: the README's table."""
+    rivals = [name for name in results.rivals if name in _ways(results)]
     rows = []
     for case in results.cases.values():
         for cell in case.cells:
-            ways = [_median(cell.latency.get(name), bold=False) for name in (*FP32, OURS)]
-            over_best = cell.speedup.get(cell.best) if cell.best is not None else None
+            ways = [_median(cell.latency.get(name), bold=False) for name in (*rivals, OURS)]
+            best = cell.best(results.rivals)
+            over_best = cell.speedup.get(best) if best is not None else None
             eager = cell.speedup.get("eager")
             rows.append([case.name, f"{cell.rows:,}", *ways, _ratio(eager), _ratio(over_best)])
-    table = _table(["case", "N", *FP32, OURS, "over eager", "over the best fp32 peer"], rows)
+    table = _table(["case", "N", *rivals, OURS, "over eager", f"over {_rivals(results)}"], rows)
     return "\n\n".join([table, *_means(results)])
 
 
@@ -76,14 +83,19 @@ def _ways(results: Results) -> list[str]:
     return [name for name in WAYS if any(name in cell.latency for cell in cells)]
 
 
+def _rivals(results: Results) -> str:
+    return "the best peer of any precision" if results.int8 else "the best fp32 peer"
+
+
 def _means(results: Results) -> list[str]:
-    means = results.means(MEANT, MEANT_SIZES) if results.request else None
+    meant = tuple(name for name in MEANT if not (results.int8 and name == "sasrec"))
+    means = results.means(meant, MEANT_SIZES) if results.request else None
     if means is None:
         return []
-    whole = len(MEANT) * len(MEANT_SIZES)
+    whole = len(meant) * len(MEANT_SIZES)
     return [
-        f"Geometric means over {', '.join(MEANT)} at N = {' and '.join(map(str, MEANT_SIZES))}: "
-        f"{times(means.eager)} over eager, {times(means.best)} over the best fp32 peer"
+        f"Geometric means over {', '.join(meant)} at N = {' and '.join(map(str, MEANT_SIZES))}: "
+        f"{times(means.eager)} over eager, {times(means.best)} over {_rivals(results)}"
         + ("." if means.cells == whole else f" ({means.cells} of {whole} measured).")
     ]
 
@@ -92,11 +104,11 @@ def _ratio(ratio: Ratio | None) -> str:
     return "-" if ratio is None else times(ratio.value)
 
 
-def _row(case: CaseResult, cell: Cell, ways: list[str]) -> list[str]:
+def _row(case: CaseResult, cell: Cell, ways: list[str], results: Results) -> list[str]:
     exact = [name for name in (*FP32, OURS, ONCE) if name in cell.latency]
     fastest = min(exact, key=lambda name: cell.latency[name].p50)
     medians = [_median(cell.latency.get(name), bold=name == fastest) for name in ways]
-    best = cell.best
+    best = cell.best(results.rivals)
     over_best = cell.speedup.get(best) if best is not None else None
     return [
         case.name,

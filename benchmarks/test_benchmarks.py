@@ -59,7 +59,7 @@ def test_merge_takes_medians_and_intervals_over_processes() -> None:
 
 
 def test_int8_is_never_the_best_fp32_peer() -> None:
-    assert _result(4.0).cells[0].best == "eager"
+    assert _result(4.0).cells[0].best() == "eager"
 
 
 def test_table_lists_what_could_not_run() -> None:
