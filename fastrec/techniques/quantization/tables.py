@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -63,6 +63,10 @@ class QuantizeTables(Technique):
     def exact(self) -> bool:
         """Never."""
         return False
+
+    def milder(self, program: Program, changes: tuple[Change, ...]) -> tuple[Technique, ...]:  # noqa: ARG002
+        """More bits."""
+        return tuple(replace(self, bits=bits) for bits in (8, 16) if bits > self.bits)
 
     @classmethod
     def ladder(cls) -> tuple[Self, ...]:
