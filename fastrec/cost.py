@@ -29,6 +29,7 @@ _SUMS = {
 }
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "convolution")
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+_ROWS = ("embedding", "lookup_int8", "lookup_int4")
 _BAGS = ("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
 
 
@@ -232,7 +233,7 @@ def _lookups(node: fx.Node, sizes: _Sizes) -> tuple[int, int]:
     """How many rows of a table a call looks up, and their bytes."""
     name, args = operator_name(node), node.args
     table, ids = args[0] if args else None, None
-    if name == "embedding" or name in _BAGS:
+    if name in _ROWS or name in _BAGS:
         ids = args[1]
     elif isinstance(table, fx.Node) and table.op == "get_attr":
         if name == "index_select" and args[1] == 0:

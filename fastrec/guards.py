@@ -111,7 +111,7 @@ class Guard:
         for index, limits, listed in self._columns:
             ids = tensors[index]
             if ids.numel() == len(listed):
-                numbers = ids.ravel().tolist()
+                numbers = ids.numpy(force=True).ravel().tolist()
                 bad = any(map(operator.ge, numbers, listed)) or min(numbers) < 0
             else:
                 bad = _extremes(ids)[0] < 0 or bool(ids.ge(limits).any())
@@ -230,14 +230,14 @@ def _extremes(tensor: Tensor) -> tuple[int, int]:
     if count > _FEW:
         low, high = torch.aminmax(tensor)
         return int(low), int(high)
-    numbers = tensor.ravel().tolist()
+    numbers = tensor.numpy(force=True).ravel().tolist()
     return (min(numbers), max(numbers)) if count else (0, 0)
 
 
 def _seems_finite(tensor: Tensor) -> bool:
     """Whether all elements are finite; a sum that overflows is taken for one that is not."""
     if tensor.numel() <= _FEW:
-        return math.isfinite(sum(tensor.ravel().tolist()))
+        return math.isfinite(sum(_array(tensor).ravel().tolist()))
     # Among numbers of which one is NaN both extremes are NaN.
     low, high = torch.aminmax(tensor)
     return math.isfinite(low) and math.isfinite(high)

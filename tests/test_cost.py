@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from fastrec.cost import Cost, cost, costs, per_candidate, per_request
 from fastrec.errors import InputError
 from fastrec.program import Program
 from fastrec.rows import take_rows
+from fastrec.techniques import QuantizeTables
 
 from .zoo import ZOO, Entry, make
 
@@ -145,6 +146,14 @@ def test_bytes_are_rows_looked_up_constants_once_and_results() -> None:
     assert found["linear_1"] == Cost(10 * 8 * 8, result, 1, 0)  # the weight was read
     assert found["add"] == Cost(0, result, 1, 0)
     assert cost(program, 10) == sum(found.values(), Cost())
+
+
+@pytest.mark.parametrize(("bits", "row"), [(16, 16), (8, 16), (4, 8)])
+def test_bytes_of_quantised_rows_are_those_that_are_read(bits: Literal[16, 8, 4], row: int) -> None:
+    program = captured(nn.Embedding(90, 8), torch.randint(90, (5,)))
+    program = program.with_model(QuantizeTables(bits, least_bytes=0).apply(program).model)
+    first, *_ = [one for _, one in costs(program, 10)]
+    assert first == Cost(0, 10 * row + 10 * 8 * (2 if bits == 16 else 4), 1, 10)
 
 
 def test_ids_may_index_a_table() -> None:

@@ -16,12 +16,13 @@ from tests.zoo.joins import page
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize(("mark", "request_given"), [("table", False), ("request table", True)])
-def test_the_tables_are_the_committed_results(mark: str, request_given: bool) -> None:
+@pytest.mark.parametrize("mark", ["table", "request table", "int8 table", "request int8 table"])
+def test_the_tables_are_the_committed_results(mark: str) -> None:
     text = (ROOT / "README.md").read_text()
     table = text.partition(f"<!-- {mark} -->\n")[2].partition(f"\n<!-- /{mark} -->")[0]
     found = [Results.read(path) for path in sorted((ROOT / "benchmarks" / "results").glob("*.json"))]
-    expected = [brief(results).strip() for results in found if results.request == request_given]
+    kind = ("request" in mark, "int8" in mark)
+    expected = [brief(results).strip() for results in found if (results.request, results.int8) == kind]
     assert table.strip() in (expected or [""])
 
 
@@ -69,3 +70,25 @@ def test_the_request_of_the_readme_runs() -> None:
     exec(compile(short, "README.md", "exec"), given)
     best = _Towers()(user[:1].expand(50, -1), catalogue).topk(10)
     assert given["rows"].tolist() == best.indices.tolist()
+
+
+def test_the_int8_of_the_readme_runs() -> None:
+    code = (ROOT / "README.md").read_text().split("```python\n")[3].partition("```")[0]
+    short = code.replace("recipe=", "seconds=5, batch_sizes=(64,), progress=False, recipe=")
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 1)).eval()
+    held_out = [torch.randn(500, 64) for _ in range(4)]
+    with torch.no_grad():
+        labels = torch.bernoulli(torch.sigmoid(torch.cat([model(x) for x in held_out]))).flatten()
+    given = {
+        "compress": compress,
+        "model": model,
+        "batch": held_out[0][:64],
+        "batches": [torch.randn(256, 64)],
+        "held_out": held_out,
+        "labels": labels,
+    }
+    exec(compile(short, "README.md", "exec"), given)
+    fast = given["fast"]
+    assert all(one.holds for one in fast.report.accuracy)
+    assert [step.technique for step in fast.report.steps] == ["fuse", "quantize_tables", "quantize_linears"]

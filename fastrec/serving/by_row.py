@@ -48,7 +48,7 @@ _BATCHED = _names(
     "batch_norm"
 )
 # One argument says what to take of the other: they may not both have rows.
-_PICKING = _names("embedding index_select index bucketize")
+_PICKING = _names("embedding lookup_int8 lookup_int4 index_select index bucketize")
 
 
 class Rows:

@@ -35,7 +35,7 @@ def test_rows_of_other_layouts_and_types() -> None:
     rng = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 50, (3000,), generator=rng)
     wide = torch.randn(50, 8, generator=rng)
-    for table in (wide[:, :5], wide.double(), wide.t().contiguous().t()):
+    for table in (wide[:, :5], wide.double(), wide.half(), wide.bfloat16(), wide.t().contiguous().t()):
         assert torch.equal(rows_of(table, ids), table[ids])
     strided = torch.randint(0, 50, (26, 200), generator=rng).t()
     assert torch.equal(rows_of(wide, strided), wide[strided])

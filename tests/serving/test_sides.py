@@ -16,7 +16,7 @@ from fastrec.declared import read_request
 from fastrec.program import Program
 from fastrec.request import ask
 from fastrec.serving.sides import Sides, split_sides
-from fastrec.techniques import Fuse
+from fastrec.techniques import Fuse, QuantizeTables
 
 N = 7
 Work = Callable[["Net", Tensor], Tensor]
@@ -101,6 +101,16 @@ def test_work_by_row_is_the_candidates(name: str) -> None:
     # No more is left than the product with the request's vector.
     assert len([node for node in sides.score.graph.nodes if node.op == "call_function"]) <= 7
     assert kept(sides) != ["tensors_1"] and not sides.raw
+    want = asked.model(asked.batch[0], asked.batch[1][ROWS])[0]
+    torch.testing.assert_close(run(sides, asked.batch, ROWS), want)
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_rows_of_quantised_tables_are_the_candidates(bits: Any) -> None:
+    asked, _ = split(BY_ROW["lookup"])
+    asked = asked.with_model(QuantizeTables(bits, least_bytes=0).apply(asked).model)
+    sides = split_sides(asked)
+    assert kept(sides) == ["aten.exp.default"] and not sides.raw
     want = asked.model(asked.batch[0], asked.batch[1][ROWS])[0]
     torch.testing.assert_close(run(sides, asked.batch, ROWS), want)
 

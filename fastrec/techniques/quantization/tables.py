@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -21,7 +21,7 @@ __all__ = ["QuantizeTables"]
 aten = torch.ops.aten
 _WORST = 0.25
 _APART = 4.0
-_CHUNK = 1 << 16
+_ENTRIES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,10 @@ class QuantizeTables(Technique):
     def exact(self) -> bool:
         """Never."""
         return False
+
+    def milder(self, program: Program, changes: tuple[Change, ...]) -> tuple[Technique, ...]:  # noqa: ARG002
+        """More bits."""
+        return tuple(replace(self, bits=bits) for bits in (8, 16) if bits > self.bits)
 
     @classmethod
     def ladder(cls) -> tuple[Self, ...]:
@@ -137,11 +141,17 @@ def _coded(table: Tensor, form: Form) -> _Coded | str:
     return made
 
 
+def _parts(table: Tensor) -> list[slice]:
+    """Some rows after another, few enough that what is worked out of them takes little memory."""
+    step = max(1, _ENTRIES // table.shape[1])
+    return [slice(start, start + step) for start in range(0, len(table), step)]
+
+
 def _columns(table: Tensor) -> Tensor | None:
     """Powers of two that bring the columns to about one size; None where they are."""
     squares = torch.zeros(table.shape[1], dtype=torch.float64)
-    for start in range(0, len(table), _CHUNK):
-        squares += table[start : start + _CHUNK].double().square_().sum(0)
+    for part in _parts(table):
+        squares += table[part].double().square_().sum(0)
     sizes = (squares / len(table)).sqrt()
     held = sizes[sizes > 0]
     if not held.numel() or float(held.max()) < _APART * float(held.min()):
@@ -154,10 +164,11 @@ def _error(table: Tensor, form: Form, rows: Tensor, columns: Tensor | None) -> f
     """The error of the column that is off most, relative to its size (root mean squares)."""
     off = torch.zeros(table.shape[1], dtype=torch.float64)
     sizes = torch.zeros_like(off)
-    for start in range(0, len(table), _CHUNK):
-        right = table[start : start + _CHUNK].double()
-        ids = torch.arange(start, start + len(right))
-        found = form.read(rows, ids)[:, : table.shape[1]] * (1.0 if columns is None else columns)
+    for part in _parts(table):
+        right = table[part].double()
+        found = form.read(rows, torch.arange(part.start, part.start + len(right)))[:, : table.shape[1]]
+        if columns is not None:
+            found = found * columns
         off += (found - right).square_().sum(0)
         sizes += right.square_().sum(0)
     return float((off / torch.where(sizes > 0, sizes, 1.0)).max().sqrt())

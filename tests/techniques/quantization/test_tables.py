@@ -272,3 +272,9 @@ def test_a_model_that_was_not_captured_is_refused() -> None:
     with pytest.raises(TechniqueError, match="capture") as caught:
         QuantizeTables().apply(Program.read(_Alone(PLAIN), (torch.arange(6),)))
     assert caught.value.technique == "quantize_tables"
+
+
+def test_milder_settings_have_more_bits() -> None:
+    program = Program.read(nn.Linear(2, 1).eval(), torch.randn(3, 2))
+    assert [t.bits for t in QuantizeTables(bits=4).milder(program, ())] == [8, 16]  # type: ignore[attr-defined]
+    assert QuantizeTables(bits=16).milder(program, ()) == ()
