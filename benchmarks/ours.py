@@ -46,8 +46,7 @@ def prepare(work: Work, sizes: Sequence[int], int8: bool = False) -> Served:
         work.model(),
         work.example,
         request_features=work.case.request or None,
-        # Of one request's batch all rows have one history: how long others are only more batches tell.
-        calibration=work.calibration if int8 or work.case.request is not None else None,
+        calibration=work.calibration if int8 else None,
         recipe=INT8 if int8 else None,
         batch_sizes=tuple(sizes),
         progress=False,
