@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fastrec
-from fastrec.backends import Eager
+from fastrec.backends import Eager, OnnxRuntime
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -56,6 +56,32 @@ def test_hotel_bookings(example: ModuleType) -> None:
     torch.testing.assert_close(ranker(*batch), model(*batch).detach())
     assert ranker.report.work is not None
     assert ranker.report.work.candidate_after < ranker.report.work.candidate_before
+
+
+def test_bookings_int8(
+    example: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = importlib.util.spec_from_file_location("bookings_int8", EXAMPLES / "bookings_int8.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made = []
+
+    def short(*args: object, **options: object) -> fastrec.CompressedModel:
+        made.append(
+            compress(*args, **options, batch_sizes=(200,), seconds=5, backends=OnnxRuntime(), progress=False)
+        )  # type: ignore[arg-type]
+        return made[0]
+
+    compress = fastrec.compress
+    monkeypatch.setattr(fastrec, "compress", short)
+    module.main()
+    report = made[0].report
+    assert [step.technique for step in report.steps] == ["fuse", "quantize_tables", "quantize_linears"]
+    assert {one.metric for one in report.accuracy} == {"auc", "logloss"}
+    approximate = not report.sizes[0].session.endswith(("exact", "original"))
+    assert all(one.holds for one in report.accuracy) or not approximate
+    assert "AUC" in capsys.readouterr().out
 
 
 def test_the_data_names_its_licence() -> None:
