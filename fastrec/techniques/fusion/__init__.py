@@ -42,6 +42,7 @@ from .one_position import read_one_position
 from .packed_columns import pack_columns
 from .padded_positions import skip_padding
 from .pair_selection import select_pairs
+from .plain_calls import call_plainly
 from .pointwise import drop_expands
 from .select_parts import select_parts
 from .shared_operands import share_operands
@@ -86,6 +87,7 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
     (fold_lookups,),
     (skip_masked, skip_padding),
     (stack_lookups, stack_bags, pack_columns),
+    (call_plainly,),
 )
 """Every rule, in order of application: what is known of the values, what removes work, what is worth memory, and
 how the rest lies in it.

@@ -281,7 +281,9 @@ def skipped(encode: Encode, heads: int = 1) -> tuple[fx.GraphModule, int]:
 @pytest.mark.parametrize("encode", (*SKIPPED, *HIDDEN), ids=lambda encode: encode.__name__)
 def test_padding_is_computed_once(encode: Encode, heads: int) -> None:
     graph, changes = skipped(encode, heads)
-    assert changes == 1 and count(graph, aten.nonzero.default) == 1
+    # One head forms no keys, and what it reads in their place is read at all positions here.
+    once = 0 if heads == 1 and encode in (averaged, masked_once) else 1
+    assert changes == once and count(graph, aten.nonzero.default) == once
     for got, right in answers(graph, encode, heads):
         torch.testing.assert_close(got.double(), right, rtol=1e-5, atol=1e-5, equal_nan=True)
 
