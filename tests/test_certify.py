@@ -223,3 +223,20 @@ def test_without_the_original_what_serves_falls_back_on_itself() -> None:
         assert whole() is None or any(session.endswith("exact") for session in fast.sessions)
         again = fast.original.function(**{name: tensor[:8] for name, tensor in batches[0].items()})
         assert torch.allclose(answer, again, atol=1e-6)
+
+
+def test_a_scorer_of_an_approximate_model_agrees_with_what_serves() -> None:
+    model, batches, _ = labelled()
+    fast = compress(
+        model, batches[0], recipe=Round(1), request_features=["user"], backends=[Eager()], batch_sizes=(8,), seconds=5,
+        progress=False,
+    )  # fmt: skip
+    items, user = batches[1]["item"], batches[0]["user"][:1]
+    assert fast.program is not None
+    with torch.no_grad():
+        right = fast.program.run([user, items])[0][0]
+        original = model(user.expand(500, -1), items)
+    scores, rows = fast.precompute({"item": items}).topk({"user": user}, 5)
+    assert torch.allclose(scores, right.topk(5).values, atol=1e-6)
+    assert rows.tolist() == right.topk(5).indices.tolist()
+    assert not torch.allclose(right, original, atol=1e-4)
