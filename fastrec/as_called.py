@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from .program import Program
 from .request import Once
 from .rows import take_rows
 
-__all__ = ["AsCalled", "Run"]
+__all__ = ["AsCalled", "Run", "plainly"]
 
 Run = Callable[[list[Tensor]], Sequence[Tensor]]
 
@@ -42,3 +43,9 @@ class AsCalled(nn.Module):
             for answers, axis in zip(zip(*parts, strict=True), layout.output_axes, strict=True)
         ]
         return layout.result(tuple(joined))
+
+
+def plainly(original: Program, once: Once, program: Program) -> Program:
+    """What `program` answers, as it is written, behind the face of the original; holds nothing of that but its layout."""
+    answers = AsCalled(original, once, lambda flat: program.run(flat)[0])
+    return replace(original.with_model(answers), entry="forward", batch=None, calibration=())

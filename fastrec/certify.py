@@ -11,7 +11,7 @@ from .as_called import AsCalled, Run
 from .budget import Budget
 from .errors import InputError, MeasurementError
 from .measure import Evaluator, Loss
-from .measure.loss import LOWER_IS_BETTER
+from .measure.loss import LOWER_IS_BETTER, Array
 from .program import Program
 from .report import Accuracy
 from .request import Once
@@ -35,8 +35,12 @@ class Certifier:
         self._original, self._once, self._evaluate = original, once, evaluate
         private = original.with_model(original.draft(private_buffers=True).eval())
         whole = AsCalled(private, Once(()), lambda flat: private.run(flat)[0])
-        self._scores = evaluate.scores(whole) if isinstance(evaluate, Evaluator) else None
-        self._before = dict(evaluate(whole))
+        self._scores: Array | None = None
+        if isinstance(evaluate, Evaluator):
+            self._scores = evaluate.scores(whole)
+            self._before = evaluate.of(self._scores)
+        else:
+            self._before = dict(evaluate(whole))
         if not all(isinstance(value, (int, float)) for value in self._before.values()):
             raise MeasurementError(
                 f"evaluate gives numbers by the name of their metric, got {self._before!r:.200}"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .as_called import plainly
 from .backends import Session
 from .errors import InputError
 from .guards import Guard
@@ -134,7 +135,9 @@ class CompressedModel(nn.Module):
             raise InputError(
                 "the model was not captured, so its parts are not known: score batches with the model itself"
             )
-        return precompute(self.original, self.program, candidates, guard=self._guard, limit_bytes=limit_bytes)
+        # A scorer agrees with what serves, which after an approximate recipe is not quite the original.
+        original = self.original if self.recipe.exact else plainly(self.original, self._once, self.program)
+        return precompute(original, self.program, candidates, guard=self._guard, limit_bytes=limit_bytes)
 
     @property
     def original(self) -> Program:

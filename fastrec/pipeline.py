@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .arguments import own_random_state, read_backends, read_recipe, read_sizes
-from .as_called import AsCalled
+from .as_called import plainly
 from .backends import Backend
 from .budget import Budget
 from .certify import Certifier, Evaluate
@@ -303,8 +303,7 @@ def _assemble(
     elif keep_original:
         release_moved(original, plain.model)
     else:
-        answers = AsCalled(program, once, lambda flat: plain.run(flat)[0])
-        original = replace(program.with_model(answers), entry="forward", batch=None, calibration=())
+        original = plainly(program, once, plain)
     plan = Plan(tuple(r.rows for r in results), tuple(r.session for r in results))
     made = _serving(original, sessions, plan, checks, once)
     made.program = captured.fast

@@ -102,19 +102,22 @@ def apply_recipe(
         return None
     plain = replace(plain, calibration=tuple(tuple(flat) for flat in work.calibration))
     asked = fast = ask(plain)
-    graphs = [technique for technique in recipe if technique.level == "graph"]
+    graphs: list[Technique] = []
     alternatives: list[tuple[str, Program, Technique, int]] = []
-    for place, technique in enumerate(graphs):
+    for technique in (technique for technique in recipe if technique.level == "graph"):
         show(technique.name)
         before = fast
-        fast, graphs[place] = _applied(work, fast, technique, certifier)
+        fast, settled = _applied(work, fast, technique, certifier)
         changes = work.steps[-1].changes
+        if not changes and not settled.exact:
+            continue  # refused, or nothing to do: other forms are to do without it too
+        graphs.append(settled)
         alternatives += [
-            (n, before, other, place) for n, other in graphs[place].alternatives(changes).items()
+            (name, before, other, len(graphs)) for name, other in settled.alternatives(changes).items()
         ]
     exact = not any(step.changes and not step.exact for step in work.steps)
     others = [
-        Form(name, partial(rewritten, before, (other, *graphs[place + 1 :])), exact=exact)
+        Form(name, partial(rewritten, before, (other, *graphs[place:])), exact=exact)
         for name, before, other, place in alternatives
     ]
     forms = [Form("", lambda: fast, exact=exact, main=True)]

@@ -172,6 +172,7 @@ def test_a_budget_takes_the_first_setting_whose_loss_is_certified(request_featur
     _, batches, labels = labelled()
     fast = under(Budget({"auc": 1e-3}), evaluator(batches, labels), request_features=request_features)
     chosen = fast.recipe.techniques[1]
+    assert fast.report.recipe == fast.recipe
     assert chosen in (Round(4), Round(6)) and len(fast.report.steps[1].changes) > 1
     assert any(skip.rule == "round" and "exceeded" in skip.reason for skip in fast.report.skipped)
     if fast.report.status == "improved":
@@ -185,7 +186,7 @@ def test_with_too_few_rows_nothing_approximate_serves_and_the_report_says_how_ma
     _, batches, labels = labelled()
     few = {name: tensor[:150] for name, tensor in batches[0].items()}
     fast = under(Budget({"auc": 1e-3}), evaluator([few], labels[:150]), decimals=3)
-    assert not fast.report.steps[1].changes
+    assert not fast.report.steps[1].changes and [t.name for t in fast.recipe] == ["fuse"]
     assert fast.report.fidelity is None or fast.report.fidelity.exact
     assert any("not certifiable: needs about" in skip.reason for skip in fast.report.skipped)
 
@@ -223,3 +224,20 @@ def test_without_the_original_what_serves_falls_back_on_itself() -> None:
         assert whole() is None or any(session.endswith("exact") for session in fast.sessions)
         again = fast.original.function(**{name: tensor[:8] for name, tensor in batches[0].items()})
         assert torch.allclose(answer, again, atol=1e-6)
+
+
+def test_a_scorer_of_an_approximate_model_agrees_with_what_serves() -> None:
+    model, batches, _ = labelled()
+    fast = compress(
+        model, batches[0], recipe=Round(1), request_features=["user"], backends=[Eager()], batch_sizes=(8,), seconds=5,
+        progress=False,
+    )  # fmt: skip
+    items, user = batches[1]["item"], batches[0]["user"][:1]
+    assert fast.program is not None
+    with torch.no_grad():
+        right = fast.program.run([user, items])[0][0]
+        original = model(user.expand(500, -1), items)
+    scores, rows = fast.precompute({"item": items}).topk({"user": user}, 5)
+    assert torch.allclose(scores, right.topk(5).values, atol=1e-6)
+    assert rows.tolist() == right.topk(5).indices.tolist()
+    assert not torch.allclose(right, original, atol=1e-4)

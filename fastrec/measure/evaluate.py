@@ -26,7 +26,10 @@ class Evaluator:
 
     def __call__(self, model: Callable[..., Any]) -> dict[str, float]:
         """The metrics of one model."""
-        scores = self.scores(model)
+        return self.of(self.scores(model))
+
+    def of(self, scores: Array) -> dict[str, float]:
+        """The metrics of these scores (N,)."""
         return {name: loss_of(name, self.labels, scores, scores).before for name in self.metrics}
 
     def scores(self, model: Callable[..., Any]) -> Array:
