@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -24,11 +23,6 @@ class Journal:
     trials: list[Trial] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     calibration: list[list[Tensor]] = field(default_factory=list)
-
-    @property
-    def left(self) -> float:
-        """The share of the time that is left, 1 at the start."""
-        return max(0.0, (self.deadline - time.perf_counter()) / (self.deadline - self.began))
 
     def failed(self, label: str, reason: str) -> None:
         """Notes that something did not get as far as timing."""

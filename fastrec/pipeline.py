@@ -136,7 +136,8 @@ def compress(
             fresh = _fresh(work, once, captured, guard)
             steps = captured.recipe
             if not request_features:
-                graphs = tuple(technique for technique in steps if technique.level == "graph")
+                # What only approximates saves no multiply-adds.
+                graphs = tuple(t for t in steps if t.level == "graph" and t.exact)
                 work.notes += advice(captured.plain, captured.fast, lambda asked: rewritten(asked, graphs))
             sessions = compile_forms(work, program, once, captured.forms, chosen, fresh, sizes, show)
             if not sessions and not work.trials:

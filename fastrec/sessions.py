@@ -69,26 +69,12 @@ def compile_forms(
     Whatever cannot be compiled, answers differently or would take too long is left out, with its reason.
     """
     work = _Compiling(journal, original, once, fresh, sizes)
-    leading = backends
-    first: fx.GraphModule | None = None
-    for main in (True, False):
-        for form in forms:
-            if form.main is not main:
-                continue
-            program: Program | None = None
-            for backend in leading:
-                label = _label(backend, form)
-                show(f"compiling for {label}")
-                if work.late(form, backend):
-                    continue
-                if program is None:
-                    program = form.make()
-                    assert isinstance(program.model, fx.GraphModule)
-                    first = first or program.model
-                    share_constants(program.model, first)
-                work.compile(form, program, backend)
-        if main:
-            leading = work.leading(backends, [form for form in forms if form.main])
+    mains = [(form, backend) for form in forms if form.main for backend in backends]
+    if not all(form.exact for form in forms):
+        mains.sort(key=lambda pair: pair[1].plain)
+    work.compile_all(mains, show)
+    leading = work.leading(backends, [form for form in forms if form.main])
+    work.compile_all([(form, backend) for form in forms if not form.main for backend in leading], show)
     return work.made
 
 
@@ -111,15 +97,26 @@ class _Compiling:
     ) -> None:
         self.made: dict[str, Made] = {}
         self.took: dict[Backend, float] = {}
+        self._programs: dict[str, Program] = {}
+        # What rewriting took is gone: the shares are of what it left.
+        self._time = max(remaining(journal.deadline), 1e-9)
         self._journal, self._once, self._fresh, self._sizes = journal, once, fresh, sizes
         self._original = original.with_model(original.draft(private_buffers=True).eval())
         self._axes = original.layout.output_axes
+
+    def compile_all(self, pairs: Sequence[tuple[Form, Backend]], show: Stages) -> None:
+        """A session of each, as far as the time goes."""
+        for form, backend in pairs:
+            show(f"compiling for {_label(backend, form)}")
+            if not self.late(form, backend):
+                self.compile(form, self._program(form), backend)
 
     def late(self, form: Form, backend: Backend) -> bool:
         """Whether there is a session already and no time for another one; notes it."""
         share = _FIRST if form.main else _LAST
         long = not form.main and self.took[backend] > 0.4 * remaining(self._journal.deadline)
-        late = bool(self.made) and (self._journal.left < share or long)
+        left = remaining(self._journal.deadline) / self._time
+        late = bool(self.made) and (left < share or long)
         if late:
             self._journal.failed(_label(backend, form), "not tried: the time limit was near")
         return late
@@ -157,19 +154,31 @@ class _Compiling:
         first = {found[label] for rows in sizes for label in leaders(rows, calls, self._fresh, _LOOK)}
         return [backend for backend in backends if backend in first]
 
+    def _program(self, form: Form) -> Program:
+        """The program of a form, made once, sharing constants with the first."""
+        if form.name not in self._programs:
+            program = form.make()
+            first = next(iter(self._programs.values()), program)
+            assert isinstance(program.model, fx.GraphModule) and isinstance(first.model, fx.GraphModule)
+            share_constants(program.model, first.model)
+            self._programs[form.name] = program
+        return self._programs[form.name]
+
     def _checked(self, form: Form, program: Program, call: Call) -> Fidelity | str:
         """How far a session is off, or why it may not serve."""
         rows = checked_rows(program, self._sizes)
         reference = None if form.exact else self._plain(form, program)
-        found = verify(
-            lambda flat: self._original.run(flat)[0], call, self._fresh, rows, self._axes, reference
-        )
+        found = verify(self._right, call, self._fresh, rows, self._axes, reference)
         layout = program.layout
         if reference is None or isinstance(found, str) or layout.rows is None or not layout.independent:
             return found
         crowd = self._fresh(max(rows), 5)
         reason = neighbours(call, self._once.candidates, crowd, self._axes, layout.exempt)
         return found if reason is None else reason
+
+    def _right(self, flat: list[Tensor]) -> Sequence[Tensor]:
+        """The original's answer."""
+        return self._original.run(flat)[0]
 
     def _plain(self, form: Form, program: Program) -> Call:
         """The program run as it is written."""

@@ -29,9 +29,13 @@ class Session(abc.ABC):
 
 @dataclass(frozen=True)
 class Backend(abc.ABC):
-    """A way to run a captured graph: frozen settings, inert until `compile`."""
+    """A way to run a captured graph: frozen settings, inert until `compile`.
+
+    `plain` says that it runs reference operators as they are, which is slow.
+    """
 
     name: ClassVar[str]
+    plain: ClassVar[bool] = False
 
     @abc.abstractmethod
     def unavailable(self) -> str | None:

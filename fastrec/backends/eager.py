@@ -29,6 +29,7 @@ class Eager(Backend):
     """
 
     name: ClassVar[str] = "eager"
+    plain: ClassVar[bool] = True
 
     def unavailable(self) -> str | None:
         """Always None."""
