@@ -29,13 +29,17 @@ class AsCalled(nn.Module):
         self._layout, self._once, self._run = program.layout, once, run
         self.train(False)
 
+    def call_of(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """How this is called with a batch in the model's form."""
+        return self._layout.call_of(batch)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The answer for one batch."""
         layout = self._layout
         flat = layout.flatten(args, kwargs)
         if not self._once:
             return layout.result(tuple(self._run(flat)))
-        groups = self._once.groups(flat)
+        groups = self._once.groups(flat) or [torch.arange(0)]
         back = torch.cat(groups).argsort()
         parts = [self._run(self._once.first(take_rows(layout.features, flat, rows))) for rows in groups]
         joined = [

@@ -40,8 +40,11 @@ class Certifier:
             self._scores = evaluate.scores(whole)
             self._before = evaluate.of(self._scores)
         else:
-            self._before = dict(evaluate(whole))
-        if not all(isinstance(value, (int, float)) for value in self._before.values()):
+            found = evaluate(whole)
+            if not isinstance(found, Mapping):
+                raise MeasurementError(f"evaluate gives a mapping such as {{'auc': 0.79}}, got {found!r:.80}")
+            self._before = dict(found)
+        if not all(isinstance(value, (int, float)) and value == value for value in self._before.values()):
             raise MeasurementError(
                 f"evaluate gives numbers by the name of their metric, got {self._before!r:.200}"
             )

@@ -117,6 +117,10 @@ class CompressedModel(nn.Module):
             outputs = tuple(self._apart(flat, lambda x: session(*x), lambda x: self._fallback(*x)))
         return outputs[0] if self._single else self._layout.result(outputs)
 
+    def call_of(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """How this is called, `(args, kwargs)`, with a batch in the form of the example."""
+        return self._layout.call_of(batch)
+
     def precompute(self, candidates: Any, *, limit_bytes: int = LIMIT_BYTES) -> Scorer:
         """A scorer of a known catalogue: what the candidates alone decide is computed now, for all of them.
 

@@ -130,6 +130,14 @@ class Layout:
                 collect(tree, value, name, flat)
         return flat
 
+    def call_of(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """How whatever stands for the model is called with a batch of the example's form."""
+        if len(self.parameters) == 1 and isinstance(self.trees[0], Branch):
+            return (batch if isinstance(batch, tuple) and len(batch) == 1 else (batch,)), {}
+        if isinstance(batch, Mapping):
+            return (), dict(batch)
+        return (tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)), {}
+
     def arguments(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The call `(args, kwargs)` that carries these flat tensors, in fresh containers."""
         values = [build(tree, tensors) for tree in self.trees]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -83,8 +83,15 @@ class Program:
         return found
 
     def call_of(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """How the model is called with `batch`."""
-        return batch_call(getattr(self.model, self.entry), batch)
+        """How the model is called with `batch`; a mapping as the example was, whatever it lacks."""
+        entry = getattr(self.model, self.entry)
+        if (
+            isinstance(batch, Mapping)
+            and isinstance(self.batch, Mapping)
+            and batch_call(entry, self.batch)[1]
+        ):
+            return (), dict(batch)
+        return batch_call(entry, batch)
 
     def flat(self, batch: Any) -> list[Tensor]:
         """The flat tensors of a batch, which ask for no gradient."""

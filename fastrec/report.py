@@ -173,6 +173,7 @@ class Report:
         if self.fidelity is not None:
             lines.append(f"largest difference of outputs: {_largest(self.fidelity)}")
         lines += [str(one) for one in self.accuracy]
+        lines += [f"does not serve: {skip.reason}" for skip in self.skipped if skip.site == "budget"]
         if self.work is not None:
             lines.append(f"multiply-adds per candidate: {worked(self.work)}")
         done = count(sum(len(step.changes) for step in self.steps), "change")

@@ -69,7 +69,7 @@ def compile_forms(
     Whatever cannot be compiled, answers differently or would take too long is left out, with its reason.
     """
     work = _Compiling(journal, original, once, fresh, sizes)
-    mains = [(form, backend) for form in forms if form.main for backend in backends]
+    mains = [(form, backend) for backend in backends for form in forms if form.main]
     if not all(form.exact for form in forms):
         mains.sort(key=lambda pair: pair[1].plain)
     work.compile_all(mains, show)
@@ -112,11 +112,11 @@ class _Compiling:
                 self.compile(form, self._program(form), backend)
 
     def late(self, form: Form, backend: Backend) -> bool:
-        """Whether there is a session already and no time for another one; notes it."""
+        """Whether there is such a session already, exact or not, and no time for another one; notes it."""
         share = _FIRST if form.main else _LAST
         long = not form.main and self.took[backend] > 0.4 * remaining(self._journal.deadline)
         left = remaining(self._journal.deadline) / self._time
-        late = bool(self.made) and (left < share or long)
+        late = any(made.exact is form.exact for made in self.made.values()) and (left < share or long)
         if late:
             self._journal.failed(_label(backend, form), "not tried: the time limit was near")
         return late

@@ -27,6 +27,14 @@ def test_the_callers_form_comes_back() -> None:
     assert torch.equal(answer["score"], Meeting()(**batch())["score"])
 
 
+def test_no_rows_are_an_answer_of_no_rows() -> None:
+    program = read_program(Meeting(), batch(), (), ["user"])
+    once = Once(program.layout.features)
+    empty = {name: tensor[:0] for name, tensor in batch().items()}
+    answer = AsCalled(program, once, lambda flat: program.run(once.all(flat))[0])(**empty)
+    assert answer["score"].shape == (0,)
+
+
 def test_each_request_is_run_by_itself_and_rows_keep_their_order() -> None:
     program = read_program(Meeting(), batch(), (), ["user"])
     once = Once(program.layout.features)

@@ -158,6 +158,7 @@ class Broken(Technique):
         ({"on_nonfinite": "ignore"}, "on_nonfinite"),
         ({"seconds": 0}, "seconds"),
         ({"calibration": [torch.randn(2, 4), "x"]}, "calibration batch 1"),
+        ({"budget": 0.1, "evaluate": len}, "budget takes a Budget"),
     ],
 )
 def test_wrong_calls_say_so(wrong: dict[str, object], words: str) -> None:

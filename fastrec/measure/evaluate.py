@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MeasurementError
+from ..inputs import batch_call
 from .loss import METRICS, Array, Loss, loss_of
 
 __all__ = ["Evaluator", "evaluator"]
@@ -21,8 +22,11 @@ class Evaluator:
     `losses(before, after)` compares the scores of two models pair by pair; made by `evaluator`.
     """
 
-    def __init__(self, batches: Sequence[Any], labels: Array, metrics: Sequence[str]) -> None:
+    def __init__(
+        self, batches: Sequence[Any], labels: Array, metrics: Sequence[str], output: str | int | None = None
+    ) -> None:
         self.batches, self.labels, self.metrics = tuple(batches), labels, tuple(metrics)
+        self.output = output
 
     def __call__(self, model: Callable[..., Any]) -> dict[str, float]:
         """The metrics of one model."""
@@ -35,7 +39,7 @@ class Evaluator:
     def scores(self, model: Callable[..., Any]) -> Array:
         """The model's scores (N,), all batches end to end. Raises `MeasurementError` where it gives another number."""
         with torch.no_grad():
-            parts = [_scores(_called(model, batch)) for batch in self.batches]
+            parts = [_scores(_called(model, batch), self.output) for batch in self.batches]
         scores = np.concatenate(parts)
         if len(scores) != len(self.labels):
             raise MeasurementError(
@@ -48,13 +52,19 @@ class Evaluator:
         return {name: loss_of(name, self.labels, before, after) for name in self.metrics}
 
 
-def evaluator(batches: Iterable[Any], labels: Any, metrics: Sequence[str] = ("auc",)) -> Evaluator:
+def evaluator(
+    batches: Iterable[Any],
+    labels: Any,
+    metrics: Sequence[str] = ("auc",),
+    *,
+    output: str | int | None = None,
+) -> Evaluator:
     """An `evaluate` for `compress` that certifies: it keeps rows paired.
 
     `batches` are batches as the model takes them, `labels` 0 or 1 for each row of all of them, `metrics` among "auc" and
-    "logloss" (for which scores are probabilities).
+    "logloss" (for which scores are probabilities), `output` the key or place of the scores in an answer of several.
 
-    Raises `MeasurementError` at unknown metrics and without batches.
+    Raises `MeasurementError` at unknown metrics, labels that are neither 0 nor 1, and without batches.
 
     Example:
         >>> import torch
@@ -70,19 +80,28 @@ def evaluator(batches: Iterable[Any], labels: Any, metrics: Sequence[str] = ("au
         raise MeasurementError("evaluator needs at least one batch")
     if isinstance(labels, Tensor):
         labels = labels.detach().cpu().numpy()
-    return Evaluator(given, np.asarray(labels, dtype=np.float64).ravel(), metrics)
+    told = np.asarray(labels, dtype=np.float64).ravel()
+    if not np.isin(told, (0, 1)).all():
+        raise MeasurementError("labels are 0 or 1 for each row")
+    return Evaluator(given, told, metrics, output)
 
 
 def _called(model: Callable[..., Any], batch: Any) -> Any:
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
+    # What stands for a model takes anything by its signature, and says itself how it is called.
+    bind = getattr(model, "call_of", None)
+    args, kwargs = bind(batch) if bind else batch_call(getattr(model, "forward", model), batch)
+    return model(*args, **kwargs)
 
 
-def _scores(answer: Any) -> Array:
+def _scores(answer: Any, output: str | int | None) -> Array:
+    if output is not None and isinstance(answer, (Mapping, tuple, list)):
+        try:
+            answer = answer[output]  # type: ignore[index]
+        except (KeyError, IndexError, TypeError) as error:
+            raise MeasurementError(f"the model's answer has no output {output!r}") from error
     if not isinstance(answer, Tensor):
         raise MeasurementError(
-            f"the model answers a {type(answer).__name__}, and scores are one tensor: give an evaluate of your own"
+            f"the model answers a {type(answer).__name__}, and scores are one tensor: say which, evaluator(output=...)"
         )
     scores: Array = answer.detach().cpu().double().flatten().numpy()
     return scores
