@@ -13,18 +13,21 @@ from .capture import capture
 from .certify import Certifier
 from .declared import Declared, read_program, request_notes
 from .errors import CaptureError, FastrecError, InputError, TechniqueError
+from .guards import read_guard
 from .journal import Journal
 from .program import Program, target_of
 from .progress import Stages
 from .recipe import Recipe
 from .report import Step
 from .request import Once, ask
+from .rows import count_rows
 from .sessions import Form
 from .techniques import Skip, Technique
 
 __all__ = ["Captured", "apply_recipe", "read", "rewritten"]
 
 _BATCHES = 64
+_THIN = 256  # rows below which ranges of activations are guesses
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ def apply_recipe(
         return None
     plain = replace(plain, calibration=tuple(tuple(flat) for flat in work.calibration))
     asked = fast = ask(plain)
+    if not recipe.exact:
+        _check_calibration(work, asked)
     graphs: list[Technique] = []
     alternatives: list[tuple[str, Program, Technique, int]] = []
     for technique in (technique for technique in recipe if technique.level == "graph"):
@@ -130,6 +135,22 @@ def apply_recipe(
         whole = partial(rewritten, plain, tuple(graphs))
         others.append(Form("whole batch", whole, whole=True, exact=exact))
     return Captured(plain, asked, fast, (*forms, *others), Recipe((*modules, *graphs)))
+
+
+def _check_calibration(work: Journal, asked: Program) -> None:
+    """Notes where it is thin. Raises `InputError` for ids that no table has and for numbers that are not finite."""
+    guard = read_guard(asked)
+    for flat in asked.calibration:
+        try:
+            guard(flat)
+        except InputError as error:
+            raise type(error)(f"calibration: {error}", feature=error.feature, row=error.row) from error
+    flats = asked.calibration or (asked.batch,)
+    rows = sum(count_rows(asked.layout.features, flat) or 1 for flat in flats)
+    if rows < _THIN:
+        work.notes.append(
+            f"what the recipe approximates was fitted to {rows} rows alone: give some thousands in calibration=..."
+        )
 
 
 def rewritten(program: Program, techniques: Sequence[Technique]) -> Program:
