@@ -71,9 +71,13 @@ def tensor_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def refuse_reference(gm: fx.GraphModule, backend: str) -> None:
-    """Raises `BackendError` for a graph with a reference operator, to a backend that has no kernel for any."""
+    """Raises `BackendError` for a graph with a reference operator, to a backend that has no kernel for any.
+
+    Lookups are left to `export_free`, which refuses those that are no part of the front.
+    """
     for node in gm.graph.nodes:
-        if isinstance(node.target, OpOverload) and node.target.namespace == "fastrec":
+        ours = isinstance(node.target, OpOverload) and node.target.namespace == "fastrec"
+        if ours and node.target not in (INT8, INT4):
             name = node.target._schema.name
             raise BackendError(
                 f"has no kernel for {name} (at {node.name}): 8-bit integers run in onnxruntime, and slowly in eager",
