@@ -98,8 +98,6 @@ class _Compiling:
         self.made: dict[str, Made] = {}
         self.took: dict[Backend, float] = {}
         self._programs: dict[str, Program] = {}
-        # What rewriting took is gone: the shares are of what it left.
-        self._time = max(remaining(journal.deadline), 1e-9)
         self._journal, self._once, self._fresh, self._sizes = journal, once, fresh, sizes
         self._original = original.with_model(original.draft(private_buffers=True).eval())
         self._axes = original.layout.output_axes
@@ -115,7 +113,7 @@ class _Compiling:
         """Whether there is such a session already, exact or not, and no time for another one; notes it."""
         share = _FIRST if form.main else _LAST
         long = not form.main and self.took[backend] > 0.4 * remaining(self._journal.deadline)
-        left = remaining(self._journal.deadline) / self._time
+        left = remaining(self._journal.deadline) / (self._journal.deadline - self._journal.began)
         late = any(made.exact is form.exact for made in self.made.values()) and (left < share or long)
         if late:
             self._journal.failed(_label(backend, form), "not tried: the time limit was near")
