@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .program import Program
+from .program import Answers, Program
 from .request import Once
 from .rows import take_rows
 
-__all__ = ["AsCalled", "Run", "plainly"]
-
-Run = Callable[[list[Tensor]], Sequence[Tensor]]
+__all__ = ["AsCalled", "plainly"]
 
 
 class AsCalled(nn.Module):
@@ -24,7 +21,7 @@ class AsCalled(nn.Module):
     `run` takes one row of each request feature; a batch of several requests is run request by request.
     """
 
-    def __init__(self, program: Program, once: Once, run: Run) -> None:
+    def __init__(self, program: Program, once: Once, run: Answers) -> None:
         super().__init__()
         self._layout, self._once, self._run = program.layout, once, run
         self.train(False)
@@ -51,5 +48,5 @@ class AsCalled(nn.Module):
 
 def plainly(original: Program, once: Once, program: Program) -> Program:
     """What `program` answers, as it is written, behind the face of the original; holds nothing of that but its layout."""
-    answers = AsCalled(original, once, lambda flat: program.run(flat)[0])
-    return replace(original.with_model(answers), entry="forward", batch=None, calibration=())
+    made = AsCalled(original, once, program.answers)
+    return replace(original.with_model(made), entry="forward", batch=None, calibration=())

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 
-from torch import Tensor, nn
+from torch import nn
 
-from .as_called import AsCalled, Run
+from .as_called import AsCalled
 from .budget import Budget
 from .errors import InputError, MeasurementError
 from .measure import Evaluator, Loss
 from .measure.loss import LOWER_IS_BETTER, Array
-from .program import Program
+from .program import Answers, Program
 from .report import Accuracy
 from .request import Once
 from .techniques import Applied, Technique
@@ -34,7 +33,7 @@ class Certifier:
     def __init__(self, original: Program, once: Once, evaluate: Evaluate, budget: Budget | None) -> None:
         self._original, self._once, self._evaluate = original, once, evaluate
         private = original.with_model(original.draft(private_buffers=True).eval())
-        whole = AsCalled(private, Once(()), lambda flat: private.run(flat)[0])
+        whole = AsCalled(private, Once(()), private.answers)
         self._scores: Array | None = None
         if isinstance(evaluate, Evaluator):
             self._scores = evaluate.scores(whole)
@@ -53,7 +52,7 @@ class Certifier:
         if missing:
             raise InputError(f"the budget names {missing}, and evaluate gives {sorted(self._before)}")
 
-    def judge(self, run: Run) -> tuple[Accuracy, ...]:
+    def judge(self, run: Answers) -> tuple[Accuracy, ...]:
         """What was lost of each metric by answers that `run` gives, for flat batches of one request."""
         model = AsCalled(self._original, self._once, run)
         return tuple(Accuracy.of(loss, self.budget.max_loss[loss.metric]) for loss in self._losses(model))
@@ -71,8 +70,8 @@ class Certifier:
                 applied = setting.apply(program)
             if not applied.changes:
                 return setting, applied, refused
-            run = partial(_plain, program.with_model(applied.model))
-            said = [one for one in self.judge(run) if not one.holds]
+            made = program.with_model(applied.model)
+            said = [one for one in self.judge(made.answers) if not one.holds]
             if not said:
                 return setting, applied, refused
             refused.append(f"{setting}: {'; '.join(map(str, said))}")
@@ -92,8 +91,3 @@ class Certifier:
             was, now = float(self._before[name]), float(after[name])
             made.append(Loss(name, was, now, sign * (was - now), None, 0, 0))
         return made
-
-
-def _plain(program: Program, flat: list[Tensor]) -> list[Tensor]:
-    """The answers of a program as it is written."""
-    return program.run(flat)[0]

@@ -36,7 +36,7 @@ class OriginalSession(Session):
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Run one batch."""
-        return tuple(self._program.run(tensors)[0])
+        return tuple(self._program.answers(tensors))
 
 
 class Repeated(Session):
@@ -264,7 +264,7 @@ def release_moved(original: Program, gm: fx.GraphModule) -> int:
     if not views:
         return 0
     flat = original.flat(original.batch)
-    before = original.run(flat)[0]
+    before = original.answers(flat)
     swapped: list[tuple[dict[str, Any], str, Any]] = []
     for module in original.model.modules():
         for tensors in (module._parameters, module._buffers):
@@ -275,7 +275,7 @@ def release_moved(original: Program, gm: fx.GraphModule) -> int:
                     swapped.append((tensors, name, tensor))
                     tensors[name] = made  # type: ignore[assignment]
     try:
-        same = all(map(torch.equal, before, original.run(flat)[0]))
+        same = all(map(torch.equal, before, original.answers(flat)))
     except RuntimeError:
         same = False
     if not same:

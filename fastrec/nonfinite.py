@@ -1,20 +1,21 @@
 """Rows with numbers that are not finite, kept apart: int8 kernels give such rows scores that look like any other.
 
-answers[n] = original(x)[n]  where x[n] holds NaN or an infinity,   session(x with 0 in place of those)[n]  elsewhere
+    answers[n] = original(x)[n]  where x[n] holds NaN or an infinity,   session(x with 0 in place of those)[n]  elsewhere
+
+so the other rows are what they would be in a clean batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from .inputs import Feature, Layout
+from .program import Answers
 
 __all__ = ["Apart"]
-
-Answer = Callable[[list[Tensor]], Sequence[Tensor]]
 
 
 class Apart:
@@ -29,7 +30,7 @@ class Apart:
         self._axes = layout.output_axes
         self._by_row = layout.independent and layout.rows is not None and None not in layout.output_axes
 
-    def __call__(self, flat: list[Tensor], session: Answer, original: Answer) -> Sequence[Tensor]:
+    def __call__(self, flat: list[Tensor], session: Answers, original: Answers) -> Sequence[Tensor]:
         """The answers to one flat batch, which has one row of each request feature."""
         bad: Tensor | None = None
         whole = False

@@ -14,7 +14,10 @@ from .errors import InputError
 from .inputs import Feature, Layout, batch_call, describe, read_layout
 from .rows import find_rows
 
-__all__ = ["Program", "target_of"]
+__all__ = ["Answers", "Program", "target_of"]
+
+Answers = Callable[[list[Tensor]], Sequence[Tensor]]
+"""Flat outputs for flat inputs."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Program:
                 f"It was called with {', '.join(layout.parameters)}."
             ) from error
         layout = replace(layout, outputs=answer)
-        return replace(program, layout=find_rows(layout, lambda flat: private.run(flat)[0], tensors, outputs))
+        return replace(program, layout=find_rows(layout, private.answers, tensors, outputs))
 
     def draft(self, *, private_buffers: bool = False) -> nn.Module:
         """A structural copy of the model that shares every tensor with it.
@@ -97,6 +100,10 @@ class Program:
         """The flat tensors of a batch, which ask for no gradient."""
         args, kwargs = self.call_of(batch)
         return [tensor.detach() for tensor in self.layout.flatten(args, kwargs)]
+
+    def answers(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The model's flat outputs for these flat inputs, without gradients."""
+        return self.run(tensors)[0]
 
     def run(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Any]:
         """The model's flat outputs for these flat inputs, and the structure of its answer, without gradients."""

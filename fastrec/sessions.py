@@ -15,14 +15,12 @@ from .graph import share_constants
 from .journal import Journal
 from .measure import Fidelity
 from .plan import Batches, leaders, remaining
-from .program import Program
+from .program import Answers, Program
 from .progress import Stages
 from .request import Once
 from .verify import checked_rows, neighbours, verify
 
 __all__ = ["Form", "Made", "compile_forms", "session_call"]
-
-Call = Callable[[list[Tensor]], Sequence[Tensor]]
 
 _FIRST = 0.6  # share of the time that must be left for one more backend
 _LAST = 0.33  # share of the time that is kept for measuring
@@ -162,11 +160,11 @@ class _Compiling:
             self._programs[form.name] = program
         return self._programs[form.name]
 
-    def _checked(self, form: Form, program: Program, call: Call) -> Fidelity | str:
+    def _checked(self, form: Form, program: Program, call: Answers) -> Fidelity | str:
         """How far a session is off, or why it may not serve."""
         rows = checked_rows(program, self._sizes)
         reference = None if form.exact else self._plain(form, program)
-        found = verify(self._right, call, self._fresh, rows, self._axes, reference)
+        found = verify(self._original.answers, call, self._fresh, rows, self._axes, reference)
         layout = program.layout
         if reference is None or isinstance(found, str) or layout.rows is None or not layout.independent:
             return found
@@ -174,12 +172,8 @@ class _Compiling:
         reason = neighbours(call, self._once.candidates, crowd, self._axes, layout.exempt)
         return found if reason is None else reason
 
-    def _right(self, flat: list[Tensor]) -> Sequence[Tensor]:
-        """The original's answer."""
-        return self._original.run(flat)[0]
-
-    def _plain(self, form: Form, program: Program) -> Call:
+    def _plain(self, form: Form, program: Program) -> Answers:
         """The program run as it is written."""
         if form.whole:
-            return lambda flat: program.run(flat)[0]
-        return lambda flat: program.run(self._once.first(flat))[0]
+            return program.answers
+        return lambda flat: program.answers(self._once.first(flat))

@@ -10,12 +10,10 @@ from torch import Tensor
 from .inputs import Feature
 from .measure import fidelity
 from .measure.accuracy import Fidelity
-from .program import Program
+from .program import Answers, Program
 from .rows import count_rows, take_rows
 
 __all__ = ["checked_rows", "neighbours", "verify"]
-
-Answer = Callable[[list[Tensor]], Sequence[Tensor]]
 
 _CHECKED = (1, 2, 3, 33)
 _OUTLIERS = (1e3, 1e30)
@@ -30,12 +28,12 @@ def checked_rows(captured: Program, sizes: Sequence[int]) -> list[int]:
 
 
 def verify(
-    original: Answer,
-    session: Answer,
+    original: Answers,
+    session: Answers,
     fresh: Callable[[int, int], list[Tensor]],
     rows: Sequence[int],
     axes: Sequence[int | None],
-    reference: Answer | None = None,
+    reference: Answers | None = None,
 ) -> Fidelity | str:
     """The difference over batches of these many rows, or why the session may not serve.
 
@@ -69,7 +67,7 @@ def verify(
 
 
 def neighbours(
-    session: Answer,
+    session: Answers,
     features: Sequence[Feature],
     crowd: Sequence[Tensor],
     axes: Sequence[int | None],

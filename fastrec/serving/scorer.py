@@ -266,7 +266,7 @@ class Scorer:
 
     def _original(self, flat: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
         """The model's own flat outputs."""
-        return self._catalogue.original.run(self._catalogue.together(flat, self._given, rows))[0]
+        return self._catalogue.original.answers(self._catalogue.together(flat, self._given, rows))
 
     def _rescored(self, flat: Sequence[Tensor], rows: Tensor, place: int) -> Tensor:
         """The model's own scores of some rows, with more rows behind them: kernels round the last few in another way."""
