@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError
-from .inputs import Feature, Layout, batch_call, describe, read_layout
+from .inputs import Feature, Layout, describe, read_layout
 from .rows import find_rows
 
 __all__ = ["Answers", "Program", "target_of"]
@@ -86,15 +86,8 @@ class Program:
         return found
 
     def call_of(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """How the model is called with `batch`; a mapping as the example was, whatever it lacks."""
-        entry = getattr(self.model, self.entry)
-        if (
-            isinstance(batch, Mapping)
-            and isinstance(self.batch, Mapping)
-            and batch_call(entry, self.batch)[1]
-        ):
-            return (), dict(batch)
-        return batch_call(entry, batch)
+        """How the model is called with a batch of the example's form."""
+        return self.layout.call_of(batch)
 
     def flat(self, batch: Any) -> list[Tensor]:
         """The flat tensors of a batch, which ask for no gradient."""
