@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -34,13 +34,14 @@ from .plan import (
     as_original,
     choose,
     confirm,
+    preferred,
     share,
     worth_it,
 )
 from .program import Program, target_of
 from .progress import Stages, stages
 from .recipe import Recipe
-from .report import Accuracy, Memory, Report, SizeResult, Trial, Work
+from .report import Accuracy, Memory, Report, SizeResult, Work
 from .request import Once
 from .rewriting import Captured, apply_recipe, read, rewritten
 from .rows import count_rows
@@ -50,7 +51,6 @@ from .undeclared import advice
 
 __all__ = ["compress"]
 
-_AS_FAST = 1.03
 _SIZES = (1, 32, 100, 500, 1000)
 
 
@@ -147,9 +147,8 @@ def compress(
                 work.notes.append("no backend was given or is installed, so nothing was measured")
             results, accuracy = _settle(work, program, once, sessions, checks, fresh, sizes, certifier, show)
         made = _assemble(work, program, once, captured, sessions, results, checks, keep_original)
-        made.report = replace(_report(work, program, made, results, steps, sessions), accuracy=accuracy)
-        if captured is not None:
-            made.report = replace(made.report, work=_work(captured))
+        report = _report(work, program, made, results, steps, sessions)
+        made.report = replace(report, accuracy=accuracy, work=None if captured is None else _work(captured))
         made.recipe = steps
     return made
 
@@ -243,20 +242,12 @@ def _measure(
         calls = {name: session_call(made.session, once) for name, made in sessions.items()}
         _, trials = choose(rows, before, calls, fresh, share(work.deadline, parts, 4.0) * 0.5)
         work.trials += trials
-        name = _preferred(trials, {name for name, made in sessions.items() if made.exact})
+        name = preferred(trials, {name for name, made in sessions.items() if made.exact})
         served = _serving(private, {name: sessions[name]}, Plan((rows,), (name,)), checks, once)
         after = _served_call(served)
         result = confirm(rows, name, before, after, fresh, share(work.deadline, parts, 4.0) * 0.5)
         results.append(result if worth_it(result) else as_original(result))
     return results
-
-
-def _preferred(trials: Sequence[Trial], exact: Collection[str]) -> str:
-    """The fastest session; an exact one where that is as fast but for what a machine drifts."""
-    medians = {trial.session: trial.p50 for trial in trials if trial.p50 is not None}
-    best = min(medians.values())
-    close = [name for name in exact if name in medians and medians[name] <= _AS_FAST * best]
-    return min(close or medians, key=lambda name: medians[name])
 
 
 def _original_call(program: Program) -> Call:

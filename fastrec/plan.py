@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -26,6 +26,7 @@ __all__ = [
     "choose",
     "confirm",
     "leaders",
+    "preferred",
     "remaining",
     "share",
     "worth_it",
@@ -36,6 +37,8 @@ ORIGINAL = "original"
 
 # A gain below this is not worth another path through the code, and within what a machine drifts.
 _GAIN = 1.02
+# Nor is one below this worth answers that differ.
+_AS_FAST = 1.03
 _HELD_OUT = 1 << 20
 
 Flat = list[Tensor]
@@ -103,6 +106,14 @@ def choose(
         trials.append(Trial(rows, name, samples.latency(name).p50, speedup, reason))
     winner = min(close, key=lambda name: second.latency(name).p50)
     return winner, trials
+
+
+def preferred(trials: Sequence[Trial], exact: Collection[str]) -> str:
+    """The fastest session; of those within what a machine drifts of it an exact one, where there is one."""
+    medians = {trial.session: trial.p50 for trial in trials if trial.p50 is not None}
+    best = min(medians.values())
+    close = [name for name in exact if name in medians and medians[name] <= _AS_FAST * best]
+    return min(close or medians, key=lambda name: medians[name])
 
 
 def leaders(rows: int, calls: Mapping[str, Call], batches: Batches, seconds: float) -> list[str]:

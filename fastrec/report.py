@@ -13,9 +13,11 @@ from .recipe import Recipe
 from .techniques import TECHNIQUES, Change, Skip, Technique
 from .wording import amount, clean, count, difference, duration, spans, times
 
-__all__ = ["Accuracy", "Memory", "Report", "SizeResult", "Step", "Trial", "Work", "worked"]
+__all__ = ["BUDGET", "Accuracy", "Memory", "Report", "SizeResult", "Step", "Trial", "Work", "worked"]
 
 SCHEMA = 1
+BUDGET = "budget"
+"""The site of what the budget refused, its rule being the technique."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,12 @@ class Report:
     accuracy: tuple[Accuracy, ...] = ()
 
     @property
+    def refused(self) -> tuple[Skip, ...]:
+        """The settings of approximate techniques that the budget refused."""
+        names = {step.technique for step in self.steps if not step.exact}
+        return tuple(skip for skip in self.skipped if skip.site == BUDGET and skip.rule in names)
+
+    @property
     def headline(self) -> str:
         """The result in one sentence, the slower batch sizes included."""
         if self.status == "unchanged":
@@ -173,7 +181,7 @@ class Report:
         if self.fidelity is not None:
             lines.append(f"largest difference of outputs: {_largest(self.fidelity)}")
         lines += [str(one) for one in self.accuracy]
-        lines += [f"does not serve: {skip.reason}" for skip in self.skipped if skip.site == "budget"]
+        lines += [f"does not serve: {skip.reason}" for skip in self.refused]
         if self.work is not None:
             lines.append(f"multiply-adds per candidate: {worked(self.work)}")
         done = count(sum(len(step.changes) for step in self.steps), "change")

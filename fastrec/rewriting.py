@@ -18,7 +18,7 @@ from .journal import Journal
 from .program import Program, target_of
 from .progress import Stages
 from .recipe import Recipe
-from .report import Step
+from .report import BUDGET, Step
 from .request import Once, ask
 from .rows import count_rows
 from .sessions import Form
@@ -169,7 +169,7 @@ def _applied(
         applied = technique.apply(program)
     else:
         technique, applied, refused = certifier.settle(technique, program)
-        work.skipped += [Skip(technique.name, "budget", reason) for reason in refused]
+        work.skipped += [Skip(technique.name, BUDGET, reason) for reason in refused]
     work.steps.append(Step(technique.name, technique.exact, applied.changes, time.perf_counter() - began))
     work.skipped += applied.skipped
     return program.with_model(applied.model), technique

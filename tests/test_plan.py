@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fastrec.measure.latency import Latency, Ratio
-from fastrec.plan import ORIGINAL, Plan, as_original, choose, worth_it
-from fastrec.report import SizeResult
+from fastrec.plan import ORIGINAL, Plan, as_original, choose, preferred, worth_it
+from fastrec.report import SizeResult, Trial
 
 from .fakes import FakeClock, FakeSession
 
@@ -32,6 +32,13 @@ def test_the_fastest_is_chosen() -> None:
         "slow": "far behind the fastest",
     }
     assert trials[0].speedup == pytest.approx(4.0)
+
+
+def test_an_exact_session_is_preferred_where_it_is_as_fast() -> None:
+    trials = [Trial(1, name, p50, 1.0, "") for name, p50 in (("coarse", 1.0), ("exact", 1.02), ("slow", 1.1))]
+    assert preferred(trials, {"exact", "slow"}) == "exact"
+    assert preferred(trials, {"slow"}) == "coarse"
+    assert preferred([*trials, Trial(1, "broken", None, None, "")], ()) == "coarse"
 
 
 def result(low: float, value: float) -> SizeResult:
