@@ -32,7 +32,7 @@ from torch import Tensor, fx
 from ...graph import add_constant, constant, emit, is_call, value
 from ..base import Change
 from .chains import moves_after, replayed, scale_of
-from .heads import Heads, Use, heads_of, spared, weights_of
+from .heads import Heads, Use, attention_settings, heads_of, spared, weights_of
 from .moves import reads_strides
 from .purity import writes
 from .sizes import Sizes, shape_of
@@ -90,7 +90,7 @@ def _uses(gm: fx.GraphModule, node: fx.Node) -> Iterator[Use]:
 def _attention(gm: fx.GraphModule, node: fx.Node) -> Iterator[Use]:
     """Queries of each head, of the same x for keys and values."""
     query, keys, values = node.args[:3]
-    mask, dropout, causal = _settings(node)
+    mask, dropout, causal = attention_settings(node)
     assert isinstance(query, fx.Node) and isinstance(keys, fx.Node) and isinstance(values, fx.Node)
     shape = shape_of(query)
     if dropout or len(shape) not in (3, 4) or set(node.kwargs) - {"scale"} or not shape[-2].is_Integer:
@@ -112,11 +112,6 @@ def _attention(gm: fx.GraphModule, node: fx.Node) -> Iterator[Use]:
         yield Use(node, 1, found[0])
         yield Use(node, 2, found[1])
         yield from _query(gm, node, found[0])
-
-
-def _settings(node: fx.Node) -> list[Any]:
-    """Mask, dropout, and whether an attention is causal."""
-    return [*node.args[3:6], *[None, 0.0, False][len(node.args) - 3 :]]
 
 
 def _query(gm: fx.GraphModule, node: fx.Node, keys: Heads) -> Iterator[Use]:
@@ -224,7 +219,7 @@ class _Writer:
         keys, several = heads[1], len(heads[1].channels) > 1
         query = self._emit(aten.unsqueeze.default, self._queries(node, heads), 1)
         x = self._emit(aten.unsqueeze.default, self._source(keys), 1)
-        mask, _, causal = _settings(node)
+        mask, _, causal = attention_settings(node)
         if mask is not None and value(mask).ndim == 3:
             mask = self._emit(aten.unsqueeze.default, mask, 1)
         known = mask is None or self._has_keys(mask)

@@ -18,7 +18,7 @@ from .linears import linear_weights
 from .positions import MOVES
 from .sizes import shape_of, writable
 
-__all__ = ["Heads", "Use", "heads_of", "spared", "weights_of"]
+__all__ = ["Heads", "Use", "attention_settings", "heads_of", "spared", "weights_of"]
 
 aten = torch.ops.aten
 _ROWS = 3  # what stands for a number of rows while indices move
@@ -53,6 +53,11 @@ class Use:
             if is_call(self.node, aten.scaled_dot_product_attention.default)
             else min(self.argument, 1)
         )
+
+
+def attention_settings(attention: fx.Node) -> list[Any]:
+    """Mask, dropout, and whether it is causal, of a `scaled_dot_product_attention`."""
+    return [*attention.args[3:6], *[None, 0.0, False][len(attention.args) - 3 :]]
 
 
 def heads_of(gm: fx.GraphModule, matrix: fx.Node, transposed: bool) -> Heads | None:

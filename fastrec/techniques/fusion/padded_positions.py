@@ -30,6 +30,7 @@ from torch import Tensor, fx
 
 from ...graph import add_constant, ancestors, constant, emit, is_call, is_free, value
 from ..base import Change
+from .heads import attention_settings
 from .moves import hoist
 from .one_position import selection
 from .padding import Padding, paddings
@@ -79,13 +80,13 @@ def _reader(gm: fx.GraphModule, node: fx.Node, padding: Padding) -> _Reader | No
     query, keys, values = arguments(node)[:3]
     if any(is_free(one) or value(one).shape[-2] != padding.steps for one in (keys, values)):
         return None
-    rest: list[Any] = [*node.args[3:6], *[None, 0.0, False][len(node.args) - 3 :]]
-    if isinstance(rest[0], fx.Node) and constant(gm, rest[0]) is None:
+    given, _, causal = attention_settings(node)
+    if isinstance(given, fx.Node) and constant(gm, given) is None:
         columns = Part(Place(-1), padding.steps, 0)
-        hides = 0 if value(rest[0]).dtype == torch.bool else -math.inf
-        shown = is_free(rest[0]) or rest[2] or not padding.filled(rest[0], columns, hides)
+        hides = 0 if value(given).dtype == torch.bool else -math.inf
+        shown = is_free(given) or causal or not padding.filled(given, columns, hides)
         return None if shown else _Reader(node, None)
-    mask = _constant_mask(gm, query, rest[0], rest[2], padding.steps)
+    mask = _constant_mask(gm, query, given, causal, padding.steps)
     reader = _Reader(node, mask)
     equal = all(padding.equal(one, part) for one, part in reader.keys.items())
     return reader if mask is not None and equal else None

@@ -22,6 +22,7 @@ from torch import fx
 
 from ...graph import emit, is_call, value
 from ..base import Change
+from .heads import attention_settings
 from .once import spread_of
 from .purity import writes
 from .replacing import replace_each
@@ -83,7 +84,7 @@ def _queries_as_rows(gm: fx.GraphModule, x: fx.Node, like: fx.Node) -> fx.Node:
 
 
 def _attention(gm: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    args: tuple[Any, ...] = (*node.args, *(None, 0.0, False)[len(node.args) - 3 :])
+    args: tuple[Any, ...] = (*node.args[:3], *attention_settings(node))
     query, keys, values, mask, dropout, causal = args[:6]
     shared = _shared(keys, 4), _shared(values, 4)
     if shared[0] is None or shared[1] is None or causal or node.kwargs.get("is_causal", False):
