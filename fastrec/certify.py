@@ -52,10 +52,10 @@ class Certifier:
         if missing:
             raise InputError(f"the budget names {missing}, and evaluate gives {sorted(self._before)}")
 
-    def judge(self, run: Answers) -> tuple[Accuracy, ...]:
+    def judge(self, run: Answers, *, exact: bool = False) -> tuple[Accuracy, ...]:
         """What was lost of each metric by answers that `run` gives, for flat batches of one request."""
-        model = AsCalled(self._original, self._once, run)
-        return tuple(Accuracy.of(loss, self.budget.max_loss[loss.metric]) for loss in self._losses(model))
+        losses = self._losses(AsCalled(self._original, self._once, run))
+        return tuple(Accuracy.of(loss, self.budget.max_loss[loss.metric], exact=exact) for loss in losses)
 
     def settle(self, technique: Technique, program: Program) -> tuple[Technique, Applied, list[str]]:
         """The technique, or a milder one whose loss is certified, what it did, and why stronger ones may not serve.

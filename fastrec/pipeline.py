@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -197,20 +198,23 @@ def _settle(
     while True:
         results = _measure(work, program, once, sessions, checks, fresh, sizes, show)
         lossy = any(r.session != ORIGINAL and not sessions[r.session].exact for r in results)
-        if certifier is None or not lossy:
+        if certifier is None or not results:
             return results, ()
         show("evaluating what serves")
         plan = Plan(tuple(r.rows for r in results), tuple(r.session for r in results))
         private = program.with_model(program.draft().eval())
         served = _serving(private, sessions, plan, _Checks(), once)
-        accuracy = certifier.judge(
-            lambda flat, served=served: served.session(count_rows(once.candidates, flat) or 1)(*flat)  # type: ignore[misc]
-        )
+        accuracy = certifier.judge(partial(_answers, served, once), exact=not lossy)
         if all(one.holds for one in accuracy):
             return results, accuracy
         for name in [name for name, made in sessions.items() if not made.exact]:
             del sessions[name]
             work.failed(name, "; ".join(map(str, accuracy)))
+
+
+def _answers(served: CompressedModel, once: Once, flat: list[Tensor]) -> Sequence[Tensor]:
+    """What serves this number of rows, unchecked."""
+    return served.session(count_rows(once.candidates, flat) or 1)(*flat)
 
 
 def _measure(

@@ -89,24 +89,26 @@ class Accuracy:
     value: float
     upper: float | None
     allowed: float
-    verdict: Literal["certified", "not certifiable", "exceeded"]
+    verdict: Literal["certified", "not certifiable", "exceeded", "exact"]
     rows: int
     needed: int | None
 
     @classmethod
-    def of(cls, loss: Loss, allowed: float) -> Accuracy:
-        """The account of a loss under a budget."""
+    def of(cls, loss: Loss, allowed: float, *, exact: bool = False) -> Accuracy:
+        """The account of a loss under a budget; what is `exact` loses nothing but rounding, and asks for no certificate."""
+        verdict = "exact" if exact else loss.verdict(allowed)
         return cls(
-            loss.metric, loss.before, loss.after, loss.value, loss.upper, allowed, loss.verdict(allowed), loss.rows,
-            loss.needed(allowed),
+            loss.metric, loss.before, loss.after, loss.value, loss.upper, allowed, verdict, loss.rows, loss.needed(allowed)
         )  # fmt: skip
 
     @property
     def holds(self) -> bool:
-        """Whether the loss is certified."""
-        return self.verdict == "certified"
+        """Whether the loss is certified, or none."""
+        return self.verdict in ("certified", "exact")
 
     def __str__(self) -> str:
+        if self.verdict == "exact":
+            return f"{self.metric} {self.before:.5f} before, {self.after:.5f} after: what serves is exact"
         bound = "" if self.upper is None else f", at most {self.upper:.2g} (95 %)"
         said = f"{self.metric} {self.before:.5f} before, {self.after:.5f} after: lost {self.value:.2g}{bound}, {self.allowed:g} allowed: {self.verdict}"
         if self.verdict == "not certifiable":
