@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from bookings import NUMBERS, load, quality
-from hotel_bookings import DeepFM, train
+from bookings import quality
+from hotel_bookings import trained
 
 import fastrec
 from fastrec.measure import evaluator
@@ -14,11 +14,7 @@ from fastrec.techniques import Fuse, QuantizeLinears, QuantizeTables
 
 def main() -> None:
     """Load, train, compress within 0.0002 of AUC, compare on rows that no choice has seen."""
-    torch.manual_seed(0)
-    parts, sizes = load()
-    model = DeepFM(sizes, len(NUMBERS))
-    train(model, parts["train"])
-    model.eval()
+    model, parts = trained()
     ids, numbers, labels = parts["valid"]
     chosen = torch.randperm(len(parts["train"][2]))[:4096].split(256)
     fast = fastrec.compress(

@@ -51,13 +51,18 @@ def train(model: nn.Module, part: tuple[Tensor, Tensor, Tensor], epochs: int = 1
             optimiser.step()
 
 
-def main() -> None:
-    """Load, train, compress, compare."""
+def trained() -> tuple[DeepFM, dict[str, tuple[Tensor, Tensor, Tensor]]]:
+    """The model after the training rows, and the rows of every split."""
     torch.manual_seed(0)
     parts, sizes = load()
     model = DeepFM(sizes, len(NUMBERS))
     train(model, parts["train"])
-    model.eval()
+    return model.eval(), parts
+
+
+def main() -> None:
+    """Load, train, compress, compare."""
+    model, parts = trained()
     ids, numbers, _ = parts["test"]
     fast = fastrec.compress(model, (ids[:256], numbers[:256]))
     print(f"test, before: {quality(model, parts['test'])}\ntest, after:  {quality(fast, parts['test'])}\n")
