@@ -77,7 +77,7 @@ class _Flat(nn.Module):
         ]
         # One symbol stands for the number of rows, whichever feature it is read from.
         for count in counts[1:]:
-            torch._check(count == counts[0])  # type: ignore[no-untyped-call]
+            torch._check(count == counts[0])  # type: ignore[no-untyped-call]  # torch leaves it untyped
         args, kwargs = layout.arguments(tensors)
         flat: list[Tensor] = []
         collect(layout.outputs, self.program.function(*args, **kwargs), "output", flat)

@@ -218,7 +218,7 @@ class CompressedModel(nn.Module):
             return self._call_original(args, kwargs)
         except InputError:
             raise
-        except Exception as error:
+        except Exception as error:  # whatever a stranger's model raises, named
             odd = [
                 (feature, tensor)
                 for feature, tensor in zip(self._layout.features, flat, strict=True)
@@ -273,7 +273,7 @@ def release_moved(original: Program, gm: fx.GraphModule) -> int:
                     view = views[id(tensor)]
                     made = nn.Parameter(view, requires_grad=False) if tensors is module._parameters else view
                     swapped.append((tensors, name, tensor))
-                    tensors[name] = made  # type: ignore[assignment]
+                    tensors[name] = made  # type: ignore[assignment]  # either kind of dict takes it
     try:
         same = all(map(torch.equal, before, original.answers(flat)))
     except RuntimeError:

@@ -194,9 +194,9 @@ def _products(node: fx.Node, sizes: _Sizes) -> int:
         return math.prod(sizes.shape(node)) * math.prod(sizes.shape(args[2])[1:])
     if name == "tensordot":
         left = sizes.shape(args[0])
-        return math.prod(sizes.shape(node)) * math.prod(left[axis] for axis in args[2])  # type: ignore[union-attr, index, misc]
+        return math.prod(sizes.shape(node)) * math.prod(left[axis] for axis in args[2])  # type: ignore[union-attr, index, misc]  # an argument of a node is of any type
     if name == "einsum":
-        return _einsum(str(args[0]), [sizes.shape(arg) for arg in args[1]])  # type: ignore[union-attr]
+        return _einsum(str(args[0]), [sizes.shape(arg) for arg in args[1]])  # type: ignore[union-attr]  # an argument of a node is of any type
     if name in _RECURRENT and isinstance(args[2], (tuple, list)):
         weights = [shape for arg in args[2] if len(shape := sizes.shape(arg)) == 2]
         return math.prod(sizes.shape(args[0])[:-1]) * sum(map(math.prod, weights))
@@ -238,12 +238,12 @@ def _lookups(node: fx.Node, sizes: _Sizes) -> tuple[int, int]:
     elif isinstance(table, fx.Node) and table.op == "get_attr":
         if name == "index_select" and args[1] == 0:
             ids = args[2]
-        elif name == "index" and len(args[1]) == 1:  # type: ignore[arg-type]
-            ids = args[1][0]  # type: ignore[index]
+        elif name == "index" and len(args[1]) == 1:  # type: ignore[arg-type]  # an argument of a node is of any type
+            ids = args[1][0]  # type: ignore[index]  # an argument of a node is of any type
     if ids is None:
         return 0, 0
     count = math.prod(sizes.shape(ids))
-    return count, count * math.prod(sizes.shape(table)[1:]) * value(table).dtype.itemsize  # type: ignore[arg-type]
+    return count, count * math.prod(sizes.shape(table)[1:]) * value(table).dtype.itemsize  # type: ignore[arg-type]  # an argument of a node is of any type
 
 
 def _constants(node: fx.Node) -> set[fx.Node]:

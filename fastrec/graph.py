@@ -143,7 +143,7 @@ def evaluate(gm: fx.GraphModule, node: fx.Node) -> Any:
     if node.target in _RECURRENT:
         return _recurrent(args)
     with _fake_mode(gm), torch.no_grad():
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        return node.target(*args, **kwargs)  # type: ignore[operator]  # a node's target is called
 
 
 def _recurrent(args: tuple[Any, ...]) -> tuple[Tensor, ...]:
@@ -314,7 +314,7 @@ def normalise(gm: fx.GraphModule) -> fx.GraphModule:
 
 def _inline(gm: fx.GraphModule, node: fx.Node) -> None:
     """A block that only switches gradients, as part of the graph: it is never run with them."""
-    block = operator.attrgetter(str(node.args[1].target))(gm)  # type: ignore[union-attr]
+    block = operator.attrgetter(str(node.args[1].target))(gm)  # type: ignore[union-attr]  # an argument of a node is of any type
     copies: dict[fx.Node, Any] = {}
     arguments = iter(node.args[2:])
     with gm.graph.inserting_before(node):

@@ -66,7 +66,7 @@ def from_plain(kind: type[T], data: Any, where: str) -> T:
         Size(rows=32)
     """
     _expect(isinstance(data, dict), where, f"the fields of {kind.__name__}", data)
-    fields = {f.name: f for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
+    fields = {f.name: f for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]  # `kind` is a dataclass, which a type cannot say
     if unknown := sorted(set(data) - set(fields)):
         raise InputError(f"{where} has unknown names {unknown}; known are {sorted(fields)}")
     required = {

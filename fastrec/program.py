@@ -56,7 +56,7 @@ class Program:
         private = program.with_model(program.draft(private_buffers=True).eval())
         try:
             outputs, answer = private.run(tensors)
-        except Exception as error:
+        except Exception as error:  # whatever a stranger's model raises, named
             raise InputError(
                 f"the model does not take this batch: {type(error).__name__}: {error}. "
                 f"It was called with {', '.join(layout.parameters)}."

@@ -197,14 +197,14 @@ def _jagged(
     values: dict[int, int] = {}
     for j, feature in enumerate(plain):
         if feature.role == "fixed" and (able := [i for i in cutters if i != j and fits(i, j)]):
-            values[j] = min(able, key=lambda i, j=j: (abs(i - j), i))  # type: ignore[misc]
+            values[j] = min(able, key=lambda i, j=j: (abs(i - j), i))  # type: ignore[misc]  # mypy does not infer lambdas with defaults
     for i in set(cutters) - set(values.values()) - set(values):
         # As many values as rows: the values look like one more tensor of rows.
         able = [
             j for j, f in enumerate(plain) if j != i and f.role == "rows" and j not in cutters and fits(i, j)
         ]
         if able:
-            values[min(able, key=lambda j, i=i: (abs(i - j), j))] = i  # type: ignore[misc]
+            values[min(able, key=lambda j, i=i: (abs(i - j), j))] = i  # type: ignore[misc]  # mypy does not infer lambdas with defaults
     values = {j: i for j, i in values.items() if j not in values.values()}
     if values:
         yield cut_by(values)

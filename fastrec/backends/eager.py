@@ -40,7 +40,7 @@ class Eager(Backend):
         gm = captured(program, self.name)
         try:
             return _EagerSession(direct(as_bags(gm), tuple(program.batch)))
-        except Exception as error:
+        except Exception as error:  # whatever a foreign library raises, named
             raise failure(error, "cannot run the example", self.name) from error
 
 

@@ -81,7 +81,7 @@ class Inductor(Backend):
             size = tensor_bytes(exported.state_dict.values())
             session = _InductorSession(runner, constants, inputs, size, front)
             session(*program.batch)
-        except Exception as error:
+        except Exception as error:  # whatever a foreign library raises, named
             raise failure(error, "cannot be compiled", self.name) from error
         return session
 

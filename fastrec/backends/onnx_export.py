@@ -56,7 +56,7 @@ def export_onnx(gm: fx.GraphModule, backend: str, *, outside: bool) -> OnnxModel
             program = torch.onnx.export(
                 export_free(gm, backend), dynamo=True, verbose=False, custom_translation_table=translations()
             )
-        except Exception as error:
+        except Exception as error:  # whatever a foreign library raises, named
             raise failure(error, "cannot be written as ONNX", backend) from error
     assert program is not None
     constants, copied = _take_out(program.model) if outside else ({}, 0)

@@ -68,7 +68,7 @@ class OnnxRuntime(Backend):
                 gm = split.dense
             session = _OnnxSession(export_onnx(gm, self.name, outside=True), front)
             session(*program.batch)
-        except Exception as error:
+        except Exception as error:  # whatever a foreign library raises, named
             raise failure(error, "cannot run the example", self.name) from error
         return session
 

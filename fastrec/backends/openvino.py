@@ -69,7 +69,7 @@ class OpenVino(Backend):
             refuse_reference(gm, self.name)
             session = _OpenVinoSession(export_onnx(gm, self.name, outside=False), front)
             session(*program.batch)
-        except Exception as error:
+        except Exception as error:  # whatever a foreign library raises, named
             raise failure(error, "cannot run the example", self.name) from error
         return session
 

@@ -96,7 +96,7 @@ def _called(model: Callable[..., Any], batch: Any) -> Any:
 def _scores(answer: Any, output: str | int | None) -> Array:
     if output is not None and isinstance(answer, (Mapping, tuple, list)):
         try:
-            answer = answer[output]  # type: ignore[index]
+            answer = answer[output]  # type: ignore[index]  # a mapping takes the name, a sequence the place; others raise
         except (KeyError, IndexError, TypeError) as error:
             raise MeasurementError(f"the model's answer has no output {output!r}") from error
     if not isinstance(answer, Tensor):

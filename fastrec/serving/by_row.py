@@ -98,7 +98,7 @@ class Rows:
             return False
         if name in RESHAPES:
             return len(held) == 1 and self._keeps_order(held[0], node)
-        same = all(self._place(arg.meta["val"])[1] == place[1] for arg in held)  # type: ignore[index]
+        same = all(self._place(arg.meta["val"])[1] == place[1] for arg in held)  # type: ignore[index]  # an argument of a node is of any type
         return same and self._leaves_rows(node, name, held, place[0])
 
     def _leaves_rows(self, node: fx.Node, name: str, held: Sequence[fx.Node], axis: int) -> bool:
@@ -144,7 +144,7 @@ class Rows:
         free = [axis for axis, size in enumerate(value.shape) if isinstance(size, torch.SymInt)]
         if len(free) != 1:
             return None
-        times = value.shape[free[0]].node.expr / self._count  # type: ignore[attr-defined]
+        times = value.shape[free[0]].node.expr / self._count  # type: ignore[attr-defined]  # a symbolic size has a node
         return (free[0], int(times)) if times.is_Integer else None
 
 
@@ -156,7 +156,7 @@ def _equal_rows(node: fx.Node) -> bool:
     """Whether a tensor made from the number of rows holds the same in each."""
     name = operator_name(node)
     if name == "expand":
-        return not any(isinstance(n, torch.SymInt) for n in node.args[0].meta["val"].shape)  # type: ignore[union-attr]
+        return not any(isinstance(n, torch.SymInt) for n in node.args[0].meta["val"].shape)  # type: ignore[union-attr]  # an argument of a node is of any type
     return name in _FILLS and _sizes_only(node, name)
 
 

@@ -250,7 +250,7 @@ def _score(
             copies[node] = graph.call_function(aten.permute.default, (made, order))
             copies[node].meta["val"] = node.meta["val"]
     (outputs,) = gm.graph.output_node().args
-    return _finish(gm, graph, copies, places, outputs, rows)  # type: ignore[arg-type]
+    return _finish(gm, graph, copies, places, outputs, rows)  # type: ignore[arg-type]  # an argument of a node is of any type
 
 
 def _finish(

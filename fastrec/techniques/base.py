@@ -66,11 +66,11 @@ class Technique(abc.ABC):
     def apply(self, program: Program) -> Applied:
         """Make the model cheaper."""
 
-    def alternatives(self, changes: tuple[Change, ...]) -> dict[str, Technique]:  # noqa: ARG002
+    def alternatives(self, changes: tuple[Change, ...]) -> dict[str, Technique]:  # noqa: ARG002 - for those who override it
         """Other settings worth measuring beside these, by name, after these made `changes`: none, unless overridden."""
         return {}
 
-    def milder(self, program: Program, changes: tuple[Change, ...]) -> tuple[Technique, ...]:  # noqa: ARG002
+    def milder(self, program: Program, changes: tuple[Change, ...]) -> tuple[Technique, ...]:  # noqa: ARG002 - for those who override it
         """Settings that lose less on `program`, to which these made `changes`, the mildest last: none, unless overridden."""
         return ()
 

@@ -244,7 +244,7 @@ class _Network:
     def _read(self, head: fx.Node, columns: Tensor, others: list[tuple[fx.Node, Tensor]]) -> None:
         """A linear map of the last layer by its blocks, beside a map of what else it reads."""
         gm = self._gm
-        bias = weights(gm, head)[1]  # type: ignore[index]
+        bias = weights(gm, head)[1]  # type: ignore[index]  # an argument of a node is of any type
         mine, theirs = columns[:, self._mine], columns[:, self._theirs]
         with gm.graph.inserting_before(head):
             across = self._linear(self._row, mine, bias)

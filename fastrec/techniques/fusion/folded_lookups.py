@@ -125,7 +125,7 @@ def _fold(gm: fx.GraphModule, node: fx.Node, left: int) -> Change | None:
         raise RuntimeError(f"{node.name} would become {tuple(value(made).shape)}")
     node.replace_all_uses_with(made)
     gm.graph.erase_node(node)
-    tables = {str(parts[k].table.target) for k in chosen if parts[k].table is not None}  # type: ignore[union-attr]
+    tables = {str(parts[k].table.target) for k in chosen if parts[k].table is not None}  # type: ignore[union-attr]  # an argument of a node is of any type
     detail = f"{len(chosen)} of {len(parts)} parts looked up in {', '.join(sorted(tables))} times its weights"
     return Change("fold lookups", node.name, detail, added)
 

@@ -216,7 +216,7 @@ class Forms:
             return held.double() if held is not None and held.is_floating_point() else held
 
         args, kwargs = fx.map_arg((node.args, node.kwargs), given)
-        made = node.target(*args, **kwargs)  # type: ignore[operator]
+        made = node.target(*args, **kwargs)  # type: ignore[operator]  # a node's target is called
         kind = form.kind
         if name in ("sum", "mean") and kind == "product" and self._over_vectors(node, source):
             made = made / int(value(source).shape[-1]) if name == "mean" else made
@@ -233,10 +233,10 @@ class Forms:
             return None
         keys, coefficients = combined(forms)
         if added:
-            return Form(forms[0].kind, keys, node.target(*coefficients))  # type: ignore[operator]
+            return Form(forms[0].kind, keys, node.target(*coefficients))  # type: ignore[operator]  # a node's target is called
         if not self._elsewhere(node, forms[0], name):
             return None
-        return Form(forms[0].kind, keys, node.target(coefficients, *node.args[1:]))  # type: ignore[operator]
+        return Form(forms[0].kind, keys, node.target(coefficients, *node.args[1:]))  # type: ignore[operator]  # a node's target is called
 
     def _by_rows(self, node: fx.Node, name: str, source: fx.Node, form: Form) -> bool:
         """Whether a call leaves the rows alone, and the vectors unless it sums all of each of them."""

@@ -109,7 +109,7 @@ def _moved_index(source: fx.Node, chain: list[fx.Node]) -> Tensor | None:
     held: dict[fx.Node, Any] = {source: torch.arange(int(sympy.prod(shape))).view(shape)}
     for node in chain:
         if is_scale(node):
-            held[node] = held[node.args[0]]  # type: ignore[index]
+            held[node] = held[node.args[0]]  # type: ignore[index]  # an argument of a node is of any type
             continue
         for argument in node.all_input_nodes:
             if argument not in held:
@@ -119,7 +119,7 @@ def _moved_index(source: fx.Node, chain: list[fx.Node]) -> Tensor | None:
                 held[argument] = _number(size.node.expr)
         target = aten.reshape.default if is_call(node, aten.view.default) else node.target
         args, kwargs = fx.map_arg((node.args, node.kwargs), held.__getitem__)
-        held[node] = target(*args, **kwargs)  # type: ignore[operator]
+        held[node] = target(*args, **kwargs)  # type: ignore[operator]  # a node's target is called
     found = held[chain[-1] if chain else source]
     return found if isinstance(found, Tensor) else None
 

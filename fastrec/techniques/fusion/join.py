@@ -64,7 +64,7 @@ def picks(gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, int, list[int], b
     source, name = node.args[0], operator_name(node)
     whole = source
     if name == "getitem" and is_call(source, *SPLITS, aten.unbind.int):
-        source = source.args[0]  # type: ignore[assignment]
+        source = source.args[0]  # type: ignore[assignment]  # an argument of a node is of any type
     if not isinstance(source.meta.get("val"), Tensor) or not isinstance(node.meta.get("val"), Tensor):
         return None
     shape = value(source).shape

@@ -281,7 +281,7 @@ class Joins:
         join = self.read(source)
         if join is None or not isinstance(source, fx.Node):
             return None
-        used = len(node.args[1]) if operator_name(node) == "layer_norm" else 1  # type: ignore[arg-type]
+        used = len(node.args[1]) if operator_name(node) == "layer_norm" else 1  # type: ignore[arg-type]  # an argument of a node is of any type
         if max(join.axis, join.rows) >= value(source).ndim - used:
             return None
         if any(constant(self._gm, arg) is None for arg in node.all_input_nodes if arg is not source):

@@ -77,7 +77,7 @@ def _mask(node: fx.Node) -> _Mask | None:
     else:
         return None
     fits = isinstance(mask, fx.Node) and isinstance(fill, (int, float)) and fill in (0, -float("inf"))
-    return _Mask(mask, real, fill) if fits else None  # type: ignore[arg-type]
+    return _Mask(mask, real, fill) if fits else None  # type: ignore[arg-type]  # an argument of a node is of any type
 
 
 def _masked(fill: fx.Node, given: _Mask) -> Part | None:

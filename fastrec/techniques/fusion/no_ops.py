@@ -118,7 +118,7 @@ def _same_as(node: fx.Node) -> fx.Node | None:
     if is_call(node, aten.transpose.int) and is_call(source, aten.transpose.int):
         inner = source.args[0]
         assert isinstance(inner, fx.Node)
-        dims = [{axis % old.ndim for axis in call.args[1:3]} for call in (node, source)]  # type: ignore[operator]
+        dims = [{axis % old.ndim for axis in call.args[1:3]} for call in (node, source)]  # type: ignore[operator]  # a node's target is called
         return inner if dims[0] == dims[1] else None
     if [size(dim) for dim in old.shape] != [size(dim) for dim in new.shape]:
         return None

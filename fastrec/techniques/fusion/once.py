@@ -208,7 +208,7 @@ class _Colouring:
 
     def _by_rows(self, node: fx.Node, name: str) -> bool:
         """Whether each row of the result depends on the same row of the arguments alone."""
-        if name == "repeat" and any(isinstance(n, (fx.Node, int)) and n != 1 for n in node.args[1]):  # type: ignore[union-attr]
+        if name == "repeat" and any(isinstance(n, (fx.Node, int)) and n != 1 for n in node.args[1]):  # type: ignore[union-attr]  # an argument of a node is of any type
             return False
         if name in _MOVES | _RESHAPES or not isinstance(node.target, torch._ops.OpOverload):
             return True
@@ -230,9 +230,9 @@ class _Colouring:
         found = node.meta["val"]
         if node.target is operator.getitem:
             source, index = node.args
-            whole = self._repeated.get(source) or self._fills.get(source)  # type: ignore[arg-type]
+            whole = self._repeated.get(source) or self._fills.get(source)  # type: ignore[arg-type]  # an argument of a node is of any type
             fits = whole is not None and isinstance(index, int) and index < len(whole.places)
-            return [whole.places[index]] if whole is not None and fits else None  # type: ignore[index]
+            return [whole.places[index]] if whole is not None and fits else None  # type: ignore[index]  # an argument of a node is of any type
         parts = found if isinstance(found, (tuple, list)) else [found]
         # Of a bag's results only the first has rows; the others are never read.
         places = [self._place(node, part) for part in (parts[:1] if name in _BAGS else parts)]
@@ -301,7 +301,7 @@ class _Colouring:
         except _Unknown:
             return None
         with self._gm.graph.inserting_before(node):
-            made = self._gm.graph.call_function(node.target, args, kwargs)  # type: ignore[arg-type]
+            made = self._gm.graph.call_function(node.target, args, kwargs)  # type: ignore[arg-type]  # an argument of a node is of any type
             try:
                 made.meta["val"] = evaluate(self._gm, made)
             except (RuntimeError, ValueError, TypeError, IndexError):

@@ -32,7 +32,7 @@ def is_pointwise(node: Any) -> bool:
         return False
     if operator_name(node) == "prelu":
         # A slope for each channel is no broadcast.
-        return value(node.args[1]).numel() == 1  # type: ignore[arg-type]
+        return value(node.args[1]).numel() == 1  # type: ignore[arg-type]  # an argument of a node is of any type
     known = operator_name(node) in _UNTAGGED or node.target in _WHERE
     return known or torch.Tag.pointwise in node.target.tags
 

@@ -149,7 +149,7 @@ class _Opening:
     def _open(self, x: fx.Node, columns: Tensor, depth: int) -> list[_Term] | None:
         name = operator_name(x)
         last = value(x).ndim - 1
-        if name == "expand" and str(value(x).shape[-1]) == str(value(x.args[0]).shape[-1]):  # type: ignore[arg-type]
+        if name == "expand" and str(value(x).shape[-1]) == str(value(x.args[0]).shape[-1]):  # type: ignore[arg-type]  # an argument of a node is of any type
             source = x.args[0]
             assert isinstance(source, fx.Node)
             return self.terms(source, columns, depth + 1)
@@ -165,7 +165,7 @@ class _Opening:
             ]
         if name in ("cat", "concat") and dimension(x, 1) % (last + 1) == last:
             found, start = [], 0
-            for part in x.args[0]:  # type: ignore[union-attr]
+            for part in x.args[0]:  # type: ignore[union-attr]  # an argument of a node is of any type
                 assert isinstance(part, fx.Node)
                 width = int(value(part).shape[-1])
                 found += self.terms(part, columns[:, start : start + width], depth + 1)

@@ -86,10 +86,10 @@ def calibrate(
     """
     layers: list[Layer] = []
     skips: list[Skip] = []
-    seen = inputs_of(gm, [node.args[0] for node in nodes], list(batches))  # type: ignore[misc]
+    seen = inputs_of(gm, [node.args[0] for node in nodes], list(batches))  # type: ignore[misc]  # the first argument of a linear map is a node
     evened = smooth(gm, seen)
     for node in nodes:
-        weight, x = constant(gm, node.args[1]), seen[node.args[0]]  # type: ignore[index]
+        weight, x = constant(gm, node.args[1]), seen[node.args[0]]  # type: ignore[index]  # an argument of a node is of any type
         assert weight is not None
         if not bool(x.isfinite().all()):
             raise TechniqueError(

@@ -83,7 +83,7 @@ class QuantizeLinears(Technique):
         skips = self._unknown(gm, found)
         chosen = []
         for node in found:
-            weights = value(node.args[1]).numel()  # type: ignore[arg-type]
+            weights = value(node.args[1]).numel()  # type: ignore[arg-type]  # an argument of a node is of any type
             if (self.only is not None and node.name not in self.only) or node.name in self.without:
                 continue
             if weights < self.least:

@@ -91,7 +91,7 @@ def _reads(source: fx.Node, reader: fx.Node, weight: Tensor | None) -> bool:
         and weight is not None
         and weight.ndim == 2
         and weight.dtype is torch.float32
-        and len(reader.args[1].users) == 1  # type: ignore[union-attr]
+        and len(reader.args[1].users) == 1  # type: ignore[union-attr]  # an argument of a node is of any type
         and bool(weight.isfinite().all())
     )
 
@@ -118,7 +118,7 @@ def _places(node: fx.Node) -> tuple[int, int] | None:
         return None
     if is_call(node, aten.linear.default):
         return 1, 2
-    if is_call(node, aten.layer_norm.default) and len(node.args[1]) == 1 and len(node.args) > 2:  # type: ignore[arg-type]
+    if is_call(node, aten.layer_norm.default) and len(node.args[1]) == 1 and len(node.args) > 2:  # type: ignore[arg-type]  # an argument of a node is of any type
         return None if node.args[2] is None else (2, 3)
     return None
 

@@ -64,7 +64,7 @@ class QuantizeTables(Technique):
         """Never."""
         return False
 
-    def milder(self, program: Program, changes: tuple[Change, ...]) -> tuple[Technique, ...]:  # noqa: ARG002
+    def milder(self, program: Program, changes: tuple[Change, ...]) -> tuple[Technique, ...]:  # noqa: ARG002 - more bits lose less on any program
         """More bits."""
         return tuple(replace(self, bits=bits) for bits in (8, 16) if bits > self.bits)
 
