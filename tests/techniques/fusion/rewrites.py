@@ -63,14 +63,19 @@ def rewritten(
     return after, changes
 
 
-def asked_graph(model: nn.Module, declared: Declared, *batch: Tensor) -> tuple[fx.GraphModule, Once]:
-    """The graph of one request, of which the declared features have one row, after the first phase of rules."""
+def asked_program(model: nn.Module, declared: Declared, *batch: Tensor) -> tuple[Program, Once]:
+    """The captured program of one request, of which the declared features have one row."""
     captured = capture(Program.read(model.eval(), batch))
     features = read_request(captured.layout.features, declared)
-    captured = replace(captured, layout=replace(captured.layout, features=features))
-    graph = Fuse(rules=tuple(rule.__name__ for rule in PHASES[0])).apply(ask(captured)).model
+    return ask(replace(captured, layout=replace(captured.layout, features=features))), Once(features)
+
+
+def asked_graph(model: nn.Module, declared: Declared, *batch: Tensor) -> tuple[fx.GraphModule, Once]:
+    """The graph of that program after the first phase of rules."""
+    program, once = asked_program(model, declared, *batch)
+    graph = Fuse(rules=tuple(rule.__name__ for rule in PHASES[0])).apply(program).model
     assert isinstance(graph, fx.GraphModule)
-    return graph, Once(features)
+    return graph, once
 
 
 def rewritten_request(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -17,17 +16,16 @@ from fastrec.backends import Eager, Inductor, OnnxRuntime, OpenVino
 from fastrec.backends.base import Backend
 from fastrec.capture import capture
 from fastrec.cost import cost
-from fastrec.declared import read_request
 from fastrec.graph import copy_graph
 from fastrec.program import Program
-from fastrec.request import Once, ask
+from fastrec.request import Once
 from fastrec.techniques import Fuse
 from fastrec.techniques.fusion.masked_positions import skip_masked
 
-from .rewrites import count
+from .histories import IDS, WIDTH, T, Two, batch, two_histories
+from .rewrites import asked_program, count
 
 aten = torch.ops.aten
-T, IDS, WIDTH = 9, 40, 8
 PADDED: dict[str, Sequence[int]] = {
     "nothing": (),
     "the left": range(4),
@@ -170,18 +168,8 @@ def asked(pool: Pool) -> tuple[Unit, Program, Once]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Unit(pool).eval()
-    captured = capture(Program.read(model, batch(5, ())))
-    features = read_request(captured.layout.features, ["history"])
-    captured = replace(captured, layout=replace(captured.layout, features=features))
-    program = ask(captured)
-    return model, program.with_model(Fuse(without=("skip_masked",)).apply(program).model), Once(features)
-
-
-def batch(rows: int, padded: Sequence[int]) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(rows + 7 * len(padded))
-    history = torch.randint(1, IDS, (1, T), generator=generator)
-    history[:, list(padded)] = 0
-    return torch.randint(IDS, (rows,), generator=generator), history.expand(rows, T).contiguous()
+    program, once = asked_program(model, ["history"], *batch(5, ()))
+    return model, program.with_model(Fuse(without=("skip_masked",)).apply(program).model), once
 
 
 def answers(call: Callable[..., tuple[Tensor, ...]], pool: Pool) -> Iterator[tuple[Tensor, Tensor]]:
@@ -235,21 +223,8 @@ def test_nothing_is_skipped_where_each_row_has_its_own_mask() -> None:
 
 
 def test_two_histories_have_two_lengths() -> None:
-    class Two(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = Unit(zeros), Unit(softmax)
-
-        def forward(self, item: Tensor, one: Tensor, other: Tensor) -> Tensor:
-            result: Tensor = self.a(item, one) + self.b(item, other)
-            return result
-
-    model = Two().eval()
-    item, one = batch(3, range(2))
-    given = (item, one, batch(3, range(4, T))[1])
-    captured = capture(Program.read(model, given))
-    features = read_request(captured.layout.features, ["one", "other"])
-    program = ask(replace(captured, layout=replace(captured.layout, features=features)))
+    model, given = Two(Unit(zeros), Unit(softmax)).eval(), two_histories()
+    program, once = asked_program(model, ["one", "other"], *given)
     applied = Fuse().apply(program)
     assert not applied.skipped and sum(change.rule == "skip masked" for change in applied.changes) == 2
     assert isinstance(applied.model, fx.GraphModule)
@@ -262,9 +237,7 @@ def test_two_histories_have_two_lengths() -> None:
     with torch.no_grad():
         right = copy.deepcopy(model).double()(*given)
     session = Eager().compile(program.with_model(applied.model))
-    torch.testing.assert_close(
-        session(*Once(features).one(list(given)))[0].double(), right, rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(session(*once.one(list(given)))[0].double(), right, rtol=1e-5, atol=1e-5)
 
 
 def test_it_is_a_trade_and_counts_at_its_most() -> None:
