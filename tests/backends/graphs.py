@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim
 from torch.nn import functional as F
 
+from fastrec.backends import Backend, Eager, Inductor, OnnxRuntime, OpenVino
 from fastrec.inputs import read_layout
 from fastrec.program import Program
 
@@ -156,4 +157,14 @@ CASES = (
         lambda n, rng: (torch.cat([_ids(n, 3, rng=rng).float(), torch.randn(n, 2, generator=rng)], 1),),
         1,
     ),
+)
+
+SETTINGS: tuple[Backend, ...] = (
+    Eager(),
+    OnnxRuntime(lookups="torch"),
+    OnnxRuntime(lookups="session"),
+    OpenVino(lookups="torch"),
+    OpenVino(lookups="session"),
+    Inductor(),
+    Inductor(freeze=True),
 )

@@ -20,17 +20,8 @@ from fastrec.backends import BACKENDS, Backend, Eager, Inductor, OnnxRuntime, Op
 from fastrec.errors import BackendError, BackendUnavailable, InputError
 from fastrec.program import Program
 
-from .graphs import CASES, ROWS, Case, captured, program_of
+from .graphs import CASES, ROWS, SETTINGS, Case, captured, program_of
 
-SETTINGS: tuple[Backend, ...] = (
-    Eager(),
-    OnnxRuntime(lookups="torch"),
-    OnnxRuntime(lookups="session"),
-    OpenVino(lookups="torch"),
-    OpenVino(lookups="session"),
-    Inductor(),
-    Inductor(freeze=True),
-)
 # Graphs a setting refuses, with what it must say.
 REFUSED = {
     ("onnxruntime (lookups inside)", "bags"): "lookups='torch'",
