@@ -19,6 +19,7 @@ from ..program import Program
 from .base import Backend, Session
 from .common import captured, failure
 from .onnx_export import OnnxModel, export_onnx
+from .onnx_forms import for_onnx_runtime
 from .split import split_lookups, split_picks
 
 __all__ = ["OnnxRuntime"]
@@ -66,7 +67,7 @@ class OnnxRuntime(Backend):
             front = split.front(program.batch)
             if front is not None:
                 gm = split.dense
-            session = _OnnxSession(export_onnx(gm, self.name, outside=True), front)
+            session = _OnnxSession(export_onnx(for_onnx_runtime(gm), self.name, outside=True), front)
             session(*program.batch)
         except Exception as error:  # whatever a foreign library raises, named
             raise failure(error, "cannot run the example", self.name) from error
