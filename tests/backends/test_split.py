@@ -52,8 +52,8 @@ def test_the_graph_is_left_as_it_was() -> None:
 
 def test_rows_joined_by_nobody_else_are_handed_over_as_one() -> None:
     split = split_lookups(program_of(CASES[1])[0].model)
-    # The rows stacked, the first-order weights joined, and the dense features.
-    assert sum(node.op == "placeholder" for node in split.dense.graph.nodes) == 3
+    # The rows stacked, their sum, the first-order weights joined, and the dense features.
+    assert sum(node.op == "placeholder" for node in split.dense.graph.nodes) == 4
 
 
 class Chained(nn.Module):

@@ -46,8 +46,10 @@ from .plain_calls import call_plainly
 from .pointwise import drop_expands
 from .select_parts import select_parts
 from .shared_operands import share_operands
+from .sliced_sums import sum_once
 from .split_linears import split_linears
 from .split_sums import split_sums
+from .squared_lookups import look_up_norms
 from .stacked_bags import stack_bags
 from .stacked_lookups import stack_lookups
 from .unsplit import unsplit
@@ -79,6 +81,7 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
         read_one_position,
         absorb_keys,
         filter_one_position,
+        look_up_norms,
         split_sums,
         split_linears,
         share_operands,
@@ -88,6 +91,7 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
     (skip_masked, skip_padding),
     (stack_lookups, stack_bags, pack_columns),
     (call_plainly,),
+    (sum_once,),
 )
 """Every rule, in order of application: what is known of the values, what removes work, what is worth memory, and
 how the rest lies in it.

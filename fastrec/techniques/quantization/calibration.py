@@ -15,6 +15,7 @@ from ...ops.linears import INT8_LINEAR
 from ...program import Program
 from ..base import Skip
 from ..fusion.matmuls import name_linears
+from .pieces import take_apart
 from .ranges import Range, best_range, code_weight
 from .smoothing import smooth
 
@@ -142,6 +143,7 @@ def in_int8(gm: fx.GraphModule, layers: Iterable[Layer]) -> dict[str, int]:
         node.target = INT8_LINEAR
         node.args = (x, *made[held], layer.range.scale, layer.range.zero, bias)
         node.kwargs = {}
+    take_apart(gm)
     sweep(gm)
     return added
 
