@@ -3,8 +3,7 @@
     sum(x[..., a:b], 1), sum(x[..., c:d], 1)   =   s[..., a:b], s[..., c:d]        s = sum(x, 1),  x (N, k, w)
 
 Stacked tables hold side by side what is summed apart: an embedding, its first-order weight, its squared length. The
-whole rows lie in one piece, so they are added up in one pass, and where they are looked up, in torch as they are read.
-Means alike. Nothing is rounded otherwise than before.
+whole rows lie in one piece, so they are added up in one pass, and where they are looked up, in torch. Means alike.
 
 When it does not apply: where the columns summed are less than half of those there are, or are summed by one call alone.
 """

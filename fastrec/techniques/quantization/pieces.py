@@ -34,15 +34,17 @@ def _pieces(gm: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, list[int]] | No
     split = next(iter(node.users), None)
     if split is None or len(node.users) > 1 or not is_call(split, aten.split_with_sizes.default):
         return None
-    source, widths, *axis = (*split.args, *split.kwargs.values())
-    known = isinstance(widths, (list, tuple)) and all(isinstance(width, int) for width in widths)
+    given: tuple[Any, ...] = (*split.args, *split.kwargs.values())
+    source, widths, *axis = given
+    known = all(isinstance(width, int) for width in widths)
     last = [k % value(node).ndim for k in axis] == [value(node).ndim - 1]
     held = all(constant(gm, node.args[k]) is not None for k in (1, 2))
     return (split, list(widths)) if source is node and known and last and held else None
 
 
 def _apart(gm: fx.GraphModule, node: fx.Node, split: fx.Node, widths: list[int]) -> None:
-    x, codes, scale, *rest = node.args
+    args: tuple[Any, ...] = node.args
+    x, codes, scale, *rest = args
     stops = [sum(widths[: k + 1]) for k in range(len(widths))]
     made = []
     with gm.graph.inserting_before(node):
@@ -51,7 +53,7 @@ def _apart(gm: fx.GraphModule, node: fx.Node, split: fx.Node, widths: list[int])
             given = [_part(gm, each, start, stop) if isinstance(each, fx.Node) else each for each in rest]
             made.append(emit(gm, INT8_LINEAR, (x, *held, *given)))
     for user in list(split.users):
-        user.replace_all_uses_with(made[user.args[1]])
+        user.replace_all_uses_with(made[int(user.args[1])])  # type: ignore[arg-type]  # an index is a number
         gm.graph.erase_node(user)
     gm.graph.erase_node(split)
     gm.graph.erase_node(node)
