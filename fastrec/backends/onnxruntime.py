@@ -19,6 +19,7 @@ from ..program import Program
 from .base import Backend, Session
 from .common import captured, failure
 from .onnx_export import OnnxModel, export_onnx
+from .row_sums import has_codes, sums_by_row
 from .split import split_lookups, split_picks
 
 __all__ = ["OnnxRuntime"]
@@ -64,8 +65,11 @@ class OnnxRuntime(Backend):
         try:
             split = split_lookups(gm) if self.lookups == "torch" else split_picks(gm)
             front = split.front(program.batch)
+            coded = has_codes(gm)
             if front is not None:
                 gm = split.dense
+            if coded:
+                gm = sums_by_row(gm)
             session = _OnnxSession(export_onnx(gm, self.name, outside=True), front)
             session(*program.batch)
         except Exception as error:  # whatever a foreign library raises, named
