@@ -64,8 +64,8 @@ class OnnxRuntime(Backend):
         gm = captured(program, self.name)
         try:
             split = split_lookups(gm) if self.lookups == "torch" else split_picks(gm)
-            front = split.front(program.batch)
             coded = has_codes(gm)
+            front = split.front(program.batch, alike=coded)
             if front is not None:
                 gm = split.dense
             if coded:
