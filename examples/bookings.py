@@ -59,7 +59,7 @@ def offers(part: tuple[Tensor, Tensor, Tensor], guest: int, count: int) -> tuple
 
 
 @torch.no_grad()
-def quality(model: nn.Module, part: tuple[Tensor, Tensor, Tensor]) -> str:
+def quality(model: nn.Module, part: tuple[Tensor, ...]) -> str:
     """AUC by ranks, and the log loss, as the model serves: 1,000 rows at a time."""
     *inputs, labels = part
     scores = torch.cat([model(*batch) for batch in zip(*(x.split(1000) for x in inputs), strict=True)])

@@ -37,15 +37,15 @@ class DeepFM(nn.Module):
         return torch.sigmoid(first + pairs + deep).squeeze(1)
 
 
-def train(model: nn.Module, part: tuple[Tensor, Tensor, Tensor], epochs: int = 1, size: int = 512) -> None:
+def train(model: nn.Module, part: tuple[Tensor, ...], epochs: int = 1, size: int = 512) -> None:
     """Adam on the log loss; a second pass would learn the training months by heart."""
-    ids, numbers, labels = part
+    *inputs, labels = part
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-4)
     for epoch in range(epochs):
         for chosen in track(
             torch.randperm(len(labels)).split(size), f"epoch {epoch + 1} of {epochs}", transient=True
         ):
-            loss = nn.functional.binary_cross_entropy(model(ids[chosen], numbers[chosen]), labels[chosen])
+            loss = nn.functional.binary_cross_entropy(model(*[x[chosen] for x in inputs]), labels[chosen])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

@@ -289,6 +289,11 @@ def _assemble(
     names = {result.session for result in results} - {ORIGINAL}
     for name in set(sessions) - names:
         del sessions[name]
+    work.notes += [
+        f"{name}: a row's answer was seen to move by up to {made.moved:.1g} with the rows beside it, the rounding of float32"
+        for name, made in sessions.items()
+        if made.moved
+    ]
     original = program.with_model(program.draft().eval())
     if captured is None or not names:
         made = CompressedModel(original, {}, None, checks.guard, once)

@@ -44,12 +44,16 @@ class Form:
 
 @dataclass(frozen=True)
 class Made:
-    """A session, the program it was compiled from, how far its answers are off, and whether that is rounding alone."""
+    """A session, the program it was compiled from, how far its answers are off, and whether that is rounding alone.
+
+    `moved` is how far the answer of a session that approximates was seen to move with the rows beside it.
+    """
 
     session: Session
     program: Program
     fidelity: Fidelity
     exact: bool = True
+    moved: float = 0.0
 
 
 def compile_forms(
@@ -125,7 +129,9 @@ class _Compiling:
             session = backend.compile(program)
             if form.whole:
                 session = Repeated(session, self._once)
-            found = self._checked(form, program, session_call(session, self._once))
+            call = session_call(session, self._once)
+            found = self._checked(form, program, call)
+            moved = 0.0 if isinstance(found, str) else self._beside(form, program, call)
         except BackendError as error:
             self._journal.failed(label, str(error))
             return
@@ -133,10 +139,10 @@ class _Compiling:
             self._journal.failed(label, f"{type(error).__name__}: {error}"[:300])
             return
         self.took[backend] = time.perf_counter() - began
-        if isinstance(found, str):
-            self._journal.failed(label, found)
+        if isinstance(found, str) or isinstance(moved, str):
+            self._journal.failed(label, str(found if isinstance(found, str) else moved))
             return
-        self.made[label] = Made(session, program, found, form.exact)
+        self.made[label] = Made(session, program, found, form.exact, moved)
 
     def leading(self, backends: Sequence[Backend], forms: Sequence[Form]) -> list[Backend]:
         """The backends that were fastest with some form at some size, at a short look."""
@@ -164,13 +170,15 @@ class _Compiling:
         """How far a session is off, or why it may not serve."""
         rows = checked_rows(program, self._sizes)
         reference = None if form.exact else self._plain(form, program)
-        found = verify(self._original.answers, call, self._fresh, rows, self._axes, reference)
+        return verify(self._original.answers, call, self._fresh, rows, self._axes, reference)
+
+    def _beside(self, form: Form, program: Program, call: Answers) -> float | str:
+        """How far the answers of a session that approximates move with the rows beside, or why it may not serve."""
         layout = program.layout
-        if reference is None or isinstance(found, str) or layout.rows is None or not layout.independent:
-            return found
-        crowd = self._fresh(max(rows), 5)
-        reason = neighbours(call, self._once.candidates, crowd, self._axes, layout.exempt)
-        return found if reason is None else reason
+        if form.exact or layout.rows is None or not layout.independent:
+            return 0.0
+        crowd = self._fresh(max(checked_rows(program, self._sizes)), 5)
+        return neighbours(call, self._once.candidates, crowd, self._axes, layout.exempt)
 
     def _plain(self, form: Form, program: Program) -> Answers:
         """The program run as it is written."""

@@ -72,24 +72,23 @@ def neighbours(
     crowd: Sequence[Tensor],
     axes: Sequence[int | None],
     exempt: Sequence[int] = (),
-) -> str | None:
-    """Why a row's answer depends on the rows beside it, or None where it does not.
+) -> float | str:
+    """How far a row's answer was seen to move with the rows beside it, or why that is more than float rounding.
 
     The crowd is answered as it is and turned round, and two of its rows alone and beside a row of 1e3, and of 1e30, in
-    place of its floats. A scale taken from the whole batch shows here, and nowhere else. `exempt` are numbers of rows
-    that the session is not called with.
+    place of its floats. A scale taken from the whole batch shows here, and nowhere else; where all is the same to the
+    last bit this gives 0. `exempt` are numbers of rows that the session is not called with.
     """
     count = count_rows(features, crowd) or 1
     together = list(session(list(crowd)))
 
-    def off(batch: list[Tensor], rows: Tensor) -> float | None:
+    def off(batch: list[Tensor], rows: Tensor) -> Fidelity:
         """How far the answers to the first of these rows are from those in the crowd."""
         got = [_first(answer, axis, len(rows)) for answer, axis in zip(session(batch), axes, strict=True)]
         want = [
             a if axis is None else a.index_select(axis, rows) for a, axis in zip(together, axes, strict=True)
         ]
-        found = fidelity(want, got)
-        return None if found.exact else found.max_abs
+        return fidelity(want, got)
 
     turned = torch.arange(count).flip(0)
     found = [("in another order", off(take_rows(features, crowd, turned), turned))]
@@ -103,9 +102,9 @@ def neighbours(
                     tensor.select(feature.axis or 0, 1).fill_(outlier)
             found.append((f"beside a row of {outlier:g}", off(pair, row)))
     for where, difference in found:
-        if difference is not None:
-            return f"a row's answer differs by {difference:.3g} {where}: it depends on its neighbours"
-    return None
+        if not difference.exact:
+            return f"a row's answer differs by {difference.max_abs:.3g} {where}: it depends on its neighbours"
+    return max(difference.max_abs for _, difference in found)
 
 
 def _first(answer: Tensor, axis: int | None, count: int) -> Tensor:

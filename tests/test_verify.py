@@ -70,9 +70,19 @@ def test_with_a_plain_form_a_session_may_stray_as_far_as_that_does() -> None:
 
 def test_one_scale_for_the_batch_is_seen_and_one_for_each_row_is_not() -> None:
     features = (Feature("x", torch.float32, (33, 3), 0, "rows"),)
-    reason = neighbours(scaled, features, fresh(33, 0), (0,))
-    assert reason is not None and "depends on its neighbours" in reason
-    assert neighbours(by_row, features, fresh(33, 0), (0,)) is None
+    assert "depends on its neighbours" in str(neighbours(scaled, features, fresh(33, 0), (0,)))
+    assert neighbours(double, features, fresh(33, 0), (0,)) == 0.0
+    found = neighbours(by_row, features, fresh(33, 0), (0,))
+    assert isinstance(found, float) and found < 1e-6
+
+
+def test_the_last_bit_that_moves_is_told() -> None:
+    def moving(flat: list[Tensor]) -> list[Tensor]:
+        return [flat[0] + 1 + (2**-23 if len(flat[0]) == 1 else 0)]
+
+    features = (Feature("x", torch.float32, (33, 3), 0, "rows"),)
+    found = neighbours(moving, features, fresh(33, 0), (0,))
+    assert isinstance(found, float) and 0 < found < 1e-6
 
 
 def test_numbers_of_rows_that_a_session_does_not_take_are_not_tried() -> None:
@@ -81,4 +91,4 @@ def test_numbers_of_rows_that_a_session_does_not_take_are_not_tried() -> None:
         return by_row(flat)
 
     features = (Feature("x", torch.float32, (33, 3), 0, "rows"),)
-    assert neighbours(several, features, fresh(33, 0), (0,), exempt=(1,)) is None
+    assert isinstance(neighbours(several, features, fresh(33, 0), (0,), exempt=(1,)), float)

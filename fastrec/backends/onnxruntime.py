@@ -20,6 +20,7 @@ from .base import Backend, Session
 from .common import captured, failure
 from .onnx_export import OnnxModel, export_onnx
 from .onnx_forms import for_onnx_runtime
+from .row_sums import has_codes, sums_by_row
 from .split import split_lookups, split_picks
 
 __all__ = ["OnnxRuntime"]
@@ -64,10 +65,14 @@ class OnnxRuntime(Backend):
         gm = captured(program, self.name)
         try:
             split = split_lookups(gm) if self.lookups == "torch" else split_picks(gm)
-            front = split.front(program.batch)
+            coded = has_codes(gm)
+            front = split.front(program.batch, alike=coded)
             if front is not None:
                 gm = split.dense
-            session = _OnnxSession(export_onnx(for_onnx_runtime(gm), self.name, outside=True), front)
+            gm = for_onnx_runtime(gm)
+            if coded:
+                gm = sums_by_row(gm)
+            session = _OnnxSession(export_onnx(gm, self.name, outside=True), front)
             session(*program.batch)
         except Exception as error:  # whatever a foreign library raises, named
             raise failure(error, "cannot run the example", self.name) from error

@@ -52,11 +52,16 @@ class Split:
     tables: int
     picks: int = 0
 
-    def front(self, batch: Sequence[Tensor]) -> Callable[..., tuple[Tensor, ...]] | None:
-        """What runs `lookups` in torch, in front of a session of `dense`; None where nothing moved."""
+    def front(
+        self, batch: Sequence[Tensor], *, alike: bool = False
+    ) -> Callable[..., tuple[Tensor, ...]] | None:
+        """What runs `lookups` in torch, in front of a session of `dense`; None where nothing moved.
+
+        `alike` has sums of few rows rounded as those of many are.
+        """
         if not (self.tables or self.picks):
             return None
-        return direct(as_bags(self.lookups), tuple(batch))
+        return direct(as_bags(self.lookups, alike=alike), tuple(batch))
 
 
 def split_lookups(gm: fx.GraphModule) -> Split:
@@ -193,6 +198,7 @@ def _joined(graph: fx.Graph, moved: set[fx.Node], wanted: Callable[[fx.Node], bo
             rows.add(node)
             followers.add(node)
         elif _sums_between(node) and sources[0] in rows:
+            rows.add(node)
             joins.add(node)
         elif sources and all(arg in rows and len(arg.users) == 1 for arg in sources):
             if _name(node) in _FLATVIEWS:

@@ -50,6 +50,20 @@ def test_a_graphs_sums_become_bags_and_its_other_sums_stay() -> None:
             torch.testing.assert_close(made(batch[0][:rows]), graph(batch[0][:rows]))
 
 
+def test_few_rows_are_rounded_as_many_where_that_is_wanted() -> None:
+    rng = torch.Generator().manual_seed(0)
+    table, ids = torch.randn(50, 12, generator=rng), torch.randint(50, (400, 50), generator=rng)
+    whole = sum_of_rows(table, ids, 0, 1)
+    assert all(torch.equal(sum_of_rows(table, ids[k : k + 1], 0, 1)[0], whole[k]) for k in range(400))
+    batch = (torch.randint(50, (40, 6)),)
+    told = [
+        node.args[3]
+        for node in as_bags(graph_of(Pooled(), *batch), alike=True).graph.nodes
+        if node.target is sum_of_rows
+    ]
+    assert told == [1, 1]
+
+
 def test_sums_of_rows_are_handed_over_in_place_of_the_rows() -> None:
     batch = (torch.randint(50, (40, 6)),)
     graph = graph_of(Pooled(), *batch)
