@@ -18,7 +18,7 @@ from .plan import Batches, leaders, remaining
 from .program import Answers, Program
 from .progress import Stages
 from .request import Once
-from .verify import checked_rows, neighbours, verify
+from .verify import Expected, checked_rows, neighbours, once_each, verify
 
 __all__ = ["Form", "Made", "compile_forms", "session_call"]
 
@@ -101,7 +101,9 @@ class _Compiling:
         self.took: dict[Backend, float] = {}
         self._programs: dict[str, Program] = {}
         self._journal, self._once, self._fresh, self._sizes = journal, once, fresh, sizes
-        self._original = original.with_model(original.draft(private_buffers=True).eval())
+        draft = original.with_model(original.draft(private_buffers=True).eval())
+        self._original = once_each(draft.answers, fresh)
+        self._meant: dict[str, Expected] = {}
         self._axes = original.layout.output_axes
 
     def compile_all(self, pairs: Sequence[tuple[Form, Backend]], show: Stages) -> None:
@@ -170,7 +172,7 @@ class _Compiling:
         """How far a session is off, or why it may not serve."""
         rows = checked_rows(program, self._sizes)
         reference = None if form.exact else self._plain(form, program)
-        return verify(self._original.answers, call, self._fresh, rows, self._axes, reference)
+        return verify(self._original, call, self._fresh, rows, self._axes, reference)
 
     def _beside(self, form: Form, program: Program, call: Answers) -> float | str:
         """How far the answers of a session that approximates move with the rows beside, or why it may not serve."""
@@ -180,8 +182,9 @@ class _Compiling:
         crowd = self._fresh(max(checked_rows(program, self._sizes)), 5)
         return neighbours(call, self._once.candidates, crowd, self._axes, layout.exempt)
 
-    def _plain(self, form: Form, program: Program) -> Answers:
-        """The program run as it is written."""
-        if form.whole:
-            return program.answers
-        return lambda flat: program.answers(self._once.first(flat))
+    def _plain(self, form: Form, program: Program) -> Expected:
+        """What the program answers run as it is written."""
+        if form.name not in self._meant:
+            answers = program.answers if form.whole else lambda flat: program.answers(self._once.first(flat))
+            self._meant[form.name] = once_each(answers, self._fresh)
+        return self._meant[form.name]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,7 +15,10 @@ from .measure.accuracy import Fidelity
 from .program import Answers, Program
 from .rows import count_rows, take_rows
 
-__all__ = ["checked_rows", "neighbours", "verify"]
+__all__ = ["Expected", "checked_rows", "neighbours", "once_each", "verify"]
+
+Expected: TypeAlias = Callable[[int, int], list[Tensor]]
+"""The answers that are to be expected for a fresh batch of so many rows, by its seed."""
 
 _CHECKED = (1, 2, 3, 33)
 _OUTLIERS = (1e3, 1e30)
@@ -27,13 +32,18 @@ def checked_rows(captured: Program, sizes: Sequence[int]) -> list[int]:
     return [count for count in rows if count not in captured.layout.exempt]
 
 
+def once_each(answers: Answers, fresh: Callable[[int, int], list[Tensor]]) -> Expected:
+    """What `answers` gives for fresh batches, each run once for all sessions that are compared with it."""
+    return functools.cache(lambda rows, seed: list(answers(fresh(rows, seed))))
+
+
 def verify(
-    original: Answers,
+    original: Expected,
     session: Answers,
     fresh: Callable[[int, int], list[Tensor]],
     rows: Sequence[int],
     axes: Sequence[int | None],
-    reference: Answers | None = None,
+    reference: Expected | None = None,
 ) -> Fidelity | str:
     """The difference over batches of these many rows, or why the session may not serve.
 
@@ -47,11 +57,10 @@ def verify(
     after: list[list[Tensor]] = []
     for count in rows:
         for index in range(max(1, 16 // count)):
-            flat = fresh(count, 7 + index)
-            before.append(list(original(flat)))
-            after.append(list(session(flat)))
+            before.append(original(count, 7 + index))
+            after.append(list(session(fresh(count, 7 + index))))
             if reference is not None:
-                meant.append(list(reference(flat)))
+                meant.append(reference(count, 7 + index))
             for old, new in zip(before[-1], after[-1], strict=True):
                 if old.shape != new.shape or old.dtype != new.dtype:
                     return f"at {count} rows it answers {tuple(new.shape)} {new.dtype}, the original {tuple(old.shape)} {old.dtype}"

@@ -9,7 +9,7 @@ from fastrec.capture import capture
 from fastrec.inputs import Feature
 from fastrec.measure import Fidelity
 from fastrec.program import Program
-from fastrec.verify import checked_rows, neighbours, verify
+from fastrec.verify import checked_rows, neighbours, once_each, verify
 
 
 def fresh(rows: int, index: int) -> list[Tensor]:
@@ -20,20 +20,23 @@ def double(flat: list[Tensor]) -> list[Tensor]:
     return [flat[0] * 2]
 
 
+RIGHT = once_each(double, fresh)
+
+
 def test_equal_answers_are_a_fidelity() -> None:
-    found = verify(double, double, fresh, [1, 2, 33], (0,))
+    found = verify(RIGHT, double, fresh, [1, 2, 33], (0,))
     assert isinstance(found, Fidelity) and found.identical
 
 
 def test_other_values_shapes_and_types_are_reasons() -> None:
-    assert verify(double, lambda flat: [flat[0] * 2.1], fresh, [1, 2], (0,)) == verify(
-        double, lambda flat: [flat[0] * 2.1], fresh, [1, 2], (0,)
+    assert verify(RIGHT, lambda flat: [flat[0] * 2.1], fresh, [1, 2], (0,)) == verify(
+        RIGHT, lambda flat: [flat[0] * 2.1], fresh, [1, 2], (0,)
     )
-    assert "answers differ" in str(verify(double, lambda flat: [flat[0] * 2.1], fresh, [2], (0,)))
+    assert "answers differ" in str(verify(RIGHT, lambda flat: [flat[0] * 2.1], fresh, [2], (0,)))
     assert "at 2 rows it answers (2, 1)" in str(
-        verify(double, lambda flat: [flat[0][:, :1]], fresh, [2], (0,))
+        verify(RIGHT, lambda flat: [flat[0][:, :1]], fresh, [2], (0,))
     )
-    assert "torch.float64" in str(verify(double, lambda flat: [flat[0].double() * 2], fresh, [2], (0,)))
+    assert "torch.float64" in str(verify(RIGHT, lambda flat: [flat[0].double() * 2], fresh, [2], (0,)))
 
 
 def test_small_numbers_of_rows_the_examples_and_one_that_is_served() -> None:
@@ -60,11 +63,11 @@ def test_with_a_plain_form_a_session_may_stray_as_far_as_that_does() -> None:
     def moved(flat: list[Tensor]) -> list[Tensor]:
         return [coarse(flat)[0] + 0.02]
 
-    assert isinstance(verify(double, coarse, fresh, [1, 33], (0,)), str)
-    found = verify(double, coarse, fresh, [1, 33], (0,), coarse)
+    assert isinstance(verify(RIGHT, coarse, fresh, [1, 33], (0,)), str)
+    found = verify(RIGHT, coarse, fresh, [1, 33], (0,), once_each(coarse, fresh))
     assert isinstance(found, Fidelity) and not found.exact
-    assert isinstance(verify(double, moved, fresh, [1, 33], (0,), coarse), Fidelity)
-    far = verify(double, lambda flat: [coarse(flat)[0] + 0.2], fresh, [1, 33], (0,), coarse)
+    assert isinstance(verify(RIGHT, moved, fresh, [1, 33], (0,), once_each(coarse, fresh)), Fidelity)
+    far = verify(RIGHT, lambda flat: [coarse(flat)[0] + 0.2], fresh, [1, 33], (0,), once_each(coarse, fresh))
     assert "plain form" in str(far)
 
 
@@ -92,3 +95,16 @@ def test_numbers_of_rows_that_a_session_does_not_take_are_not_tried() -> None:
 
     features = (Feature("x", torch.float32, (33, 3), 0, "rows"),)
     assert isinstance(neighbours(several, features, fresh(33, 0), (0,), exempt=(1,)), float)
+
+
+def test_what_is_expected_is_run_once() -> None:
+    calls: list[int] = []
+
+    def counted(flat: list[Tensor]) -> list[Tensor]:
+        calls.append(len(flat[0]))
+        return double(flat)
+
+    expected = once_each(counted, fresh)
+    for _ in range(2):
+        assert isinstance(verify(expected, double, fresh, [1, 33], (0,)), Fidelity)
+    assert calls == [1] * 16 + [33]
