@@ -1,8 +1,8 @@
 """How fast a case could be: the work that remains, over the rates of this machine.
 
-Per operator call the longest of three times is taken: multiply-adds of products, rows looked up at random, and bytes
-read and written, each over the rate at which one thread of this machine was seen to do nothing else. Other
-arithmetic is left out, and so are results that a compiler need not write: those of elementwise calls that only
+Per operator call the longest of its times is taken: multiply-adds of products, those of 8-bit integers apart, rows looked
+up at random, and bytes read and written, each over the rate at which one thread of this machine was seen to do nothing
+else. Other arithmetic is left out, and so are results that a compiler need not write: those of elementwise calls that only
 elementwise calls and sums read. So this is a bound for a plan of these calls, not a forecast.
 """
 
@@ -19,9 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
+from fastrec.backends import OnnxRuntime, Session
+from fastrec.capture import capture
 from fastrec.cost import Cost, costs, per_candidate, per_request
 from fastrec.graph import VIEWS, operator_name
 from fastrec.program import Program
+from fastrec.techniques import QuantizeLinears
 
 from .models import FIELDS, ROWS, WIDTH
 
@@ -37,18 +40,20 @@ LOOKUP_ROWS = 500
 class Rates:
     """What one thread does in a second at best.
 
-    float32 multiply-adds of a matrix product, bytes that an elementwise call writes, and rows of 64 bytes looked up at
-    random in tables beyond the caches.
+    float32 multiply-adds of a matrix product, bytes that an elementwise call writes, rows of 64 bytes looked up at
+    random in tables beyond the caches, and multiply-adds of a product of 8-bit integers (0: not measured).
     """
 
     multiply_adds: float
     bytes: float
     lookups: float
+    of_codes: float = 0.0
 
     def seconds(self, cost: Cost) -> float:
         """The least time for one call."""
         return max(
-            cost.multiply_adds / self.multiply_adds,
+            (cost.multiply_adds - cost.of_codes) / self.multiply_adds,
+            cost.of_codes / (self.of_codes or self.multiply_adds),
             cost.bytes / self.bytes,
             cost.lookups / self.lookups,
         )
@@ -106,7 +111,18 @@ def measure_rates(clock: Callable[[], int] = time.perf_counter_ns) -> Rates:
             best(lambda: F.embedding(ids, table), draw),
             best(lambda: F.embedding_bag(ids, table, mode="sum"), draw),
         )
-    return Rates(max(products), written, ids.numel() / looked_up)
+        of_codes = [
+            rows * inner * outer / best(partial(_of_codes(rows, inner, outer), torch.randn(rows, inner)))
+            for rows, inner, outer in PRODUCTS
+        ]
+    return Rates(max(products), written, ids.numel() / looked_up, max(of_codes))
+
+
+def _of_codes(rows: int, inner: int, outer: int) -> Session:
+    """A linear map in 8-bit integers alone, by the library that runs them."""
+    tower = torch.nn.Linear(inner, outer).eval()
+    captured = capture(Program.read(tower, torch.randn(rows, inner)))
+    return OnnxRuntime().compile(captured.with_model(QuantizeLinears(least=0).apply(captured).model))
 
 
 def _is_elementwise(node: fx.Node) -> bool:

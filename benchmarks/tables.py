@@ -193,8 +193,10 @@ def _bounded(results: Results) -> str:
         left = case.remaining
         if left is None:
             continue
+        of_codes = left.rates.of_codes
+        codes = f"{of_codes / 1e9:.0f} G of 8-bit integers, " if of_codes else ""
         rates.append(
-            f"- {case.name}: {left.rates.multiply_adds / 1e9:.1f} G multiply-adds, {left.rates.bytes / 1e9:.1f} GB "
+            f"- {case.name}: {left.rates.multiply_adds / 1e9:.1f} G multiply-adds, {codes}{left.rates.bytes / 1e9:.1f} GB "
             f"written, {left.rates.lookups / 1e6:.0f} M rows of 64 bytes looked up in a second"
         )
         for cell in case.cells:

@@ -91,6 +91,9 @@ def test_a_ceiling_is_the_longest_of_three_times_for_each_call() -> None:
     assert rates.seconds(Cost(2000, 100, 1, 5)) == 2.0
     assert rates.seconds(Cost(0, 300, 1, 5)) == 3.0
     assert rates.seconds(Cost(0, 300, 1, 40)) == 4.0
+    integers = replace(rates, of_codes=8000.0)
+    assert integers.seconds(Cost(16000, of_codes=16000)) == 2.0
+    assert rates.seconds(Cost(16000, of_codes=16000)) == 16.0
 
     class Gated(nn.Module):
         def __init__(self) -> None:

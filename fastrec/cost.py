@@ -37,13 +37,15 @@ _BAGS = ("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
 class Cost:
     """What a call takes: multiply-adds of matrix products, bytes, operator calls, and rows looked up in tables.
 
-    `bytes` are those of the rows looked up, of each constant that a product reads, and of every result written.
+    `bytes` are those of the rows looked up, of each constant that a product reads, and of every result written;
+    `of_codes` those multiply-adds that 8-bit integers take part in.
     """
 
     multiply_adds: int = 0
     bytes: int = 0
     calls: int = 0
     lookups: int = 0
+    of_codes: int = 0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -51,6 +53,7 @@ class Cost:
             self.bytes + other.bytes,
             self.calls + other.calls,
             self.lookups + other.lookups,
+            self.of_codes + other.of_codes,
         )
 
 
@@ -93,7 +96,8 @@ def costs(program: Program, rows: int) -> Iterator[tuple[fx.Node, Cost]]:
             constants = _constants(node) - read if products else set()
             read |= constants
             held = sum(sizes.bytes(value(constant)) for constant in constants)
-            yield node, Cost(products, bytes_read + held + written, 1, rows_read)
+            of_codes = products if operator_name(node).startswith("int8_") else 0
+            yield node, Cost(products, bytes_read + held + written, 1, rows_read, of_codes)
 
 
 def per_candidate(program: Program) -> float:

@@ -17,7 +17,7 @@ from fastrec.cost import Cost, cost, costs, per_candidate, per_request
 from fastrec.errors import InputError
 from fastrec.program import Program
 from fastrec.rows import take_rows
-from fastrec.techniques import QuantizeTables
+from fastrec.techniques import QuantizeLinears, QuantizeTables
 
 from .zoo import ZOO, Entry, make
 
@@ -184,3 +184,12 @@ def test_what_was_not_captured_is_refused() -> None:
     program = Program.read(nn.Linear(3, 2).eval(), torch.randn(4, 3))
     with pytest.raises(InputError, match="capture it first"):
         cost(program, 1)
+
+
+def test_products_of_codes_are_counted_apart() -> None:
+    tower = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2)).eval()
+    program = capture(Program.read(tower, torch.randn(64, 8)))
+    assert cost(program, 10).of_codes == 0
+    integers = program.with_model(QuantizeLinears(least=100).apply(program).model)
+    found = cost(integers, 10)
+    assert found.of_codes == 10 * 8 * 16 and found.multiply_adds == 10 * (8 * 16 + 16 * 2)
