@@ -84,7 +84,7 @@ def _sums(codes: Tensor, weight: Tensor, stride: list[int], dilation: list[int],
     if most < (1 if groups == 1 else channels):
         return convolve(codes.double(), weight.double(), None, stride, 0, dilation, groups)
     size = most if groups == 1 else codes.shape[1]
-    parts = zip(codes.split(size, 1), weight.float().split(size, 1), strict=True)
+    parts = zip(torch.split(codes, size, 1), torch.split(weight.float(), size, 1), strict=True)
     found = [convolve(some, held, None, stride, 0, dilation, groups).double() for some, held in parts]
     return functools.reduce(Tensor.add_, found)
 

@@ -1,4 +1,4 @@
-"""Linear maps in 8-bit integers."""
+"""Linear maps and convolutions in 8-bit integers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from torch import fx
 
 from ...errors import InputError, TechniqueError
 from ...graph import is_call, value
+from ...ops.convolutions import INT8_CONVOLUTION
 from ...ops.linears import INT8_LINEAR
 from ...program import Program
 from ..base import Applied, Change, Skip, Technique
 from ..fusion.purity import writes
-from .calibration import batches_of, calibrate, in_int8, linear_maps, named, sensitivities
+from .calibration import batches_of, calibrate, sensitivities
+from .integers import in_int8
+from .layers import layers_of, named
 
 __all__ = ["QuantizeLinears"]
 
@@ -79,7 +82,7 @@ class QuantizeLinears(Technique):
                 program.model, skipped=(Skip(_RULE, "", "the graph writes in place: values seen may change"),)
             )
         gm = named(program.model)
-        found = linear_maps(gm)
+        found = layers_of(gm)
         skips = self._unknown(gm, found)
         chosen = []
         for node in found:
@@ -127,16 +130,17 @@ class QuantizeLinears(Technique):
         return (cls(), cls(least=0))
 
     def _unknown(self, gm: fx.GraphModule, found: list[fx.Node]) -> list[Skip]:
-        """A skip for each name in `without` of no linear map. Raises `InputError` for one in `only`."""
-        sites = [node.name for node in found] + [n.name for n in gm.graph.nodes if is_call(n, INT8_LINEAR)]
+        """A skip for each name in `without` of no layer. Raises `InputError` for one in `only`."""
+        done = [node for node in gm.graph.nodes if is_call(node, INT8_LINEAR, INT8_CONVOLUTION)]
+        sites = [node.name for node in (*found, *done)]
         for name in self.only or ():
             if name not in sites:
                 raise InputError(
-                    f"QuantizeLinears(only=...) has {name!r:.80}, which is no linear map of this graph: "
+                    f"QuantizeLinears(only=...) has {name!r:.80}, which is no linear map or convolution of this graph: "
                     f"it has {', '.join(sites) or 'none'}"
                 )
         return [
-            Skip(_RULE, name, "to be left as it is, but no linear map of this graph")
+            Skip(_RULE, name, "to be left as it is, but no linear map or convolution of this graph")
             for name in self.without
             if name not in sites
         ]

@@ -3,7 +3,8 @@
 The codes 0 to 255 of an activation stand for `(code - zero) * scale`, from `low` to `high`. A wide range rounds
 coarsely, a narrow one cuts off what lies outside. Ranges tried: from the least to the largest value seen; between
 percentiles; and the share of the first that brings the values themselves back with the least squared error. That whose
-layer answers best is taken. Zero is always in the range, so that what is zero stays zero.
+layer answers best is taken. Zero is always in the range, so that what is zero stays zero. Results of a convolution are
+rounded as well: in the range, of these, that brings them back best.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from ...ops.linears import CODES, int8_linear
+from ...ops.linears import CODES, centred, int8_linear
 
-__all__ = ["Range", "best_range", "code_weight"]
+__all__ = ["BIAS", "Range", "best_output", "best_range", "code_bias", "code_weight", "least_scale"]
+
+BIAS = 2**30
+"""The largest code of a bias: half of what 32 bits hold, the other half is for the sum of products."""
 
 _PERCENTILES = (99.99, 99.9)
 _SHARES = tuple(0.05 * k for k in range(6, 20))
@@ -33,19 +38,30 @@ class Range:
     error: float = math.inf
 
 
-def code_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights (O, I) as int8 codes in [-127, 127], and a scale (O,) for each output channel.
+def code_weight(weight: Tensor, least: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+    """Weights (O, I) as int8 codes in [-127, 127], and a scale (O,) for each output channel, from `least` on.
 
     Example:
         >>> codes, scale = code_weight(torch.tensor([[1.27, -0.5], [0.0, 0.0]]))
         >>> codes.tolist(), scale.tolist()[1]
         ([[127, -50], [0, 0]], 1.0)
     """
-    scale = weight.abs().amax(1) / 127
+    scale = (weight.abs().amax(1) / 127).maximum(torch.as_tensor(least, dtype=weight.dtype))
     # A row of nothing but zeros has codes of zero by any scale.
     scale = torch.where(scale >= torch.finfo(torch.float32).tiny, scale, torch.ones_like(scale))
     codes = (weight / scale[:, None]).round().clamp(-127, 127)
     return codes.to(torch.int8), scale
+
+
+def least_scale(bias: Tensor, x_scale: float) -> Tensor:
+    """The least scale (O,) of weights with which codes of this bias (O,) fit: it counts where weights are next to nothing."""
+    return bias.abs() / (x_scale * BIAS)
+
+
+def code_bias(bias: Tensor, weight_scale: Tensor, x_scale: float) -> Tensor:
+    """A bias (O,) as int32 in units of the sums of codes: round(bias / (x_scale weight_scale))."""
+    codes = bias.double() / (weight_scale.double() * x_scale)
+    return codes.round_().clamp_(-BIAS, BIAS).to(torch.int32)
 
 
 def best_range(x: Tensor, weight: Tensor) -> Range | None:
@@ -66,6 +82,25 @@ def best_range(x: Tensor, weight: Tensor) -> Range | None:
         error = off / size if size else (0.0 if off == 0 else math.inf)
         tried[made.scale, made.zero] = Range(made.scale, made.zero, rule, error)
     return min(tried.values(), key=lambda made: made.error, default=None)
+
+
+def best_output(
+    x: Tensor, weight: Tensor, bias: Tensor, given: Range, ends: tuple[float, float]
+) -> tuple[Range | None, float]:
+    """The range in which to round `y = clamp(weight x + bias, *ends)`, and how far that is off, `|y' - y| / |y|`.
+
+    x (n, I) is rounded in the range `given`, weight (O, I) by channel, bias (O,). No range where y is all zero. Cost:
+    two products of the layer.
+    """
+    right = functional.linear(x, weight, bias).clamp_(*ends)
+    tried = (_range(low, high, rule) for low, high, rule in _candidates(right))
+    made = min(tried, key=lambda one: _squared_error(right, one), default=None)
+    if made is None:
+        return None, math.inf
+    codes, scale = code_weight(weight, least_scale(bias, given.scale))
+    got = int8_linear(x, codes, scale, given.scale, given.zero, bias).clamp_(*ends)
+    off = float((centred(got, made.scale, made.zero).mul_(made.scale) - right).norm())
+    return made, off / float(right.norm())
 
 
 def _candidates(x: Tensor) -> Iterator[tuple[float, float, str]]:
@@ -93,5 +128,4 @@ def _range(low: float, high: float, rule: str) -> Range | None:
 def _squared_error(x: Tensor, made: Range | None) -> float:
     if made is None:
         return math.inf
-    codes = (x / made.scale).round_().clamp_(CODES[0] - made.zero, CODES[1] - made.zero)
-    return float((codes.mul_(made.scale) - x).square_().sum())
+    return float((centred(x, made.scale, made.zero).mul_(made.scale) - x).square_().sum())
