@@ -73,7 +73,17 @@ def int8_convolution(
         "dilations": list(dilation),
         "group": groups,
     }
-    codes = op.QuantizeLinear(x, *given)
+    codes = _codes_of(x, x_scale, x_zero) or op.QuantizeLinear(x, *given)
     return op.DequantizeLinear(
         op.QLinearConv(codes, *given, weight, weight_scale, even, *output, bias, **moves), *output
     )
+
+
+def _codes_of(x: Any, scale: float, zero: int) -> Any:
+    """The codes that x was decoded from by this range, which would come back as they were; None where there are none."""
+    made = x.producer()
+    if made is None or made.op_type != "DequantizeLinear":
+        return None
+    codes, *by = made.inputs
+    held = [number.producer().attributes["value"].value.numpy() for number in by]
+    return codes if [held[0].item(), held[1].item()] == [scale, zero] else None

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, fx
 
 from ...errors import TechniqueError
-from ...graph import constant, copy_graph, value
+from ...graph import constant, copy_graph
 from ...program import Program
 from ..base import Skip
 from .integers import in_int8
-from .layers import Layer, is_convolution, layers_of, limits, matrix_of, named, shift_of, sole_clamp, unfit
+from .layers import Layer, groups_of, is_convolution, layers_of, limits, named, shift_of, sole_clamp, unfit
 from .ranges import best_output, best_range
 from .smoothing import smooth
 from .windows import geometry_of, windows
@@ -84,19 +84,21 @@ def _judge(gm: fx.GraphModule, node: fx.Node, x: Tensor) -> Layer | str:
     """The layer with its best range on the rows x (n, I) of its input, or why it is left alone."""
     if not len(x):
         return "no row of the calibration reaches it"
-    weight, output = matrix_of(gm, node), None
-    made = best_range(x, weight)
+    held, output = constant(gm, node.args[1]), None
+    assert held is not None
+    weight, groups = held.flatten(1), groups_of(node)
+    made = best_range(x, weight, groups)
     if made is None:
         return "its input is zero throughout the calibration: there is no range to round in"
     if is_convolution(node):
         ends = limits(sole_clamp(node)) or (-math.inf, math.inf)
-        output, error = best_output(x, weight, shift_of(gm, node), made, ends)
+        output = best_output(x, weight, groups, shift_of(gm, node), made, ends)
         if output is None:
             return "its output is zero throughout the calibration: there is no range to round in"
-        made = replace(made, error=error)
+        made = replace(made, error=output.error)
     if not made.error <= _WORST:
         return f"8 bits would put its output {made.error:.0%} off on the calibration"
-    return Layer(node.name, value(node.args[1]).numel(), made, output=output)  # type: ignore[arg-type]  # an argument of a node is of any type
+    return Layer(node.name, held.numel(), made, output=output)
 
 
 def sensitivities(program: Program, sites: Collection[str] | None = None) -> dict[str, float]:

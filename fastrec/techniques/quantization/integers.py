@@ -5,8 +5,8 @@ is dropped. So is any other clamp between whose ends all codes lie:
 
     code(clamp(x, l, h))  =  code(x)        where code(l) <= 0 and code(h) >= 255
 
-A convolution whose results one layer alone takes in rounds them by the range of that layer: its codes are handed on
-as they are, and nothing is lost between the two.
+A convolution whose results are read by another layer rounds them by the range of that: its codes are handed on as
+they are, and nothing is lost between the two.
 """
 
 from __future__ import annotations
@@ -105,10 +105,12 @@ def _hold(
 
 
 def _output(node: fx.Node, layer: Layer, chosen: Mapping[fx.Node, Layer]) -> Range | None:
-    """The range of a convolution's results, which `node` has: that of the only layer that reads them, or its own."""
-    (reader, *others) = (*node.users, None)
-    sole = others == [None] and reader in chosen and reader.args[0] is node
-    return chosen[reader].range if sole and layer.output is not None else layer.output
+    """The range of a convolution's results, which `node` has: that of the first layer that reads them, or its own."""
+    if layer.output is None:
+        return None
+    return next(
+        (chosen[user].range for user in node.users if user in chosen and user.args[0] is node), layer.output
+    )
 
 
 def _within(ends: tuple[float, float] | None, codes: Range) -> bool:

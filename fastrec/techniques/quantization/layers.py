@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,23 +12,25 @@ from torch import Tensor, fx
 from ...graph import constant, copy_graph, is_call, sweep, value
 from ..fusion.matmuls import name_linears
 from .ranges import BIAS, Range
-from .windows import CONVOLUTIONS, as_matrix, geometry_of
+from .windows import CONVOLUTIONS, geometry_of
 
 __all__ = [
     "Layer",
     "bias_of",
+    "groups_of",
     "is_convolution",
     "layers_of",
     "limits",
-    "matrix_of",
     "named",
+    "shift_of",
     "sole_clamp",
     "unfit",
+    "uses",
 ]
 
 aten = torch.ops.aten
 
-# Kernels work group by group: narrower ones take longer in integers, up to three times for those of one channel.
+# Kernels work group by group, and narrower ones take longer in integers; those of one channel have a kernel of their own.
 _LEAST_GROUP = 32
 _SUM = 2**31
 
@@ -92,11 +95,15 @@ def shift_of(gm: fx.GraphModule, node: fx.Node) -> Tensor:
     return weight.new_zeros(len(weight)) if bias is None else bias
 
 
-def matrix_of(gm: fx.GraphModule, node: fx.Node) -> Tensor:
-    """The weights (O, I) of a linear map, those of a convolution as a map of its windows."""
-    weight = constant(gm, node.args[1])
-    assert weight is not None
-    return as_matrix(weight, geometry_of(node, weight.shape[2:]).groups) if is_convolution(node) else weight
+def groups_of(node: fx.Node) -> int:
+    """In how many parts a layer works, each with results and weights of its own."""
+    return geometry_of(node, value(node.args[1]).shape[2:]).groups if is_convolution(node) else 1  # type: ignore[arg-type]  # an argument of a node is of any type
+
+
+def uses(node: fx.Node) -> int:
+    """How many weights a layer has, those of a convolution counted at every position that they are used at."""
+    places = value(node).shape[2:] if is_convolution(node) else ()
+    return value(node.args[1]).numel() * math.prod(size for size in places if isinstance(size, int))  # type: ignore[arg-type]  # an argument of a node is of any type
 
 
 def unfit(gm: fx.GraphModule, node: fx.Node) -> str:
@@ -109,8 +116,8 @@ def unfit(gm: fx.GraphModule, node: fx.Node) -> str:
         return ""
     if not bool(shift_of(gm, node).isfinite().all()):
         return "its bias is not finite"
-    channels, groups = weight.shape[1], geometry_of(node, weight.shape[2:]).groups
-    if groups > 1 and channels < _LEAST_GROUP:
+    channels, groups = weight.shape[1], groups_of(node)
+    if groups > 1 and 1 < channels < _LEAST_GROUP:
         return f"{groups:,} groups of {channels}: under {_LEAST_GROUP} channels integers take longer"
     if 255 * 127 * weight[0].numel() + BIAS >= _SUM:
         return f"{weight[0].numel():,} products in a sum: their codes may pass 32 bits"

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, Self
 from torch import fx
 
 from ...errors import InputError, TechniqueError
-from ...graph import is_call, value
+from ...graph import is_call
 from ...ops.convolutions import INT8_CONVOLUTION
 from ...ops.linears import INT8_LINEAR
 from ...program import Program
@@ -17,7 +17,7 @@ from ..base import Applied, Change, Skip, Technique
 from ..fusion.purity import writes
 from .calibration import batches_of, calibrate, sensitivities
 from .integers import in_int8
-from .layers import layers_of, named
+from .layers import is_convolution, layers_of, named, uses
 
 __all__ = ["QuantizeLinears"]
 
@@ -86,11 +86,11 @@ class QuantizeLinears(Technique):
         skips = self._unknown(gm, found)
         chosen = []
         for node in found:
-            weights = value(node.args[1]).numel()  # type: ignore[arg-type]  # an argument of a node is of any type
+            weights, kind = uses(node), "multiply-adds a row" if is_convolution(node) else "weights"
             if (self.only is not None and node.name not in self.only) or node.name in self.without:
                 continue
             if weights < self.least:
-                skips.append(Skip(_RULE, node.name, f"{weights:,} weights: under {self.least:,}"))
+                skips.append(Skip(_RULE, node.name, f"{weights:,} {kind}: under {self.least:,}"))
             else:
                 chosen.append(node)
         layers, left = calibrate(gm, chosen, batches_of(program)) if chosen else ([], [])

@@ -1,9 +1,9 @@
 """A convolution as a linear map of windows, which is what calibration takes it for.
 
-    conv(x)[n, :, p]  =  W_2 window(x, n, p)  +  b          window (C k,), W_2 (O, C k), k elements of the kernel
+    conv(x)[n, :, p]  =  W window(x, n, p)  +  b          window (C k,), W (O, C k), k elements of the kernel
 
-A window is what a kernel lies on at one position: it crosses all channels, and zeros where it reaches into the padding.
-W_2 has the weights of each group in a block of its own.
+A window is what a kernel lies on at one position: all channels, and zeros where it reaches into the padding. With groups
+W is (O, C k / groups), and each part of the results reads its own part of the window.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from ...graph import is_call
 
-__all__ = ["CONVOLUTIONS", "Geometry", "as_matrix", "geometry_of", "windows"]
+__all__ = ["CONVOLUTIONS", "Geometry", "geometry_of", "windows"]
 
 aten = torch.ops.aten
 
@@ -53,18 +53,6 @@ def geometry_of(node: fx.Node, kernel: tuple[int, ...]) -> Geometry:
     else:
         ends = _each(0 if padding == "valid" else padding, count) * 2
     return Geometry(stride, ends, dilation, given.get("groups", 1))
-
-
-def as_matrix(weight: Tensor, groups: int) -> Tensor:
-    """Weights (O, C / groups, *K) as the map (O, C k) of windows.
-
-    Example:
-        >>> as_matrix(torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]]), 2)
-        tensor([[1., 2., 0., 0.],
-                [0., 0., 3., 4.]])
-    """
-    blocks = weight.reshape(groups, -1, 1, weight[0].numel())
-    return (blocks * torch.eye(groups)[:, None, :, None]).reshape(len(weight), -1)
 
 
 def windows(x: Tensor, kernel: tuple[int, ...], geometry: Geometry, most: int) -> Tensor:
