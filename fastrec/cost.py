@@ -27,7 +27,7 @@ _SUMS = {
     **dict.fromkeys(("linear", "int8_linear", "mm", "bmm", "matmul", "mv", "dot", "vdot", "inner"), 0),
     **dict.fromkeys(("addmm", "baddbmm", "addmv"), 1),
 }
-_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "convolution")
+_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "convolution", "int8_convolution")
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 _ROWS = ("embedding", "lookup_int8", "lookup_int4")
 _BAGS = ("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")

@@ -9,7 +9,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from ..ops.convolutions import INT8_CONVOLUTION
 from ..ops.linears import INT8_LINEAR
+from .onnx_convolutions import int8_convolution
 
 __all__ = ["saturates", "translations"]
 
@@ -20,7 +22,7 @@ _SHIFT = 128
 
 def translations() -> dict[Any, Callable[..., Any]]:
     """How `torch.onnx.export` writes each reference operator (its `custom_translation_table`)."""
-    return {INT8_LINEAR: _int8_linear}
+    return {INT8_LINEAR: _int8_linear, INT8_CONVOLUTION: int8_convolution}
 
 
 @functools.cache

@@ -23,7 +23,7 @@ from .onnx_forms import for_onnx_runtime
 from .row_sums import has_codes, sums_by_row
 from .split import split_lookups, split_picks
 
-__all__ = ["OnnxRuntime"]
+__all__ = ["OnnxRuntime", "session_options"]
 
 
 @dataclass(frozen=True)
@@ -79,18 +79,28 @@ class OnnxRuntime(Backend):
         return session
 
 
+def session_options() -> Any:
+    """How sessions run, as `onnxruntime.SessionOptions`."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    # Spinning threads burn a core between calls and fight with other sessions.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # What stands in floats between codes stays so: it would be put into integers as well, coarser than anyone asked.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    options.log_severity_level = 3
+    return options
+
+
 class _OnnxSession(Session):
     """One `InferenceSession`, fed with views of the caller's tensors."""
 
     def __init__(self, model: OnnxModel, front: Callable[..., tuple[Tensor, ...]] | None) -> None:
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.inter_op_num_threads = 1
-        # Spinning threads burn a core between calls and fight with other sessions.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
+        options = session_options()
         # The session reads these in place: they must live as long as it does.
         self._constants = model.constants
         arrays = [tensor.numpy() for tensor in model.constants.values()]

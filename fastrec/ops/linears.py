@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["CODES", "INT8_LINEAR", "int8_linear"]
+__all__ = ["CODES", "INT8_LINEAR", "centred", "int8_linear"]
 
 CODES = (0, 255)
 """The least and the largest code of an activation."""
@@ -42,12 +42,22 @@ def int8_linear(
         >>> int8_linear(torch.tensor([[0.26, 1.0]]), weight, scale, 0.25, 128)
         tensor([[-16.1250]])
     """
-    low, high = CODES
-    codes = (x / x.new_tensor(x_scale)).round_().add_(x_zero).clamp_(low, high).sub_(x_zero)
+    codes = centred(x, x_scale, x_zero)
     exact = torch.float32 if weight.shape[1] * 255 * 127 <= _EXACT else torch.float64
     sums = functional.linear(codes.to(exact), weight.to(exact))
     y = sums.to(torch.float32).mul_(weight_scale * x_scale)
     return y if bias is None else y.add_(bias)
+
+
+def centred(x: Tensor, scale: float, zero: int) -> Tensor:
+    """The codes of x by this range, less that of zero: whole numbers in float32, in the shape of x.
+
+    Example:
+        >>> centred(torch.tensor([-9.0, 0.0, 0.25, 0.75, 999.0]), 0.5, 3)
+        tensor([ -3.,   0.,   0.,   2., 252.])
+    """
+    low, high = CODES
+    return (x / x.new_tensor(scale)).round_().add_(zero).clamp_(low, high).sub_(zero)
 
 
 @int8_linear.register_fake

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .base import Entry, make
+from .convolutions import ENTRIES as CONVOLUTIONS
 from .ctr import ENTRIES as CTR
 from .foreign import ENTRIES as FOREIGN
 from .sequence import ENTRIES as SEQUENCE
@@ -10,5 +11,5 @@ from .towers import ENTRIES as TOWERS
 
 __all__ = ["ZOO", "Entry", "make"]
 
-ZOO: tuple[Entry, ...] = (*CTR, *SEQUENCE, *TOWERS, *FOREIGN)
+ZOO: tuple[Entry, ...] = (*CTR, *SEQUENCE, *TOWERS, *CONVOLUTIONS, *FOREIGN)
 """Every model of the zoo."""

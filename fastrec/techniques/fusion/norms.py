@@ -24,7 +24,10 @@ from .purity import writes
 __all__ = ["fold_norms"]
 
 aten = torch.ops.aten
-_CONVS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
+_CONVS = (
+    *(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default),
+    *(aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding),
+)
 
 
 def fold_norms(gm: fx.GraphModule) -> list[Change]:

@@ -1,4 +1,4 @@
-"""Linear maps in 8-bit integers."""
+"""Linear maps and convolutions in 8-bit integers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import ClassVar, Literal, Self
 from torch import fx
 
 from ...errors import InputError, TechniqueError
-from ...graph import is_call, value
+from ...graph import is_call
+from ...ops.convolutions import INT8_CONVOLUTION
 from ...ops.linears import INT8_LINEAR
 from ...program import Program
 from ..base import Applied, Change, Skip, Technique
 from ..fusion.purity import writes
-from .calibration import batches_of, calibrate, in_int8, linear_maps, named, sensitivities
+from .calibration import batches_of, calibrate, sensitivities
+from .integers import in_int8
+from .layers import is_convolution, layers_of, named, uses
 
 __all__ = ["QuantizeLinears"]
 
@@ -79,15 +82,15 @@ class QuantizeLinears(Technique):
                 program.model, skipped=(Skip(_RULE, "", "the graph writes in place: values seen may change"),)
             )
         gm = named(program.model)
-        found = linear_maps(gm)
+        found = layers_of(gm)
         skips = self._unknown(gm, found)
         chosen = []
         for node in found:
-            weights = value(node.args[1]).numel()  # type: ignore[arg-type]  # an argument of a node is of any type
+            weights, kind = uses(node), "multiply-adds a row" if is_convolution(node) else "weights"
             if (self.only is not None and node.name not in self.only) or node.name in self.without:
                 continue
             if weights < self.least:
-                skips.append(Skip(_RULE, node.name, f"{weights:,} weights: under {self.least:,}"))
+                skips.append(Skip(_RULE, node.name, f"{weights:,} {kind}: under {self.least:,}"))
             else:
                 chosen.append(node)
         layers, left = calibrate(gm, chosen, batches_of(program)) if chosen else ([], [])
@@ -127,16 +130,17 @@ class QuantizeLinears(Technique):
         return (cls(), cls(least=0))
 
     def _unknown(self, gm: fx.GraphModule, found: list[fx.Node]) -> list[Skip]:
-        """A skip for each name in `without` of no linear map. Raises `InputError` for one in `only`."""
-        sites = [node.name for node in found] + [n.name for n in gm.graph.nodes if is_call(n, INT8_LINEAR)]
+        """A skip for each name in `without` of no layer. Raises `InputError` for one in `only`."""
+        done = [node for node in gm.graph.nodes if is_call(node, INT8_LINEAR, INT8_CONVOLUTION)]
+        sites = [node.name for node in (*found, *done)]
         for name in self.only or ():
             if name not in sites:
                 raise InputError(
-                    f"QuantizeLinears(only=...) has {name!r:.80}, which is no linear map of this graph: "
+                    f"QuantizeLinears(only=...) has {name!r:.80}, which is no linear map or convolution of this graph: "
                     f"it has {', '.join(sites) or 'none'}"
                 )
         return [
-            Skip(_RULE, name, "to be left as it is, but no linear map of this graph")
+            Skip(_RULE, name, "to be left as it is, but no linear map or convolution of this graph")
             for name in self.without
             if name not in sites
         ]

@@ -3,21 +3,25 @@
 The codes 0 to 255 of an activation stand for `(code - zero) * scale`, from `low` to `high`. A wide range rounds
 coarsely, a narrow one cuts off what lies outside. Ranges tried: from the least to the largest value seen; between
 percentiles; and the share of the first that brings the values themselves back with the least squared error. That whose
-layer answers best is taken. Zero is always in the range, so that what is zero stays zero.
+layer answers best is taken. Zero is always in the range, so that what is zero stays zero. Results of a convolution are
+rounded as well: in the range, of these, that brings them back best.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ...ops.linears import CODES, int8_linear
+from ...ops.linears import CODES, centred
 
-__all__ = ["Range", "best_range", "code_weight"]
+__all__ = ["BIAS", "Range", "best_output", "best_range", "code_bias", "code_weight", "least_scale"]
+
+BIAS = 2**30
+"""The largest code of a bias: half of what 32 bits hold, the other half is for the sum of products."""
 
 _PERCENTILES = (99.99, 99.9)
 _SHARES = tuple(0.05 * k for k in range(6, 20))
@@ -33,53 +37,93 @@ class Range:
     error: float = math.inf
 
 
-def code_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights (O, I) as int8 codes in [-127, 127], and a scale (O,) for each output channel.
+def code_weight(weight: Tensor, least: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+    """Weights (O, I) as int8 codes in [-127, 127], and a scale (O,) for each output channel, from `least` on.
 
     Example:
         >>> codes, scale = code_weight(torch.tensor([[1.27, -0.5], [0.0, 0.0]]))
         >>> codes.tolist(), scale.tolist()[1]
         ([[127, -50], [0, 0]], 1.0)
     """
-    scale = weight.abs().amax(1) / 127
+    scale = (weight.abs().amax(1) / 127).maximum(torch.as_tensor(least, dtype=weight.dtype))
     # A row of nothing but zeros has codes of zero by any scale.
     scale = torch.where(scale >= torch.finfo(torch.float32).tiny, scale, torch.ones_like(scale))
     codes = (weight / scale[:, None]).round().clamp(-127, 127)
     return codes.to(torch.int8), scale
 
 
-def best_range(x: Tensor, weight: Tensor) -> Range | None:
+def least_scale(bias: Tensor, x_scale: float) -> Tensor:
+    """The least scale (O,) of weights with which codes of this bias (O,) fit: it counts where weights are next to nothing."""
+    return bias.abs() / (x_scale * BIAS)
+
+
+def code_bias(bias: Tensor, weight_scale: Tensor, x_scale: float) -> Tensor:
+    """A bias (O,) as int32 in units of the sums of codes: round(bias / (x_scale weight_scale))."""
+    codes = bias.double() / (weight_scale.double() * x_scale)
+    return codes.round_().clamp_(-BIAS, BIAS).to(torch.int32)
+
+
+def best_range(x: Tensor, weight: Tensor, groups: int = 1) -> Range | None:
     """The range by which the layer `weight` (O, I) answers best on the rows x (n, I); None where x is all zero.
 
-    Its error is `|y' - y| / |y|` over all rows, y' the answer in int8, both without the bias. Cost: one layer's
-    product for each range tried.
+    With groups, weight (O, I / groups): each part of the results reads its own part of the row. The error is
+    `|y' - y| / |y|` over all rows, y' the answer in int8, both without the bias. Cost: one layer's product for each
+    range tried.
     """
     codes, weight_scale = code_weight(weight)
-    right = x @ weight.t()
+    right, held = _product(x, weight, groups), codes.float()
     size = float(right.norm())
     tried: dict[tuple[float, int], Range] = {}
-    for low, high, rule in _candidates(x):
-        made = _range(low, high, rule)
-        if made is None or (made.scale, made.zero) in tried:
+    for made in _candidates(x):
+        if (made.scale, made.zero) in tried:
             continue
-        off = float((int8_linear(x, codes, weight_scale, made.scale, made.zero) - right).norm())
+        sums = _product(centred(x, made.scale, made.zero), held, groups)
+        off = float((sums * (weight_scale * made.scale) - right).norm())
         error = off / size if size else (0.0 if off == 0 else math.inf)
-        tried[made.scale, made.zero] = Range(made.scale, made.zero, rule, error)
+        tried[made.scale, made.zero] = replace(made, error=error)
     return min(tried.values(), key=lambda made: made.error, default=None)
 
 
-def _candidates(x: Tensor) -> Iterator[tuple[float, float, str]]:
+def best_output(
+    x: Tensor, weight: Tensor, groups: int, bias: Tensor, given: Range, ends: tuple[float, float]
+) -> Range | None:
+    """The range that brings results `y = clamp(weight x + bias, *ends)` back best; None where they are all zero.
+
+    x (n, I) is itself rounded in the range `given`, weight (O, I / groups) by channel, bias (O,). The error is that of
+    all three, `|y' - y| / |y|`. Cost: two products of the layer.
+    """
+    right = (_product(x, weight, groups) + bias).clamp_(*ends)
+    made = min(_candidates(right), key=lambda one: _squared_error(right, one), default=None)
+    if made is None:
+        return None
+    codes, scale = code_weight(weight, least_scale(bias, given.scale))
+    sums = _product(centred(x, given.scale, given.zero), codes.float(), groups)
+    got = (sums.mul_(scale * given.scale) + bias).clamp_(*ends)
+    off = float((centred(got, made.scale, made.zero).mul_(made.scale) - right).norm())
+    return replace(made, error=off / float(right.norm()))
+
+
+def _product(x: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """x (n, I) times weight (O, I / groups), group by group: (n, O)."""
+    if groups == 1:
+        return x @ weight.t()
+    parts, held = x.reshape(len(x), groups, -1).transpose(0, 1), weight.reshape(groups, -1, weight.shape[1])
+    return torch.bmm(parts, held.transpose(1, 2)).transpose(0, 1).flatten(1)
+
+
+def _candidates(x: Tensor) -> Iterator[Range]:
     low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
-    yield low, high, "min-max"
     values = x.flatten().sort().values
+    ends = [(low, high, "min-max")]
     for percentile in _PERCENTILES:
         cut = int((1 - percentile / 100) * len(values))
         if cut:
-            ends = float(values[cut]), float(values[-1 - cut])
-            yield min(ends[0], 0.0), max(ends[1], 0.0), f"percentile {percentile:g}"
+            cut_low, cut_high = float(values[cut]), float(values[-1 - cut])
+            ends.append((min(cut_low, 0.0), max(cut_high, 0.0), f"percentile {percentile:g}"))
     shares = {share: _squared_error(x, _range(share * low, share * high, "")) for share in _SHARES}
     share = min(shares, key=lambda share: shares[share])
-    yield share * low, share * high, f"least squares, {share:.2f} of min-max"
+    ends.append((share * low, share * high, f"least squares, {share:.2f} of min-max"))
+    yield from (made for one in ends if (made := _range(*one)) is not None)
 
 
 def _range(low: float, high: float, rule: str) -> Range | None:
@@ -93,5 +137,4 @@ def _range(low: float, high: float, rule: str) -> Range | None:
 def _squared_error(x: Tensor, made: Range | None) -> float:
     if made is None:
         return math.inf
-    codes = (x / made.scale).round_().clamp_(CODES[0] - made.zero, CODES[1] - made.zero)
-    return float((codes.mul_(made.scale) - x).square_().sum())
+    return float((centred(x, made.scale, made.zero).mul_(made.scale) - x).square_().sum())

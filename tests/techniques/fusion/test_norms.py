@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -41,6 +43,25 @@ def test_backward_into_a_linear(inside: int, outside: int, bias: bool, affine: b
 def test_backward_into_a_convolution() -> None:
     model = used(nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU()))
     graph, changes = rewritten(fold_norms, model, torch.randn(4, 3, 6, 6))
+    assert len(changes) == 1 and count(graph, *NORM, aten.mul.Tensor) == 0
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"padding": "same"},
+        {"padding": "valid", "stride": 2, "bias": False},
+        {"padding": 1, "groups": 2},
+        {"padding": "same", "dilation": 2, "groups": 4, "bias": False},
+        {"padding": 1, "padding_mode": "reflect"},
+    ],
+    ids=str,
+)
+def test_backward_into_a_convolution_of_any_settings(dims: int, settings: dict[str, Any]) -> None:
+    convolution, norm = ((nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, nn.BatchNorm2d))[dims - 1]
+    model = used(nn.Sequential(convolution(4, 8, 3, **settings), norm(8), nn.ReLU()))
+    graph, changes = rewritten(fold_norms, model, torch.randn(4, 4, *(7, 6)[:dims]))
     assert len(changes) == 1 and count(graph, *NORM, aten.mul.Tensor) == 0
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, fx, nn
 from fastrec.errors import TechniqueError
 from fastrec.program import Program
 from fastrec.techniques import QuantizeLinears
-from fastrec.techniques.quantization.calibration import calibrate, linear_maps, named, sensitivities
+from fastrec.techniques.quantization.calibration import calibrate, sensitivities
+from fastrec.techniques.quantization.layers import layers_of, named
 
 from .test_linears import Tower, draw, program_of
 
@@ -19,7 +20,7 @@ from .test_linears import Tower, draw, program_of
 def test_rows_of_every_batch_are_looked_at() -> None:
     program = program_of(Tower(), draw(50))
     assert isinstance(program.model, fx.GraphModule)
-    maps = linear_maps(program.model)[:1]
+    maps = layers_of(program.model)[:1]
     # One row among the last of many large batches.
     batches = [[draw(5000, seed)] for seed in range(4)]
     batches[3][0][4999] = 30.0
@@ -30,7 +31,7 @@ def test_rows_of_every_batch_are_looked_at() -> None:
 def test_a_batch_without_rows_gives_no_range() -> None:
     program = program_of(Tower(), draw(50))
     assert isinstance(program.model, fx.GraphModule)
-    layers, skips = calibrate(program.model, linear_maps(program.model), [[draw(0)]])
+    layers, skips = calibrate(program.model, layers_of(program.model), [[draw(0)]])
     assert not layers and {skip.reason for skip in skips} == {"no row of the calibration reaches it"}
 
 

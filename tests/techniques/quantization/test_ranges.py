@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from fastrec.ops import int8_linear
-from fastrec.techniques.quantization.ranges import best_range, code_weight
+from fastrec.ops.linears import centred
+from fastrec.techniques.quantization.ranges import (
+    BIAS,
+    best_output,
+    best_range,
+    code_bias,
+    code_weight,
+    least_scale,
+)
 
 
 def off(x: torch.Tensor, weight: torch.Tensor, scale: float, zero: int) -> float:
@@ -68,3 +78,45 @@ def test_constants_have_a_range_and_zeros_have_none() -> None:
 def test_a_weight_of_zeros_is_exact() -> None:
     made = best_range(torch.randn(9, 5), torch.zeros(3, 5))
     assert made is not None and made.error == 0.0
+
+
+def test_groups_are_layers_beside_one_another() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(500, 12), torch.randn(6, 4)
+    whole = torch.zeros(6, 12)
+    for part in range(3):
+        whole[2 * part : 2 * part + 2, 4 * part : 4 * part + 4] = weight[2 * part : 2 * part + 2]
+    one, other = best_range(x, weight, 3), best_range(x, whole)
+    assert one is not None and other is not None
+    assert (one.scale, one.zero, one.rule) == (other.scale, other.zero, other.rule)
+    assert one.error == pytest.approx(other.error, rel=1e-4)
+
+
+def test_results_are_rounded_where_they_lie() -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(2000, 16), torch.randn(8, 16), torch.randn(8)
+    given = best_range(x, weight)
+    assert given is not None
+    free = best_output(x, weight, 1, bias, given, (-math.inf, math.inf))
+    cut = best_output(x, weight, 1, bias, given, (0.0, math.inf))
+    assert free is not None and cut is not None and cut.zero == 0 and cut.scale < 0.75 * free.scale
+    right = torch.relu(x @ weight.t() + bias)
+    codes, scale = code_weight(weight)
+    got = torch.relu(int8_linear(x, codes, scale, given.scale, given.zero, bias))
+    got = centred(got, cut.scale, cut.zero) * cut.scale
+    assert cut.error == pytest.approx(float((got - right).norm() / right.norm()), rel=1e-4)
+    assert given.error < cut.error < 0.02
+    assert best_output(x, 0 * weight, 1, 0 * bias, given, (0.0, math.inf)) is None
+
+
+def test_a_bias_beside_weights_of_next_to_nothing_keeps_its_digits() -> None:
+    weight = torch.randn(4, 9) * torch.tensor([1.0, 1e-12, 0.0, 0.0])[:, None]
+    bias, step = torch.tensor([0.3, 2.0, -0.7, 0.0]), 0.02
+    codes, scale = code_weight(weight, least_scale(bias, step))
+    whole = code_bias(bias, scale, step)
+    assert whole.dtype == torch.int32 and int(whole.abs().max()) <= BIAS
+    torch.testing.assert_close(
+        whole.double() * scale.double() * step, bias.double(), rtol=1e-6, atol=0.5 * step * float(scale[0])
+    )
+    assert codes[0].abs().max() == 127 and not codes[1:].any()
+    assert float(whole[2]) * float(scale[2]) * step == pytest.approx(-0.7, rel=1e-6)

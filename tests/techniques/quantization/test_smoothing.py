@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from fastrec.graph import copy_graph, sweep
 from fastrec.techniques import QuantizeLinears
-from fastrec.techniques.quantization import calibration, smoothing
+from fastrec.techniques.quantization import calibration, layers, smoothing
 from fastrec.techniques.quantization.smoothing import smooth
 from tests.techniques.fusion.rewrites import count, graph_of
 
@@ -54,7 +54,7 @@ def draw(rows: int = 400, seed: int = 0) -> Tensor:
 def evened(model: nn.Module) -> tuple[fx.GraphModule, fx.GraphModule, int]:
     before = graph_of(model, draw())
     after = copy_graph(before)
-    sources = [node.args[0] for node in calibration.linear_maps(after)]
+    sources = [node.args[0] for node in layers.layers_of(after)]
     changed = smooth(after, calibration.inputs_of(after, sources, [[draw()]]))
     sweep(after)
     return before, after, len(changed)
@@ -100,7 +100,7 @@ def test_a_weight_that_two_maps_share_stays_shared() -> None:
     torch.manual_seed(0)
     _, after, changed = evened(_Tied())
     assert changed == 0
-    assert len({node.args[1] for node in calibration.linear_maps(after)}) == 1
+    assert len({node.args[1] for node in layers.layers_of(after)}) == 1
 
 
 def test_even_channels_are_left() -> None:
