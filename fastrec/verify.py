@@ -84,11 +84,12 @@ def neighbours(
 
     def off(batch: list[Tensor], rows: Tensor) -> float | None:
         """How far the answers to the first of these rows are from those in the crowd."""
-        got = [_first(answer, axis, len(rows)) for answer, axis in zip(session(batch), axes, strict=True)]
-        want = [
-            a if axis is None else a.index_select(axis, rows) for a, axis in zip(together, axes, strict=True)
+        # Put in their place there: what rounding may do to one score is known by the spread of many.
+        put = [
+            new if axis is None else old.index_copy(axis, rows, new.narrow(axis, 0, len(rows)))
+            for old, new, axis in zip(together, session(batch), axes, strict=True)
         ]
-        found = fidelity(want, got)
+        found = fidelity(together, put)
         return None if found.exact else found.max_abs
 
     turned = torch.arange(count).flip(0)
@@ -106,10 +107,6 @@ def neighbours(
         if difference is not None:
             return f"a row's answer differs by {difference:.3g} {where}: it depends on its neighbours"
     return None
-
-
-def _first(answer: Tensor, axis: int | None, count: int) -> Tensor:
-    return answer if axis is None else answer.narrow(axis, 0, count)
 
 
 def _joined(batches: Sequence[Sequence[Tensor]], axes: Sequence[int | None]) -> list[Tensor]:
