@@ -59,12 +59,14 @@ class CompressedModel(nn.Module):
     that the fast sessions were not made for go to the original.
 
     Raises `IdOutOfRangeError` at ids that no table has, `RequestMismatchError` at rows that differ in a feature of the
-    request and `InputError` at batches that do not fit, each naming feature and row. `report` says what was measured, `recipe` what was done.
+    request and `InputError` at batches that do not fit, each naming feature and row. `report` says what was measured, `recipe` what was done,
+    `exact` whether what serves keeps the answer up to float rounding: where no approximate session earned its place, it does.
     """
 
     report: Report
     recipe: Recipe
     program: Program | None = None
+    exact: bool = True
 
     def __init__(
         self,
@@ -139,8 +141,8 @@ class CompressedModel(nn.Module):
             raise InputError(
                 "the model was not captured, so its parts are not known: score batches with the model itself"
             )
-        # A scorer agrees with what serves, which after an approximate recipe is not quite the original.
-        original = self.original if self.recipe.exact else plainly(self.original, self._once, self.program)
+        # A scorer agrees with what serves, which is not quite the original where that approximates.
+        original = self.original if self.exact else plainly(self.original, self._once, self.program)
         return precompute(original, self.program, candidates, guard=self._guard, limit_bytes=limit_bytes)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -53,6 +54,8 @@ from .undeclared import advice
 __all__ = ["compress"]
 
 _SIZES = (1, 32, 100, 500, 1000)
+# Bytes of a model from which what does not serve is let go at once, which takes some tenths of a second.
+_LARGE = 1 << 20
 
 
 def compress(
@@ -151,6 +154,10 @@ def compress(
         report = _report(work, program, made, results, steps, sessions)
         made.report = replace(report, accuracy=accuracy, work=None if captured is None else _work(captured))
         made.recipe = steps
+    if made.report.memory.before_bytes >= _LARGE:
+        # Graphs refer to themselves, so their tables would stay until Python next looks for such circles.
+        del captured
+        gc.collect()
     return made
 
 
@@ -294,13 +301,16 @@ def _assemble(
         for name, made in sessions.items()
         if made.moved
     ]
-    original = program.with_model(program.draft().eval())
-    if captured is None or not names:
+    original = replace(program.with_model(program.draft().eval()), calibration=())
+    form = None if captured is None else captured.form(lossy=any(not sessions[name].exact for name in names))
+    if form is None or not names:
         made = CompressedModel(original, {}, None, checks.guard, once)
-        # For the serving form of what is not faster batch by batch.
-        made.program = captured.fast if captured is not None and once else None
+        if form is not None and once:
+            # For the serving form of what is not faster batch by batch.
+            made.program, made.exact = replace(form.make(), calibration=()), form.exact
         return made
-    plain = captured.fast
+    # Of the other form, if there is one, nothing stays: no table that nobody reads.
+    plain = replace(form.make(), calibration=())
     assert isinstance(plain.model, fx.GraphModule)
     if any(result.session == ORIGINAL for result in results):
         work.notes.append(
@@ -312,7 +322,7 @@ def _assemble(
         original = plainly(program, once, plain)
     plan = Plan(tuple(r.rows for r in results), tuple(r.session for r in results))
     made = _serving(original, sessions, plan, checks, once)
-    made.program = captured.fast
+    made.program, made.exact = plain, form.exact
     return made
 
 

@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from .capture import capture
@@ -39,6 +39,11 @@ class Captured:
     fast: Program
     forms: tuple[Form, ...]
     recipe: Recipe
+
+    def form(self, *, lossy: bool) -> Form:
+        """The form of one request that serves: that of the whole recipe, or the exact one, where nothing lossy does."""
+        mains = [form for form in self.forms if form.main]
+        return next((form for form in mains if lossy or form.exact), mains[0])
 
 
 def read(
@@ -129,7 +134,8 @@ def apply_recipe(
     if not exact and all(technique.exact for technique in modules):
         # What approximates has to be faster than what does not, or it is dropped.
         kept = tuple(technique for technique in graphs if technique.exact)
-        forms.append(Form("exact", partial(rewritten, asked, kept), main=True))
+        # Made once: sessions and what is left of it share its tables.
+        forms.append(Form("exact", cache(partial(rewritten, asked, kept)), main=True))
     if asked is not plain:
         # Where rows are few, one lookup and one product for all of them may beat one for the request and one more.
         whole = partial(rewritten, plain, tuple(graphs))

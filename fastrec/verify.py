@@ -93,11 +93,12 @@ def neighbours(
 
     def off(batch: list[Tensor], rows: Tensor) -> Fidelity:
         """How far the answers to the first of these rows are from those in the crowd."""
-        got = [_first(answer, axis, len(rows)) for answer, axis in zip(session(batch), axes, strict=True)]
-        want = [
-            a if axis is None else a.index_select(axis, rows) for a, axis in zip(together, axes, strict=True)
+        # Put in their place there: what rounding may do to one score is known by the spread of many.
+        put = [
+            new if axis is None else old.index_copy(axis, rows, new.narrow(axis, 0, len(rows)))
+            for old, new, axis in zip(together, session(batch), axes, strict=True)
         ]
-        return fidelity(want, got)
+        return fidelity(together, put)
 
     turned = torch.arange(count).flip(0)
     found = [("in another order", off(take_rows(features, crowd, turned), turned))]
@@ -114,10 +115,6 @@ def neighbours(
         if not difference.exact:
             return f"a row's answer differs by {difference.max_abs:.3g} {where}: it depends on its neighbours"
     return max(difference.max_abs for _, difference in found)
-
-
-def _first(answer: Tensor, axis: int | None, count: int) -> Tensor:
-    return answer if axis is None else answer.narrow(axis, 0, count)
 
 
 def _joined(batches: Sequence[Sequence[Tensor]], axes: Sequence[int | None]) -> list[Tensor]:

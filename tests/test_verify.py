@@ -88,6 +88,16 @@ def test_the_last_bit_that_moves_is_told() -> None:
     assert isinstance(found, float) and 0 < found < 1e-6
 
 
+def test_rounding_of_a_score_near_zero_is_no_neighbour() -> None:
+    def rounded(flat: list[Tensor]) -> list[Tensor]:
+        return [flat[0].sum(1) + (3e-8 if len(flat[0]) < 3 else 1e-8)]
+
+    crowd = fresh(33, 0)
+    crowd[0][0] = 0.0
+    features = (Feature("x", torch.float32, (33, 3), 0, "rows"),)
+    assert neighbours(rounded, features, crowd, (0,)) is None
+
+
 def test_numbers_of_rows_that_a_session_does_not_take_are_not_tried() -> None:
     def several(flat: list[Tensor]) -> list[Tensor]:
         assert len(flat[0]) > 1

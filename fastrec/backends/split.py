@@ -4,7 +4,7 @@
 
 Gathering rows is slow in inference libraries and fast in torch, matrix products the other way round, so a
 backend may run each part where it is fastest. `lookups` holds every lookup in a constant table whose ids come
-from the inputs by integer arithmetic, selections and reshapes alone, and what those ids need.
+from the inputs by integer arithmetic, selections, reshapes and lookups in tables of integers, and what those ids need.
 
 How many positions of a request hold something depends on its values, and compilers want such sizes given. So
 whatever is picked by `nonzero` of the request's is picked in `lookups`, with all that it comes from; the dense rest
@@ -67,8 +67,8 @@ class Split:
 def split_lookups(gm: fx.GraphModule) -> Split:
     """The graph's lookups and its dense rest, sharing every tensor with it; `gm` is not changed.
 
-    A lookup whose ids are computed from other lookups, or that a graph with in-place writes makes, stays in
-    the dense part. Cost: one pass over the nodes.
+    A lookup whose ids are computed from numbers that other lookups give, or that a graph with in-place writes makes,
+    stays in the dense part. Cost: one pass over the nodes.
     """
     return _split(gm, _moved(gm.graph, _is_lookup))
 
@@ -114,6 +114,26 @@ def _is_coded(node: fx.Node) -> bool:
     return node.target in (INT8, INT4)
 
 
+def _is_sum(node: fx.Node, sources: list[fx.Node]) -> bool:
+    """Whether the node adds looked-up rows in fewer bits and others, of one shape."""
+    shapes = {tuple(map(_symbol, source.meta["val"].shape)) for source in sources}
+    return (
+        _name(node) == "add"
+        and len(sources) == len(node.args) == 2
+        and len(shapes) == 1
+        and any(map(_is_lossy, sources))
+    )
+
+
+def _is_lossy(node: fx.Node) -> bool:
+    """Whether the rows were looked up in fewer bits than they are read in, moved or added up since."""
+    while not _is_lookup(node):
+        node = node.all_input_nodes[0]
+    table = node.args[0]
+    assert isinstance(table, fx.Node)
+    return _is_coded(node) or table.meta["val"].dtype is torch.float16
+
+
 def _indexes_rows(node: fx.Node) -> bool:
     indices = node.args[1]
     return isinstance(indices, (list, tuple)) and len(indices) == 1 and isinstance(indices[0], fx.Node)
@@ -142,6 +162,8 @@ def _moved(graph: fx.Graph, wanted: Callable[[fx.Node], bool]) -> set[fx.Node]:
             if wanted(node):
                 if sources and all(arg in ids for arg in sources):
                     moved |= {node, *ancestors(sources)}
+                    if _is_exact(node.meta.get("val")):
+                        ids.add(node)
             elif all(arg in ids for arg in sources) and (
                 _is_exact(node.meta.get("val")) or (_name(node) in VIEWS and sources)
             ):
@@ -185,7 +207,8 @@ def _joined(graph: fx.Graph, moved: set[fx.Node], wanted: Callable[[fx.Node], bo
 
     The parts of a lookup that gives several results must follow it; a join of lookups nobody else reads makes
     one tensor to hand over of many, which costs less than handing over each. A sum of looked-up rows is one row of
-    several, and torch adds whole rows up in a third of the time of an inference library.
+    several, and torch adds whole rows up in a third of the time of an inference library; rows in fewer bits and the
+    exact ones among them are one tensor.
     """
     rows = {node for node in moved if wanted(node)}
     followers: set[fx.Node] = set()
@@ -203,7 +226,7 @@ def _joined(graph: fx.Graph, moved: set[fx.Node], wanted: Callable[[fx.Node], bo
         elif sources and all(arg in rows and len(arg.users) == 1 for arg in sources):
             if _name(node) in _FLATVIEWS:
                 rows.add(node)
-            elif (_name(node) in _JOINS and len(sources) > 1) or is_pooling(node):
+            elif (_name(node) in _JOINS and len(sources) > 1) or is_pooling(node) or _is_sum(node, sources):
                 rows.add(node)
                 joins.add(node)
     # Views that no join took up stay in the dense part, where they are free.

@@ -101,7 +101,7 @@ class Served(nn.Module):
         return out
 
 
-def coded(bits: int) -> tuple[Program, Callable[[int], tuple[Tensor, ...]]]:
+def coded(bits: int, hot: float = 0.0) -> tuple[Program, Callable[[int], tuple[Tensor, ...]]]:
     def batch(rows: int) -> tuple[Tensor, ...]:
         rng = torch.Generator().manual_seed(rows)
         return tuple(torch.randint(60, size, generator=rng) for size in ((rows,), (rows,), (rows, 5)))
@@ -109,7 +109,7 @@ def coded(bits: int) -> tuple[Program, Callable[[int], tuple[Tensor, ...]]]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         program = captured(Served(), batch(6))
-    applied = QuantizeTables(bits=bits, least_bytes=0).apply(program)  # type: ignore[arg-type]
+    applied = QuantizeTables(bits=bits, least_bytes=0, hot=hot).apply(program)  # type: ignore[arg-type]
     assert len(applied.changes) == 2
     return program.with_model(applied.model), batch
 
@@ -118,12 +118,12 @@ def coded(bits: int) -> tuple[Program, Callable[[int], tuple[Tensor, ...]]]:
 SETTINGS = [backend for backend in EVERY if backend != Inductor(freeze=True)]
 
 
-@pytest.mark.parametrize("bits", [16, 8, 4])
+@pytest.mark.parametrize(("bits", "hot"), [(16, 0.0), (8, 0.0), (4, 0.0), (8, 0.1)])
 @pytest.mark.parametrize("backend", SETTINGS, ids=lambda backend: backend.label)
-def test_every_backend_serves_coded_tables(backend: Backend, bits: int) -> None:
+def test_every_backend_serves_coded_tables(backend: Backend, bits: int, hot: float) -> None:
     if backend.unavailable() is not None:
         pytest.skip(str(backend.unavailable()))
-    program, batch = coded(bits)
+    program, batch = coded(bits, hot)
     session = backend.compile(program)
     for rows in (1, 2, 33, 1000):
         with torch.no_grad():

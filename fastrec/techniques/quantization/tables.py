@@ -13,7 +13,9 @@ from ...graph import add_constant, copy_graph, emit, evaluate, is_call, sweep, v
 from ...program import Program
 from ..base import Applied, Change, Skip, Technique
 from ..fusion.moves import allow_strides, reads_strides
+from .calibration import batches_of
 from .forms import FORMS, Form
+from .hot_rows import Hot, hold_exact, hottest, ids_seen, look_up
 from .reads import Read, Table, find_tables
 
 __all__ = ["QuantizeTables"]
@@ -22,6 +24,7 @@ aten = torch.ops.aten
 _WORST = 0.25
 _APART = 4.0
 _ENTRIES = 1 << 18
+_HOT = 0.05
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,9 @@ class QuantizeTables(Technique):
 
         x (V, d) float32, 4 d bytes a row   ->   16: 2 d      8: d + 8      4: d / 2 + 4 (d even; one more if odd)
 
-    16 is float16; with 8 and 4 bits each row has a scale and an offset (`row_codes`). A score depends on its own row
-    alone, whatever else is in the batch. Where the columns of a table are of very different size (an embedding and its
+    16 is float16; with 8 and 4 bits each row has a scale and an offset (`row_codes`). The `hot` share of a table's rows
+    that calibration looks up most (the example, without any) stay float32 (`hot_rows`): 4 bytes more a row, 4 d more a
+    hot one. A score depends on its own row alone, whatever else is in the batch. Where the columns of a table are of very different size (an embedding and its
     first-order weight, joined by fusion) each is divided by a power of two before, and what is looked up multiplied.
 
     Tables stay, each with its reason, that are read by more than lookups (tied weights), smaller than `least_bytes`, not
@@ -43,8 +47,8 @@ class QuantizeTables(Technique):
     Source: row-wise ranges as in Guan et al., "Post-Training 4-bit Quantization on Embedding Tables", 2019.
 
     Example:
-        >>> QuantizeTables().exact, [step.bits for step in QuantizeTables.ladder()]
-        (False, [16, 8, 4])
+        >>> QuantizeTables().exact, [(step.bits, step.hot) for step in QuantizeTables.ladder()]
+        (False, [(16, 0.0), (8, 0.0), (4, 0.05), (4, 0.0)])
     """
 
     name: ClassVar[str] = "quantize_tables"
@@ -52,26 +56,31 @@ class QuantizeTables(Technique):
 
     bits: Literal[16, 8, 4] = 8
     least_bytes: int = 1 << 20
+    hot: float = 0.0
 
     def __post_init__(self) -> None:
         if self.bits not in FORMS:
             raise InputError(f"QuantizeTables(bits=...) takes 16, 8 or 4, got {self.bits!r:.80}")
         if not isinstance(self.least_bytes, int) or self.least_bytes < 0:
             raise InputError(f"QuantizeTables(least_bytes=...) takes 0 or more, got {self.least_bytes!r:.80}")
+        if not isinstance(self.hot, (int, float)) or not 0 <= self.hot < 1:
+            raise InputError(f"QuantizeTables(hot=...) takes a share from 0 to below 1, got {self.hot!r:.80}")
 
     @property
     def exact(self) -> bool:
         """Never."""
         return False
 
-    def milder(self, program: Program, changes: tuple[Change, ...]) -> tuple[Technique, ...]:  # noqa: ARG002 - more bits lose less on any program
-        """More bits."""
-        return tuple(replace(self, bits=bits) for bits in (8, 16) if bits > self.bits)
+    def milder(self, program: Program, changes: tuple[Change, ...]) -> tuple[Technique, ...]:  # noqa: ARG002 - less is lost by these, whatever was changed
+        """More hot rows, where calibration says which are, and then more bits."""
+        known = program.calibration and self.hot < _HOT and self.bits < 16
+        hotter = [replace(self, hot=_HOT)] if known else []
+        return (*hotter, *(replace(self, bits=bits) for bits in (8, 16) if bits > self.bits))
 
     @classmethod
     def ladder(cls) -> tuple[Self, ...]:
-        """16, 8 and 4 bits."""
-        return cls(bits=16), cls(bits=8), cls(bits=4)
+        """16, 8 and 4 bits, the last with hot rows and without."""
+        return cls(bits=16), cls(bits=8), cls(bits=4, hot=_HOT), cls(bits=4)
 
     def apply(self, program: Program) -> Applied:
         """The graph with these tables, sharing every other tensor; the program's own where none is worth it."""
@@ -80,18 +89,23 @@ class QuantizeTables(Technique):
         gm = copy_graph(program.model)
         changes: list[Change] = []
         skipped: list[Skip] = []
-        for table in find_tables(gm):
-            made = self._refusal(gm, table) or _coded(table.tensor, FORMS[self.bits])
+        tables = find_tables(gm)
+        refused = [self._refusal(gm, table) for table in tables]
+        kept = [table for table, reason in zip(tables, refused, strict=True) if not reason]
+        seen = ids_seen(gm, kept, batches_of(program)) if self.hot and kept else {}
+        for table, reason in zip(tables, refused, strict=True):
+            hot = hottest(table, seen, self.hot) if seen and not reason else None
+            made = reason or _coded(table.tensor, FORMS[self.bits], hot)
             if isinstance(made, str):
                 skipped.append(Skip("quantize tables", table.name, made))
                 continue
             _replace(gm, table, made)
-            was, now = table.tensor.nbytes, made.rows.nbytes
+            was, now = table.tensor.nbytes, made.nbytes
             detail = (
                 f"{tuple(table.tensor.shape)} in {made.form.label}: {was / now:.2f} times smaller, "
                 f"columns off by up to {made.error:.2%} of their size"
             )
-            changes.append(Change("quantize tables", table.name, detail, now))
+            changes.append(Change("quantize tables", table.name, f"{detail}; {hot}" if hot else detail, now))
         if not changes:
             return Applied(program.model, (), tuple(skipped))
         sweep(gm)
@@ -105,6 +119,8 @@ class QuantizeTables(Technique):
         tensor, width = table.tensor, table.tensor.shape[1]
         if table.reason:
             return table.reason
+        if table.name in gm.meta.get("hot", ()):
+            return "it holds the exact rows of another table"
         if tensor.dtype is not torch.float32:
             return f"it holds {str(tensor.dtype).removeprefix('torch.')}"
         if tensor.nbytes < self.least_bytes:
@@ -122,22 +138,33 @@ class QuantizeTables(Technique):
 
 @dataclass(frozen=True)
 class _Coded:
-    """A table (V, d) in another form, what its columns are to be multiplied by, and the largest error of a column."""
+    """A table (V, d) in another form, its hot rows, what its columns are to be multiplied by, and the largest error of one."""
 
     form: Form
     rows: Tensor
     width: int
+    hot: Hot | None
     columns: Tensor | None
     error: float
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows, the exact ones among them."""
+        return self.rows.nbytes + (self.hot.nbytes(len(self.rows), self.width) if self.hot else 0)
 
-def _coded(table: Tensor, form: Form) -> _Coded | str:
+
+def _coded(table: Tensor, form: Form, hot: Hot | None) -> _Coded | str:
     """The table in this form, or why it would not be itself."""
     columns = _columns(table) if form.ranged else None
     rows = form.code(table if columns is None else table / columns)
-    made = _Coded(form, rows, table.shape[1], columns, _error(table, form, rows, columns))
+    if hot:
+        # In every form zeros are read as 0.
+        rows.index_fill_(0, hot.rows, 0)
+    made = _Coded(form, rows, table.shape[1], hot, columns, _error(table, form, rows, columns, hot))
     if not made.error <= _WORST:
         return f"in {form.label} a column would be off by {made.error:.0%} of its size"
+    if made.nbytes >= table.nbytes:
+        return f"it takes {table.nbytes} bytes, in {form.label} with {hot} {made.nbytes}"
     return made
 
 
@@ -160,8 +187,11 @@ def _columns(table: Tensor) -> Tensor | None:
     return torch.where(sizes > 0, powers.exp2(), 1.0).float()
 
 
-def _error(table: Tensor, form: Form, rows: Tensor, columns: Tensor | None) -> float:
-    """The error of the column that is off most, relative to its size (root mean squares)."""
+def _error(table: Tensor, form: Form, rows: Tensor, columns: Tensor | None, hot: Hot | None) -> float:
+    """The error of the column that is off most, relative to its size (root mean squares); hot rows are off by nothing."""
+    exact = torch.zeros(len(table), 1, dtype=torch.bool)
+    if hot:
+        exact[hot.rows] = True
     off = torch.zeros(table.shape[1], dtype=torch.float64)
     sizes = torch.zeros_like(off)
     for part in _parts(table):
@@ -169,7 +199,7 @@ def _error(table: Tensor, form: Form, rows: Tensor, columns: Tensor | None) -> f
         found = form.read(rows, torch.arange(part.start, part.start + len(right)))[:, : table.shape[1]]
         if columns is not None:
             found = found * columns
-        off += (found - right).square_().sum(0)
+        off += (found - right).masked_fill_(exact[part], 0).square_().sum(0)
         sizes += right.square_().sum(0)
     return float((off / torch.where(sizes > 0, sizes, 1.0)).max().sqrt())
 
@@ -178,9 +208,15 @@ def _replace(gm: fx.GraphModule, table: Table, made: _Coded) -> None:
     """Every lookup of the table as one of its other form."""
     rows = add_constant(gm, f"{table.name}_{made.form.label}", made.rows)
     factors = None if made.columns is None else add_constant(gm, f"{table.name}_columns", made.columns)
+    held = hold_exact(gm, table, made.hot.rows) if made.hot else None
     for read in table.reads:
         with gm.graph.inserting_before(read.node):
-            found = _found(gm, made.form, rows, read)
+            ids = emit(gm, aten.reshape.default, (read.ids, [-1, read.bag])) if read.bag else read.ids
+            exact = _bags(gm, look_up(gm, *held, ids), read) if held else None
+            found = emit(gm, made.form.lookup, (rows, ids))
+            if value(found).dtype is not torch.float32:
+                found = emit(gm, aten.to.dtype, (found, torch.float32))
+            found = _bags(gm, found, read)
         if read.bag:
             for user in list(read.node.users):
                 if user.args[1] == 0:
@@ -189,25 +225,29 @@ def _replace(gm: fx.GraphModule, table: Table, made: _Coded) -> None:
         else:
             read.node.replace_all_uses_with(found)
         gm.graph.erase_node(read.node)
-        _finish(gm, found, made.width, factors)
+        _finish(gm, found, exact, made.width, factors)
 
 
-def _found(gm: fx.GraphModule, form: Form, rows: fx.Node, read: Read) -> fx.Node:
-    ids = emit(gm, aten.reshape.default, (read.ids, [-1, read.bag])) if read.bag else read.ids
-    found = emit(gm, form.lookup, (rows, ids))
-    if value(found).dtype is not torch.float32:
-        found = emit(gm, aten.to.dtype, (found, torch.float32))
-    if read.bag:
-        found = emit(gm, aten.mean.dim if read.mean else aten.sum.dim_IntList, (found, [1]))
-    return found
+def _bags(gm: fx.GraphModule, found: fx.Node, read: Read) -> fx.Node:
+    """Looked-up rows, added up where the lookup was one of bags."""
+    if not read.bag:
+        return found
+    return emit(gm, aten.mean.dim if read.mean else aten.sum.dim_IntList, (found, [1]))
 
 
-def _finish(gm: fx.GraphModule, found: fx.Node, width: int, factors: fx.Node | None) -> None:
-    """Cuts off the column that made an odd row even, and gives the columns their size: once rows are added up, if so."""
+def _finish(
+    gm: fx.GraphModule, found: fx.Node, exact: fx.Node | None, width: int, factors: fx.Node | None
+) -> None:
+    """Cuts off the column that made an odd row even, gives the columns their size and adds the exact rows: once rows are
+    added up, if so.
+    """
     end = found
     while (pooled := _pooled(end)) is not None:
         end = pooled
         end.meta["val"] = evaluate(gm, end)
+        if exact is not None:
+            with gm.graph.inserting_before(end):
+                exact = emit(gm, end.target, (exact, *end.args[1:]))
     axis = value(end).ndim - 1
     made = [end]
     with gm.graph.inserting_before(end.next):
@@ -216,6 +256,8 @@ def _finish(gm: fx.GraphModule, found: fx.Node, width: int, factors: fx.Node | N
             allow_strides(gm)
         if factors is not None:
             made.append(emit(gm, aten.mul.Tensor, (made[-1], factors)))
+        if exact is not None:
+            made.append(emit(gm, aten.add.Tensor, (made[-1], exact)))
     if len(made) > 1:
         end.replace_all_uses_with(made[-1], delete_user_cb=lambda user: user is not made[1])
 
