@@ -30,15 +30,17 @@ _PARTS = (0.25, 0.5, 0.75)
 
 @dataclass(frozen=True)
 class QuantizeLinears(Technique):
-    """Compute linear maps in 8-bit integers: weights by output channel, activations in one range for all batches.
+    """Compute linear maps and convolutions in 8-bit integers: weights by output channel, activations in one range for all batches.
 
         y = W x + b    ~    ((q(x) - zero) Q^T) * (scale_x scale_w) + b        see `fastrec.ops.int8_linear`
 
     Ranges are static: they come from calibration batches (the example batch where none are given, which is thin: rare
     large activations are then cut off), by the rule that gives the layer's output the least error on them. No row's
     answer depends on another row. Applies to maps (..., I) -> (..., O) by a constant float32 weight of at least
-    `least` elements (O I): smaller ones take longer in integers, those at the limit gain from some 32 rows on. `only` names the sites to take (None: all) and
-    `without` those to leave; a site is the name of the graph's node.
+    `least` elements (O I): smaller ones take longer in integers, those at the limit gain from some 32 rows on. A
+    convolution of one or two dimensions is such a map of windows, its weights counted at each position; its results are
+    rounded too (`fastrec.ops.int8_convolution`). `only` names the sites to take (None: all) and `without` those to
+    leave; a site is the name of the graph's node.
 
     Each change says the range and how far the layer's output is off on the calibration, `|y' - y| / |y|`; a layer
     more than half off is left as it is. Raises `InputError` for settings of another kind and for a site in `only` that

@@ -91,7 +91,7 @@ def test_codes_are_handed_on_and_clamps_are_what_codes_do() -> None:
     assert first.args[OUTPUT] == second.args[GIVEN] and second.args[OUTPUT] == third.args[GIVEN]
     assert second.args[GIVEN][1] == 0
     y = graph(pictures(300, 7))[0]
-    assert off(y, double(model, pictures(300, 7))) < 0.03
+    assert off(y, double(model, pictures(300, 7))) < 0.05
     assert float(y.abs().max()) <= 0.5 * (1 + 1e-6)
 
 
