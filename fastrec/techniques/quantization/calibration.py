@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,11 +18,13 @@ from ..base import Skip
 from ..fusion.matmuls import name_linears
 from .pieces import take_apart
 from .ranges import Range, best_range, code_weight
+from .sensitivity import moved_by
 from .smoothing import smooth
 
 __all__ = [
     "Layer",
     "batches_of",
+    "bias_of",
     "calibrate",
     "in_int8",
     "inputs_of",
@@ -65,7 +68,7 @@ def linear_maps(gm: fx.GraphModule) -> list[fx.Node]:
     for node in gm.graph.nodes:
         if not is_call(node, aten.linear.default):
             continue
-        weight, bias = constant(gm, node.args[1]), _bias(node)
+        weight, bias = constant(gm, node.args[1]), bias_of(node)
         if (
             weight is not None
             and weight.ndim == 2
@@ -127,7 +130,7 @@ def in_int8(gm: fx.GraphModule, layers: Iterable[Layer]) -> dict[str, int]:
     added: dict[str, int] = {}
     for layer in layers:
         node = names[layer.site]
-        x, held, bias = node.args[0], node.args[1], _bias(node)
+        x, held, bias = node.args[0], node.args[1], bias_of(node)
         added[layer.site] = 0
         if held not in made:
             weight = constant(gm, held)
@@ -169,15 +172,7 @@ def sensitivities(program: Program, sites: Collection[str] | None = None) -> dic
     batches = batches_of(program)
     nodes = [node for node in linear_maps(gm) if sites is None or node.name in sites]
     layers, _ = calibrate(gm, nodes, batches)
-    right = _answers(gm, batches)
-    found = {}
-    for layer in layers:
-        alone = copy_graph(gm)
-        in_int8(alone, [layer])
-        found[layer.site] = max(
-            (_moved(new, old) for new, old in zip(_answers(alone, batches), right, strict=True)), default=0.0
-        )
-    return found
+    return moved_by(gm, batches, {layer.site: partial(in_int8, layers=[layer]) for layer in layers})
 
 
 def batches_of(program: Program) -> tuple[Sequence[Tensor], ...]:
@@ -185,21 +180,9 @@ def batches_of(program: Program) -> tuple[Sequence[Tensor], ...]:
     return program.calibration or (program.batch,)
 
 
-def _bias(node: fx.Node) -> Any:
+def bias_of(node: fx.Node) -> Any:
+    """The bias of a linear map, None where it has none."""
     return node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
-
-
-def _answers(gm: fx.GraphModule, batches: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """The floating-point outputs, the elements of all batches one after the other."""
-    with torch.no_grad(), torch.random.fork_rng(devices=()):
-        found = [[out.flatten() for out in gm(*batch) if out.is_floating_point()] for batch in batches]
-    return [torch.cat(parts) for parts in zip(*found, strict=True)]
-
-
-def _moved(new: Tensor, old: Tensor) -> float:
-    spread = float((old - old.mean()).norm()) or float(old.norm())
-    off = float((new - old).norm())
-    return off / spread if off else 0.0
 
 
 def inputs_of(

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import fx
 
-from ...errors import InputError, TechniqueError
-from ...graph import is_call, value
-from ...ops.linears import INT8_LINEAR
 from ...program import Program
-from ..base import Applied, Change, Skip, Technique
-from ..fusion.purity import writes
-from .calibration import batches_of, calibrate, in_int8, linear_maps, named, sensitivities
+from ..base import Change, Skip
+from .calibration import batches_of, calibrate, in_int8, sensitivities
+from .sites import OnLinears
 
 __all__ = ["QuantizeLinears"]
 
-_RULE = "quantize linears"
-# Maps of so many weights gain at a single row; those of `least` from some 32 rows on.
-_LARGE = 32768
-# Of the layers, those left as they are where the budget is broken.
-_PARTS = (0.25, 0.5, 0.75)
-
 
 @dataclass(frozen=True)
-class QuantizeLinears(Technique):
+class QuantizeLinears(OnLinears):
     """Compute linear maps in 8-bit integers: weights by output channel, activations in one range for all batches.
 
         y = W x + b    ~    ((q(x) - zero) Q^T) * (scale_x scale_w) + b        see `fastrec.ops.int8_linear`
@@ -48,56 +39,21 @@ class QuantizeLinears(Technique):
     """
 
     name: ClassVar[str] = "quantize_linears"
-    level: ClassVar[Literal["module", "graph"]] = "graph"
+    rule: ClassVar[str] = "quantize linears"
+    numbers: ClassVar[str] = "int8"
+    # Maps of so many weights gain at a single row; those of `least` from some 32 rows on.
+    large: ClassVar[int] = 32768
+    bytes_per_weight: ClassVar[int] = 1
 
-    only: tuple[str, ...] | None = None
-    without: tuple[str, ...] = ()
-    least: int = 4096
-
-    def __post_init__(self) -> None:
-        for setting, names in (("only", self.only), ("without", self.without)):
-            if names is not None and not (
-                isinstance(names, tuple) and all(isinstance(name, str) and name for name in names)
-            ):
-                raise InputError(f"QuantizeLinears({setting}=...) takes a tuple of names, got {names!r:.80}")
-        if isinstance(self.least, bool) or not isinstance(self.least, int) or self.least < 0:
-            raise InputError(
-                f"QuantizeLinears(least=...) takes a whole number from 0, got {self.least!r:.80}"
-            )
-
-    @property
-    def exact(self) -> bool:
-        """Never."""
-        return False
-
-    def apply(self, program: Program) -> Applied:
-        """The graph with these maps in integers; the program's own where there are none."""
-        if not isinstance(program.model, fx.GraphModule):
-            raise TechniqueError("rewrites captured graphs: capture the program first", technique=self.name)
-        if writes(program.model):
-            return Applied(
-                program.model, skipped=(Skip(_RULE, "", "the graph writes in place: values seen may change"),)
-            )
-        gm = named(program.model)
-        found = linear_maps(gm)
-        skips = self._unknown(gm, found)
-        chosen = []
-        for node in found:
-            weights = value(node.args[1]).numel()  # type: ignore[arg-type]  # an argument of a node is of any type
-            if (self.only is not None and node.name not in self.only) or node.name in self.without:
-                continue
-            if weights < self.least:
-                skips.append(Skip(_RULE, node.name, f"{weights:,} weights: under {self.least:,}"))
-            else:
-                chosen.append(node)
-        layers, left = calibrate(gm, chosen, batches_of(program)) if chosen else ([], [])
-        skips += left
-        if not layers:
-            return Applied(program.model, skipped=tuple(skips))
+    def take(
+        self, program: Program, gm: fx.GraphModule, nodes: list[fx.Node]
+    ) -> tuple[list[Change], list[Skip]]:
+        """Puts these maps into integers, in the ranges that the calibration gives."""
+        layers, skips = calibrate(gm, nodes, batches_of(program))
         added = in_int8(gm, layers)
         changes = [
             Change(
-                _RULE,
+                self.rule,
                 layer.site,
                 f"{layer.weights:,} weights, input by {layer.range.rule}{', channels made even' * layer.evened}, "
                 f"output {layer.range.error:.1e} off",
@@ -105,38 +61,8 @@ class QuantizeLinears(Technique):
             )
             for layer in layers
         ]
-        return Applied(gm, tuple(changes), tuple(skips))
+        return changes, skips
 
-    def alternatives(self, changes: tuple[Change, ...]) -> dict[str, Technique]:
-        """The large layers alone: what integers gain grows with a layer and with the rows, what they cost does not."""
-        sizes = [change.added_bytes for change in changes if change.rule == _RULE]
-        if self.least >= _LARGE or not any(size < _LARGE for size in sizes) or max(sizes) < _LARGE:
-            return {}
-        return {f"int8 from {_LARGE:,} weights": replace(self, least=_LARGE)}
-
-    def milder(self, program: Program, changes: tuple[Change, ...]) -> tuple[Technique, ...]:
-        """Without a quarter, half and three quarters of its layers, those that move the model's answer most."""
-        moved = sensitivities(program, {change.site for change in changes if change.rule == _RULE})
-        order = sorted(moved, key=lambda site: -moved[site])
-        counts = sorted({math.ceil(len(order) * part) for part in _PARTS} - {len(order)})
-        return tuple(replace(self, without=(*self.without, *order[:count])) for count in counts)
-
-    @classmethod
-    def ladder(cls) -> tuple[Self, ...]:
-        """The layers worth it, and every layer."""
-        return (cls(), cls(least=0))
-
-    def _unknown(self, gm: fx.GraphModule, found: list[fx.Node]) -> list[Skip]:
-        """A skip for each name in `without` of no linear map. Raises `InputError` for one in `only`."""
-        sites = [node.name for node in found] + [n.name for n in gm.graph.nodes if is_call(n, INT8_LINEAR)]
-        for name in self.only or ():
-            if name not in sites:
-                raise InputError(
-                    f"QuantizeLinears(only=...) has {name!r:.80}, which is no linear map of this graph: "
-                    f"it has {', '.join(sites) or 'none'}"
-                )
-        return [
-            Skip(_RULE, name, "to be left as it is, but no linear map of this graph")
-            for name in self.without
-            if name not in sites
-        ]
+    def sensitivities(self, program: Program, sites: Collection[str] | None = None) -> dict[str, float]:
+        """How far the answer moves with each map alone in integers: see `calibration.sensitivities`."""
+        return sensitivities(program, sites)
