@@ -71,9 +71,8 @@ class CastLinears(OnLinears):
         able = torch.cpu.get_capabilities()
         if not any(able.get(name) for name in _INSTRUCTIONS):
             return "this processor does not multiply bfloat16 faster than float32"
-        return (
-            "" if torch.backends.mkldnn.is_available() else "this torch has no kernels for bfloat16 (oneDNN)"
-        )
+        built = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch gives it no types
+        return "" if built else "this torch has no kernels for bfloat16 (oneDNN)"
 
     def take(
         self, program: Program, gm: fx.GraphModule, nodes: list[fx.Node]
