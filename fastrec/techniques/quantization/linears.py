@@ -39,6 +39,7 @@ class QuantizeLinears(OnLinears):
     """
 
     name: ClassVar[str] = "quantize_linears"
+    fitted: ClassVar[bool] = True
     rule: ClassVar[str] = "quantize linears"
     numbers: ClassVar[str] = "int8"
     # Maps of so many weights gain at a single row; those of `least` from some 32 rows on.

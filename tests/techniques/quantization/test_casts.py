@@ -12,12 +12,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from fastrec import Budget, compress
+from fastrec.backends import Eager
 from fastrec.cost import per_candidate
 from fastrec.errors import InputError, TechniqueError
 from fastrec.graph import copy_graph, value
+from fastrec.measure import evaluator
 from fastrec.plain import from_plain, to_plain
 from fastrec.program import Program
-from fastrec.techniques import Applied, CastLinears, QuantizeLinears
+from fastrec.techniques import Applied, CastLinears, Fuse, QuantizeLinears
 from tests.checks import assert_unchanged, snapshot
 from tests.techniques.quantization.test_linears import Tower, draw, off, program_of
 
@@ -266,3 +269,40 @@ def test_milder_settings_leave_the_layers_that_move_the_answer_most() -> None:
     order = sorted(set(moved) - {"linear_4"}, key=lambda site: -moved[site])
     assert [setting.without for setting in milder] == [tuple(order[:k]) for k in (1, 2, 3)]  # type: ignore[attr-defined]
     assert technique.milder(program, ()) == ()
+
+
+def test_compressed_it_is_checked_certified_and_needs_no_calibration() -> None:
+    model, held_out = Tower(width=256).eval(), [draw(500, seed) for seed in range(4)]
+    with torch.no_grad():
+        score = torch.cat([model(x) for x in held_out])[:, 0]
+        labels = (score > score.median()).float()
+    fast = compress(
+        _First(model),
+        held_out[0][:64],
+        recipe=(Fuse(), CastLinears(least=0)),
+        evaluate=evaluator(held_out, labels, ["auc"]),
+        budget=Budget(max_loss={"auc": 0.01}),
+        backends=[Eager()],
+        batch_sizes=(1, 64),
+        seconds=10,
+        progress=False,
+    )
+    report = fast.report
+    assert [step.technique for step in report.steps] == ["fuse", "cast_linears"]
+    assert len(report.steps[1].changes) == 3 and all(one.holds for one in report.accuracy)
+    assert not any("fitted" in note for note in report.notes)
+    reasons = {trial.session: trial.reason for trial in report.trials}
+    assert {"eager", "eager, exact"} <= set(reasons) and not reasons["eager"]
+    with pytest.raises(InputError, match="nan"):
+        fast(torch.full((3, 40), torch.nan))
+
+
+class _First(nn.Module):
+    """The first of a model's answers."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)[:, 0]
