@@ -86,11 +86,15 @@ class CastLinears(OnLinears):
             weight = constant(gm, node.args[1])
             assert weight is not None
             low, reason = weight.bfloat16(), ""
-            off = _error(seen[source], weight, low)
+            rows = seen[source]
+            rows = rows[rows.isfinite().all(1)]
+            off = _error(rows, weight, low)
             if self.only is None and _is_answer(node):
                 reason = "its result is the model's answer, and 8 bits would tie scores: only=(...) takes it"
             elif not bool(low.isfinite().all()):
                 reason = "its weights are not all finite in bfloat16"
+            elif not len(rows):
+                reason = "no row of numbers in the calibration reaches it"
             elif not off <= _WORST:
                 reason = f"bfloat16 would put its output {off:.0%} off"
             if reason:
@@ -119,8 +123,7 @@ class CastLinears(OnLinears):
 
 
 def _error(x: Tensor, weight: Tensor, low: Tensor) -> float:
-    """How far off the products are, relative to their size, on the rows (n, I) that are finite."""
-    x = x[x.isfinite().all(1)]
+    """How far off the products are, relative to their size, on rows (n, I)."""
     right = functional.linear(x, weight)
     off = float((functional.linear(x.bfloat16(), low).float() - right).norm())
     return off / float(right.norm()) if off else 0.0

@@ -20,7 +20,7 @@ from fastrec.graph import copy_graph, value
 from fastrec.measure import evaluator
 from fastrec.plain import from_plain, to_plain
 from fastrec.program import Program
-from fastrec.techniques import Applied, CastLinears, Fuse, QuantizeLinears
+from fastrec.techniques import Applied, CastLinears, Fuse, QuantizeLinears, Skip
 from tests.checks import assert_unchanged, snapshot
 from tests.techniques.quantization.test_linears import Tower, draw, off, program_of
 
@@ -212,6 +212,10 @@ def test_values_that_are_not_finite_are_left_out_of_what_is_reported() -> None:
     _, applied = cast(replace(clean, calibration=((draw(50),), (broken,))))
     assert len(applied.changes) == 3
     assert all("nan" not in change.detail for change in applied.changes)
+    _, applied = cast(replace(clean, calibration=((broken[3:5],),)))
+    assert applied.skipped[0] == Skip(
+        "cast linears", "linear", "no row of numbers in the calibration reaches it"
+    )
     graph, _ = cast(clean)
     with torch.no_grad():
         got, right = graph(broken)[0], clean.model(broken)[0]
