@@ -11,7 +11,7 @@ from torch import Tensor
 import fastrec
 from fastrec.backends.base import Session
 from fastrec.program import Program
-from fastrec.techniques import Fuse, QuantizeLinears, QuantizeTables
+from fastrec.techniques import CastLinears, Fuse, QuantizeLinears, QuantizeTables, Technique
 
 from .models import Batch
 from .peers import Call, Work
@@ -34,20 +34,22 @@ class Served:
     program: Program | None
 
 
-INT8 = (Fuse(), QuantizeTables(), QuantizeLinears())
+INT8 = (QuantizeTables(), QuantizeLinears())
+BF16 = (CastLinears(),)
 
 
-def prepare(work: Work, sizes: Sequence[int], int8: bool = False) -> Served:
-    """Compress a private copy of the case's model for `sizes`, exactly or in `int8`, all else left at its default.
+def prepare(work: Work, sizes: Sequence[int], int8: bool = False, bf16: bool = False) -> Served:
+    """Compress a private copy of the case's model for `sizes`, exactly, in `int8` or in `bf16`, all else left at its default.
 
     Request features are declared where the case has any.
     """
+    rounded: tuple[Technique, ...] = (*(INT8 if int8 else ()), *(BF16 if bf16 else ()))
     fast = fastrec.compress(
         work.model(),
         work.example,
         request_features=work.case.request or None,
         calibration=work.calibration if int8 else None,
-        recipe=INT8 if int8 else None,
+        recipe=(Fuse(), *rounded) if rounded else None,
         batch_sizes=tuple(sizes),
         progress=False,
     )

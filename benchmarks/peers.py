@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from .models import Batch, Case
 
-__all__ = ["FP32", "PEERS", "Call", "Peer", "Work"]
+__all__ = ["BF16", "FP32", "PEERS", "Call", "Peer", "Work"]
 
 Call = Callable[[Batch], Tensor]
 
@@ -305,3 +305,4 @@ PEERS: dict[str, Peer] = {
     )
 }
 FP32: tuple[str, ...] = tuple(peer.name for peer in PEERS.values() if peer.fp32)
+BF16: tuple[str, ...] = (*FP32, "openvino-default")

@@ -16,11 +16,12 @@ README = Path(__file__).parent.parent / "README.md"
 
 def with_table(text: str, results: Results) -> str:
     """The page with the table of these results between its marks: `table`, `request table` for one request a call, `int8 table`,
-    `request int8 table`.
+    `request int8 table`, and so on.
 
     Raises `ValueError` for a page without those marks.
     """
-    mark = f"{'request ' if results.request else ''}{'int8 ' if results.int8 else ''}table"
+    kinds = {"request": results.request, "int8": results.int8, "bf16": results.bf16}
+    mark = " ".join([*(kind for kind, held in kinds.items() if held), "table"])
     start, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
     before, found, rest = text.partition(start)
     _, closed, after = rest.partition(end)

@@ -13,7 +13,7 @@ from fastrec.measure import Latency, Machine, Ratio
 from fastrec.plain import dumps, from_plain, loads, to_plain
 
 from .ceilings import Remaining
-from .peers import FP32, PEERS
+from .peers import BF16, FP32, PEERS
 
 __all__ = ["ONCE", "OURS", "CaseResult", "Cell", "Means", "Overhead", "Prepared", "Results", "merge"]
 
@@ -94,16 +94,17 @@ class Means:
 
 @dataclass(frozen=True)
 class Results:
-    """A whole run, by case name. `request`: every batch scored one request; `int8`: fastrec was allowed to round to it."""
+    """A whole run, by case name. `request`: every batch scored one request; `int8`, `bf16`: fastrec was allowed to round to it."""
 
     cases: Mapping[str, CaseResult] = field(default_factory=dict)
     request: bool = False
     int8: bool = False
+    bf16: bool = False
 
     @property
     def rivals(self) -> tuple[str, ...]:
         """The peers that round no more coarsely than fastrec was allowed to."""
-        return tuple(PEERS) if self.int8 else FP32
+        return tuple(PEERS) if self.int8 else BF16 if self.bf16 else FP32
 
     @classmethod
     def read(cls, path: Path) -> Results:

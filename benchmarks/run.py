@@ -5,10 +5,11 @@
     python -m benchmarks.run --processes 10                    # for a claim: intervals over fresh processes
     python -m benchmarks.run --request                         # one request against N candidates in each call
     python -m benchmarks.run --int8                            # fastrec may round to int8, as peers of any precision do
+    python -m benchmarks.run --bf16                            # fastrec may round what linear maps multiply to bfloat16
 
 Each case runs in a process of its own with torch at one thread. In it every way to serve takes its turn, call by call,
 on the same fresh inputs (see `turns.py`). Written after each case: `<machine>.json`, its table `<machine>.md` and, where matplotlib is
-installed, its chart `<machine>.svg`; with `--request` and `--int8`, those of `<machine>-request-int8` and so on. `--resume` keeps the cases a file already has.
+installed, its chart `<machine>.svg`; with `--request`, `--int8` and `--bf16`, those of `<machine>-request-int8` and so on. `--resume` keeps the cases a file already has.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import torch
 from fastrec.measure import machine
 
 from .models import CASES
-from .peers import FP32, PEERS
+from .peers import BF16, FP32, PEERS
 from .results import CaseResult, Results, merge
 from .tables import chart, markdown
 from .worker import measure_case
@@ -42,10 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.worker is not None:
         return _work(options)
     options.out.mkdir(parents=True, exist_ok=True)
-    path = (
-        options.out
-        / f"{machine().slug}{'-request' if options.request else ''}{'-int8' if options.int8 else ''}.json"
-    )
+    kinds = [kind for kind in ("request", "int8", "bf16") if getattr(options, kind)]
+    path = options.out / f"{'-'.join([machine().slug, *kinds])}.json"
     results = _read(path, options)
     missing = []
     for name in options.cases:
@@ -81,6 +80,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--int8", action="store_true", help="fastrec may round to int8; all peers unless said"
     )
+    parser.add_argument(
+        "--bf16", action="store_true", help="fastrec may round to bfloat16; fp32 and bf16 peers unless said"
+    )
     parser.add_argument("--peers", type=_names(PEERS), help=f"of {', '.join(PEERS)}")
     parser.add_argument("--processes", type=int, default=1, help="fresh processes per case (10 for a claim)")
     parser.add_argument("--seconds", type=float, default=8.0, help="timed seconds per case and size")
@@ -97,14 +99,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     able = [name for name, case in CASES.items() if case.request is not None or not options.request]
     options.cases = able if options.cases is None else options.cases
     if options.peers is None:
-        options.peers = list(FP32 if options.request and not options.int8 else PEERS)
+        if options.bf16 and not options.int8:
+            options.peers = list(BF16)
+        else:
+            options.peers = list(FP32 if options.request and not options.int8 else PEERS)
     if refused := [name for name in options.cases if name not in able]:
         parser.error(f"--request: a call of {', '.join(refused)} is not one request; of {', '.join(able)}")
     return options
 
 
 def _read(path: Path, options: argparse.Namespace) -> Results:
-    return replace(Results.read(path), request=options.request, int8=options.int8)
+    return replace(Results.read(path), request=options.request, int8=options.int8, bf16=options.bf16)
 
 
 def _in_process(options: argparse.Namespace, name: str, index: int) -> CaseResult | None:
@@ -123,6 +128,7 @@ def _in_process(options: argparse.Namespace, name: str, index: int) -> CaseResul
         command += ["--without-fastrec"] if options.without_fastrec else []
         command += ["--request"] if options.request else []
         command += ["--int8"] if options.int8 else []
+        command += ["--bf16"] if options.bf16 else []
         code = subprocess.run(command, check=False).returncode
         if code != 0 or not part.exists():
             print(f"{name}: its process ended with {code}", file=sys.stderr)
@@ -144,6 +150,7 @@ def _work(options: argparse.Namespace) -> int:
             say=lambda text: print(text, flush=True),
             request=options.request,
             int8=options.int8,
+            bf16=options.bf16,
         )
         results = results.with_case(result)
     results.write(options.worker)

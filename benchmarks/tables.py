@@ -29,6 +29,10 @@ INT8 = (
     f"{OURS} is allowed to round: tables to row-wise int8, linear maps to static int8, where that is faster than its exact "
     "plan. Weights here are random, so what it loses of a metric is not to be read off; scores differ as below."
 )
+BF16 = (
+    f"{OURS} is allowed to round what its linear maps multiply to bfloat16, where that is faster than its exact plan. Scores "
+    "differ as below."
+)
 REQUEST = (
     "Each call scores one request against N candidates. Every way to serve gets the request's features repeated for each "
     f"candidate; {OURS} is told which they are, and as {ONCE!r} gets those that are whole tensors with one row."
@@ -54,6 +58,7 @@ def markdown(results: Results) -> str:
     parts = [
         INTRODUCTION,
         *([INT8] if results.int8 else []),
+        *([BF16] if results.bf16 else []),
         *([REQUEST] if results.request else []),
         "\n".join(lines),
         *_means(results),
@@ -84,7 +89,9 @@ def _ways(results: Results) -> list[str]:
 
 
 def _rivals(results: Results) -> str:
-    return "the best peer of any precision" if results.int8 else "the best fp32 peer"
+    if results.int8:
+        return "the best peer of any precision"
+    return "the best fp32 or bf16 peer" if results.bf16 else "the best fp32 peer"
 
 
 def _means(results: Results) -> list[str]:

@@ -62,6 +62,16 @@ def test_int8_is_never_the_best_fp32_peer() -> None:
     assert _result(4.0).cells[0].best() == "eager"
 
 
+def test_in_bf16_the_rivals_are_those_that_round_as_much(tmp_path: Path) -> None:
+    results = replace(Results().with_case(_result(2.0)), bf16=True)
+    assert "openvino-default" in results.rivals and not any("int8" in name for name in results.rivals)
+    assert "over the best fp32 or bf16 peer" in markdown(results) and "bfloat16" in markdown(results)
+    results.write(tmp_path / "m.json")
+    assert Results.read(tmp_path / "m.json") == results
+    with pytest.raises(ValueError, match="bf16 table"):
+        with_table("<!-- table --><!-- /table -->", results)
+
+
 def test_table_lists_what_could_not_run() -> None:
     text = markdown(Results().with_case(_result(2.0)))
     assert "deepfm, openvino: not / here" in text and "2.00x [1.90 to 2.10x]" in text and "10.0 us" in text

@@ -141,11 +141,12 @@ def measure_case(
     say: Callable[[str], None],
     request: bool = False,
     int8: bool = False,
+    bf16: bool = False,
 ) -> CaseResult:
     """Prepare `peers` and fastrec on one case, and time them together for `seconds` at each of `sizes`.
 
     With `request`, every batch scores one request: all get its features repeated for each candidate, and fastrec,
-    which is told which they are, also gets them once. With `int8` fastrec may round. Torch is set to one thread: call this in a process of its own.
+    which is told which they are, also gets them once. With `int8` or `bf16` fastrec may round. Torch is set to one thread: call this in a process of its own.
     """
     torch.set_num_threads(1)
     case = case.of_one_request() if request else replace(case, request=None)
@@ -170,7 +171,7 @@ def measure_case(
                 bench.prepare(name, _builder(peer, work))
         served: list[ours.Served] = []
         if fastrec:
-            bench.prepare(OURS, lambda: _ours(work, sizes, int8, served))
+            bench.prepare(OURS, lambda: _ours(work, sizes, int8, bf16, served))
             if case.request and OURS in bench.calls:
                 bench.prepare(ONCE, lambda: served[0].call)
         else:
@@ -200,8 +201,8 @@ def _builder(peer: Peer, work: Work) -> Callable[[], Call]:
     return lambda: peer.prepare(work)
 
 
-def _ours(work: Work, sizes: Sequence[int], int8: bool, served: list[ours.Served]) -> Call:
-    served.append(ours.prepare(work, sizes, int8))
+def _ours(work: Work, sizes: Sequence[int], int8: bool, bf16: bool, served: list[ours.Served]) -> Call:
+    served.append(ours.prepare(work, sizes, int8, bf16))
     return served[0].call
 
 

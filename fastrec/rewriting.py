@@ -111,7 +111,7 @@ def apply_recipe(
     plain = replace(plain, calibration=tuple(tuple(flat) for flat in work.calibration))
     asked = fast = ask(plain)
     if not recipe.exact:
-        _check_calibration(work, asked)
+        _check_calibration(work, asked, any(technique.fitted for technique in recipe))
     graphs: list[Technique] = []
     alternatives: list[tuple[str, Program, Technique, int]] = []
     for technique in (technique for technique in recipe if technique.level == "graph"):
@@ -143,8 +143,8 @@ def apply_recipe(
     return Captured(plain, asked, fast, (*forms, *others), Recipe((*modules, *graphs)))
 
 
-def _check_calibration(work: Journal, asked: Program) -> None:
-    """Notes where it is thin. Raises `InputError` for ids that no table has and for numbers that are not finite."""
+def _check_calibration(work: Journal, asked: Program, fitted: bool) -> None:
+    """Notes where it is thin for what is `fitted` to it. Raises `InputError` for ids that no table has and for numbers that are not finite."""
     guard = read_guard(asked)
     for flat in asked.calibration:
         try:
@@ -153,7 +153,7 @@ def _check_calibration(work: Journal, asked: Program) -> None:
             raise type(error)(f"calibration: {error}", feature=error.feature, row=error.row) from error
     flats = asked.calibration or (asked.batch,)
     rows = sum(count_rows(asked.layout.features, flat) or 1 for flat in flats)
-    if rows < _THIN:
+    if fitted and rows < _THIN:
         work.notes.append(
             f"what the recipe approximates was fitted to {rows} rows alone: give some thousands in calibration=..."
         )

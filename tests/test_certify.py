@@ -28,6 +28,7 @@ class Round(Technique):
 
     name: ClassVar[str] = "round"
     level: ClassVar[Literal["module", "graph"]] = "graph"
+    fitted: ClassVar[bool] = True
 
     decimals: int = 2
 

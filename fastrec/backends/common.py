@@ -13,7 +13,16 @@ from ..ops import INT4, INT8
 from ..program import Program
 from ..quiet import reason_of
 
-__all__ = ["GIB", "captured", "example_of", "export_free", "failure", "refuse_reference", "tensor_bytes"]
+__all__ = [
+    "GIB",
+    "captured",
+    "example_of",
+    "export_free",
+    "failure",
+    "refuse_bfloat16",
+    "refuse_reference",
+    "tensor_bytes",
+]
 
 GIB = 2**30
 
@@ -82,6 +91,15 @@ def refuse_reference(gm: fx.GraphModule, backend: str) -> None:
             raise BackendError(
                 f"has no kernel for {name} (at {node.name}): 8-bit integers run in onnxruntime, and slowly in eager",
                 backend=backend,
+            )
+
+
+def refuse_bfloat16(gm: fx.GraphModule, backend: str, why: str) -> None:
+    """Raises `BackendError`, saying `why`, for a graph with a linear map in bfloat16."""
+    for node in gm.graph.nodes:
+        if node.target is torch.ops.aten.linear.default and node.meta["val"].dtype is torch.bfloat16:
+            raise BackendError(
+                f"{why} (at {node.name}): linear maps in bfloat16 run in eager and openvino", backend=backend
             )
 
 

@@ -17,7 +17,7 @@ from ..errors import BackendError, BackendUnavailable, InputError
 from ..program import Program
 from ..quiet import quiet
 from .base import Backend, Session
-from .common import captured, export_free, failure, refuse_reference, tensor_bytes
+from .common import captured, export_free, failure, refuse_bfloat16, refuse_reference, tensor_bytes
 from .split import split_picks
 
 __all__ = ["Inductor"]
@@ -70,6 +70,7 @@ class Inductor(Backend):
             if front is not None:
                 gm = split.dense
             refuse_reference(gm, self.name)
+            refuse_bfloat16(gm, self.name, "adds up one row in another order than the same among others")
             lifted, constants = _lift(gm)
             with (
                 quiet(),

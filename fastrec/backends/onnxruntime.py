@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import BackendUnavailable
 from ..program import Program
 from .base import Backend, Session
-from .common import captured, failure
+from .common import captured, failure, refuse_bfloat16
 from .onnx_export import OnnxModel, export_onnx
 from .onnx_forms import for_onnx_runtime
 from .row_sums import has_codes, sums_by_row
@@ -69,6 +69,7 @@ class OnnxRuntime(Backend):
             front = split.front(program.batch, alike=coded)
             if front is not None:
                 gm = split.dense
+            refuse_bfloat16(gm, self.name, "has no products in bfloat16 on processors")
             gm = for_onnx_runtime(gm)
             if coded:
                 gm = sums_by_row(gm)

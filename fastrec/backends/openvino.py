@@ -18,6 +18,7 @@ from .base import Backend, Session
 from .common import captured, failure, refuse_reference
 from .onnx_export import OnnxModel, export_onnx
 from .probe import crash_of
+from .rounding import round_first
 from .split import split_lookups, split_picks
 
 __all__ = ["OpenVino"]
@@ -25,7 +26,7 @@ __all__ = ["OpenVino"]
 
 @dataclass(frozen=True)
 class OpenVino(Backend):
-    """Run the graph in OpenVINO's CPU plugin, in float32.
+    """Run the graph in OpenVINO's CPU plugin, in float32, and in bfloat16 where the graph says so.
 
     `lookups` says who gathers embedding rows: "torch", before the session, sharing the tables, or "session",
     inside it, with a copy of them (refused at 2 GiB). float32 is asked for by name: on many processors OpenVINO
@@ -67,7 +68,7 @@ class OpenVino(Backend):
             if front is not None:
                 gm = split.dense
             refuse_reference(gm, self.name)
-            session = _OpenVinoSession(export_onnx(gm, self.name, outside=False), front)
+            session = _OpenVinoSession(export_onnx(round_first(gm), self.name, outside=False), front)
             session(*program.batch)
         except Exception as error:  # whatever a foreign library raises, named
             raise failure(error, "cannot run the example", self.name) from error

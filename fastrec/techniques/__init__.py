@@ -7,11 +7,12 @@ from types import MappingProxyType
 
 from .base import Applied, Change, Skip, Technique
 from .fusion import Fuse
-from .quantization import QuantizeLinears, QuantizeTables
+from .quantization import CastLinears, QuantizeLinears, QuantizeTables
 
 __all__ = [
     "TECHNIQUES",
     "Applied",
+    "CastLinears",
     "Change",
     "Fuse",
     "QuantizeLinears",
@@ -21,6 +22,6 @@ __all__ = [
 ]
 
 TECHNIQUES: Mapping[str, type[Technique]] = MappingProxyType(
-    {kind.name: kind for kind in (Fuse, QuantizeTables, QuantizeLinears)}
+    {kind.name: kind for kind in (Fuse, QuantizeTables, QuantizeLinears, CastLinears)}
 )
 """Every technique by its name, in order of application."""

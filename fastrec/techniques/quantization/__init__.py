@@ -1,8 +1,9 @@
-"""Quantization: tables and linear maps in fewer bits, with static scales, so that no row depends on another."""
+"""Quantization: tables and linear maps in fewer bits, with static scales or none, so that no row depends on another."""
 
 from __future__ import annotations
 
+from .casts import CastLinears
 from .linears import QuantizeLinears
 from .tables import QuantizeTables
 
-__all__ = ["QuantizeLinears", "QuantizeTables"]
+__all__ = ["CastLinears", "QuantizeLinears", "QuantizeTables"]

@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from ...errors import TechniqueError
-from ...graph import constant, copy_graph
+from ...graph import constant
 from ...program import Program
 from ..base import Skip
 from .integers import in_int8
 from .layers import Layer, groups_of, is_convolution, layers_of, limits, named, shift_of, sole_clamp, unfit
 from .ranges import best_output, best_range
+from .sensitivity import moved_by
 from .smoothing import smooth
 from .windows import geometry_of, windows
 
@@ -122,33 +124,12 @@ def sensitivities(program: Program, sites: Collection[str] | None = None) -> dic
     batches = batches_of(program)
     nodes = [node for node in layers_of(gm) if sites is None or node.name in sites]
     layers, _ = calibrate(gm, nodes, batches)
-    right = _answers(gm, batches)
-    found = {}
-    for layer in layers:
-        alone = copy_graph(gm)
-        in_int8(alone, [layer])
-        found[layer.site] = max(
-            (_moved(new, old) for new, old in zip(_answers(alone, batches), right, strict=True)), default=0.0
-        )
-    return found
+    return moved_by(gm, batches, {layer.site: partial(in_int8, layers=[layer]) for layer in layers})
 
 
 def batches_of(program: Program) -> tuple[Sequence[Tensor], ...]:
     """The calibration batches of a captured program; its example where it has none."""
     return program.calibration or (program.batch,)
-
-
-def _answers(gm: fx.GraphModule, batches: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """The floating-point outputs, the elements of all batches one after the other."""
-    with torch.no_grad(), torch.random.fork_rng(devices=()):
-        found = [[out.flatten() for out in gm(*batch) if out.is_floating_point()] for batch in batches]
-    return [torch.cat(parts) for parts in zip(*found, strict=True)]
-
-
-def _moved(new: Tensor, old: Tensor) -> float:
-    spread = float((old - old.mean()).norm()) or float(old.norm())
-    off = float((new - old).norm())
-    return off / spread if off else 0.0
 
 
 def inputs_of(

@@ -21,6 +21,7 @@ __all__ = [
     "is_convolution",
     "layers_of",
     "limits",
+    "linear_maps",
     "named",
     "shift_of",
     "sole_clamp",
@@ -76,6 +77,11 @@ def layers_of(gm: fx.GraphModule) -> list[fx.Node]:
         ):
             found.append(node)
     return found
+
+
+def linear_maps(gm: fx.GraphModule) -> list[fx.Node]:
+    """Those of the layers that are no convolutions."""
+    return [node for node in layers_of(gm) if not is_convolution(node)]
 
 
 def is_convolution(node: fx.Node) -> bool:

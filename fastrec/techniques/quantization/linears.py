@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import fx
 
-from ...errors import InputError, TechniqueError
-from ...graph import is_call
-from ...ops.convolutions import INT8_CONVOLUTION
-from ...ops.linears import INT8_LINEAR
 from ...program import Program
-from ..base import Applied, Change, Skip, Technique
-from ..fusion.purity import writes
+from ..base import Change, Skip
 from .calibration import batches_of, calibrate, sensitivities
 from .integers import in_int8
-from .layers import is_convolution, layers_of, named, uses
+from .layers import layers_of
+from .sites import OnLayers
 
 __all__ = ["QuantizeLinears"]
 
-_RULE = "quantize linears"
-# Maps of so many weights gain at a single row; those of `least` from some 32 rows on.
-_LARGE = 32768
-# Of the layers, those left as they are where the budget is broken.
-_PARTS = (0.25, 0.5, 0.75)
-
 
 @dataclass(frozen=True)
-class QuantizeLinears(Technique):
+class QuantizeLinears(OnLayers):
     """Compute linear maps and convolutions in 8-bit integers: weights by output channel, activations in one range for all batches.
 
         y = W x + b    ~    ((q(x) - zero) Q^T) * (scale_x scale_w) + b        see `fastrec.ops.int8_linear`
@@ -53,56 +43,27 @@ class QuantizeLinears(Technique):
     """
 
     name: ClassVar[str] = "quantize_linears"
-    level: ClassVar[Literal["module", "graph"]] = "graph"
+    fitted: ClassVar[bool] = True
+    kind: ClassVar[str] = "linear map or convolution"
+    rule: ClassVar[str] = "quantize linears"
+    numbers: ClassVar[str] = "int8"
+    # Maps of so many weights gain at a single row; those of `least` from some 32 rows on.
+    large: ClassVar[int] = 32768
+    bytes_per_weight: ClassVar[int] = 1
 
-    only: tuple[str, ...] | None = None
-    without: tuple[str, ...] = ()
-    least: int = 4096
+    def candidates(self, gm: fx.GraphModule) -> list[fx.Node]:
+        """Linear maps and convolutions."""
+        return layers_of(gm)
 
-    def __post_init__(self) -> None:
-        for setting, names in (("only", self.only), ("without", self.without)):
-            if names is not None and not (
-                isinstance(names, tuple) and all(isinstance(name, str) and name for name in names)
-            ):
-                raise InputError(f"QuantizeLinears({setting}=...) takes a tuple of names, got {names!r:.80}")
-        if isinstance(self.least, bool) or not isinstance(self.least, int) or self.least < 0:
-            raise InputError(
-                f"QuantizeLinears(least=...) takes a whole number from 0, got {self.least!r:.80}"
-            )
-
-    @property
-    def exact(self) -> bool:
-        """Never."""
-        return False
-
-    def apply(self, program: Program) -> Applied:
-        """The graph with these maps in integers; the program's own where there are none."""
-        if not isinstance(program.model, fx.GraphModule):
-            raise TechniqueError("rewrites captured graphs: capture the program first", technique=self.name)
-        if writes(program.model):
-            return Applied(
-                program.model, skipped=(Skip(_RULE, "", "the graph writes in place: values seen may change"),)
-            )
-        gm = named(program.model)
-        found = layers_of(gm)
-        skips = self._unknown(gm, found)
-        chosen = []
-        for node in found:
-            weights, kind = uses(node), "multiply-adds a row" if is_convolution(node) else "weights"
-            if (self.only is not None and node.name not in self.only) or node.name in self.without:
-                continue
-            if weights < self.least:
-                skips.append(Skip(_RULE, node.name, f"{weights:,} {kind}: under {self.least:,}"))
-            else:
-                chosen.append(node)
-        layers, left = calibrate(gm, chosen, batches_of(program)) if chosen else ([], [])
-        skips += left
-        if not layers:
-            return Applied(program.model, skipped=tuple(skips))
+    def take(
+        self, program: Program, gm: fx.GraphModule, nodes: list[fx.Node]
+    ) -> tuple[list[Change], list[Skip]]:
+        """Puts these layers into integers, in the ranges that the calibration gives."""
+        layers, skips = calibrate(gm, nodes, batches_of(program))
         added = in_int8(gm, layers)
         changes = [
             Change(
-                _RULE,
+                self.rule,
                 layer.site,
                 f"{layer.weights:,} weights, input by {layer.range.rule}{', channels made even' * layer.evened}, "
                 f"output {layer.range.error:.1e} off",
@@ -110,39 +71,8 @@ class QuantizeLinears(Technique):
             )
             for layer in layers
         ]
-        return Applied(gm, tuple(changes), tuple(skips))
+        return changes, skips
 
-    def alternatives(self, changes: tuple[Change, ...]) -> dict[str, Technique]:
-        """The large layers alone: what integers gain grows with a layer and with the rows, what they cost does not."""
-        sizes = [change.added_bytes for change in changes if change.rule == _RULE]
-        if self.least >= _LARGE or not any(size < _LARGE for size in sizes) or max(sizes) < _LARGE:
-            return {}
-        return {f"int8 from {_LARGE:,} weights": replace(self, least=_LARGE)}
-
-    def milder(self, program: Program, changes: tuple[Change, ...]) -> tuple[Technique, ...]:
-        """Without a quarter, half and three quarters of its layers, those that move the model's answer most."""
-        moved = sensitivities(program, {change.site for change in changes if change.rule == _RULE})
-        order = sorted(moved, key=lambda site: -moved[site])
-        counts = sorted({math.ceil(len(order) * part) for part in _PARTS} - {len(order)})
-        return tuple(replace(self, without=(*self.without, *order[:count])) for count in counts)
-
-    @classmethod
-    def ladder(cls) -> tuple[Self, ...]:
-        """The layers worth it, and every layer."""
-        return (cls(), cls(least=0))
-
-    def _unknown(self, gm: fx.GraphModule, found: list[fx.Node]) -> list[Skip]:
-        """A skip for each name in `without` of no layer. Raises `InputError` for one in `only`."""
-        done = [node for node in gm.graph.nodes if is_call(node, INT8_LINEAR, INT8_CONVOLUTION)]
-        sites = [node.name for node in (*found, *done)]
-        for name in self.only or ():
-            if name not in sites:
-                raise InputError(
-                    f"QuantizeLinears(only=...) has {name!r:.80}, which is no linear map or convolution of this graph: "
-                    f"it has {', '.join(sites) or 'none'}"
-                )
-        return [
-            Skip(_RULE, name, "to be left as it is, but no linear map or convolution of this graph")
-            for name in self.without
-            if name not in sites
-        ]
+    def sensitivities(self, program: Program, sites: Collection[str] | None = None) -> dict[str, float]:
+        """How far the answer moves with each layer alone in integers: see `calibration.sensitivities`."""
+        return sensitivities(program, sites)

@@ -1,0 +1,46 @@
+"""How far a graph's answers move when one of its nodes alone is computed otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, fx
+
+from ...graph import copy_graph
+
+__all__ = ["moved_by"]
+
+
+def moved_by(
+    gm: fx.GraphModule,
+    batches: Sequence[Sequence[Tensor]],
+    edits: Mapping[str, Callable[[fx.GraphModule], object]],
+) -> dict[str, float]:
+    """What each of these edits, made to a copy of the graph, moves:
+
+        |y' - y| / |y - mean of y|
+
+    over the elements of all batches, the largest of the floating-point outputs. Cost: a run of each batch for each edit.
+    """
+    right = _answers(gm, batches)
+    found = {}
+    for site, edit in edits.items():
+        alone = copy_graph(gm)
+        edit(alone)
+        pairs = zip(_answers(alone, batches), right, strict=True)
+        found[site] = max((_moved(new, old) for new, old in pairs), default=0.0)
+    return found
+
+
+def _answers(gm: fx.GraphModule, batches: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """The floating-point outputs, the elements of all batches one after the other."""
+    with torch.no_grad(), torch.random.fork_rng(devices=()):
+        found = [[out.flatten() for out in gm(*batch) if out.is_floating_point()] for batch in batches]
+    return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+
+def _moved(new: Tensor, old: Tensor) -> float:
+    spread = float((old - old.mean()).norm()) or float(old.norm())
+    off = float((new - old).norm())
+    return off / spread if off else 0.0

@@ -1,0 +1,146 @@
+"""Which layers of a graph are approximated: the settings, and the way to milder ones, of techniques that take some."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self
+
+import torch
+from torch import fx
+
+from ...errors import InputError, TechniqueError
+from ...graph import is_call, value
+from ...ops.convolutions import INT8_CONVOLUTION
+from ...ops.linears import INT8_LINEAR
+from ...program import Program
+from ..base import Applied, Change, Skip, Technique
+from ..fusion.purity import writes
+from .layers import is_convolution, named, uses
+
+__all__ = ["OnLayers"]
+
+# Of the layers, those left as they are where the budget is broken.
+_PARTS = (0.25, 0.5, 0.75)
+
+
+@dataclass(frozen=True)
+class OnLayers(Technique):
+    """Approximate layers of at least `least` weights, in place, under their names.
+
+    `only` names the sites to take (None: all), `without` those to leave. A technique says which layers it is for by
+    `candidates`, what becomes of one by `take`, and how far the answer moves with each by `sensitivities`; `kind` says what it takes, `rule` names its changes, and `numbers` what it
+    computes in, `large` weights and more of which gain at a few rows.
+    """
+
+    level: ClassVar[Literal["module", "graph"]] = "graph"
+    kind: ClassVar[str]
+    rule: ClassVar[str]
+    numbers: ClassVar[str]
+    large: ClassVar[int]
+    bytes_per_weight: ClassVar[int]
+
+    only: tuple[str, ...] | None = None
+    without: tuple[str, ...] = ()
+    least: int = 4096
+
+    def __post_init__(self) -> None:
+        own = type(self).__name__
+        for setting, names in (("only", self.only), ("without", self.without)):
+            if names is not None and not (
+                isinstance(names, tuple) and all(isinstance(name, str) and name for name in names)
+            ):
+                raise InputError(f"{own}({setting}=...) takes a tuple of names, got {names!r:.80}")
+        if isinstance(self.least, bool) or not isinstance(self.least, int) or self.least < 0:
+            raise InputError(f"{own}(least=...) takes a whole number from 0, got {self.least!r:.80}")
+
+    @property
+    def exact(self) -> bool:
+        """Never."""
+        return False
+
+    @abc.abstractmethod
+    def candidates(self, gm: fx.GraphModule) -> list[fx.Node]:
+        """The layers of a graph that this is for."""
+
+    @abc.abstractmethod
+    def take(
+        self, program: Program, gm: fx.GraphModule, nodes: list[fx.Node]
+    ) -> tuple[list[Change], list[Skip]]:
+        """Edits these layers of `gm`, a copy of the program's graph, as far as that can be."""
+
+    @abc.abstractmethod
+    def sensitivities(self, program: Program, sites: Collection[str] | None = None) -> dict[str, float]:
+        """How far the answer moves when one layer alone is approximated, for each that can be, or those of `sites`."""
+
+    def missing(self) -> str:
+        """Why nothing is to be gained on this machine, or nothing."""
+        return ""
+
+    def apply(self, program: Program) -> Applied:
+        """The graph with these layers approximated; the program's own where there are none."""
+        if not isinstance(program.model, fx.GraphModule):
+            raise TechniqueError("rewrites captured graphs: capture the program first", technique=self.name)
+        reason = self.missing()
+        if writes(program.model):
+            reason = "the graph writes in place: values seen may change"
+        if reason:
+            return Applied(program.model, skipped=(Skip(self.rule, "", reason),))
+        gm = named(program.model)
+        found = self.candidates(gm)
+        skips = self._unknown(gm, found)
+        chosen = []
+        for node in found:
+            weights, kind = uses(node), "multiply-adds a row" if is_convolution(node) else "weights"
+            if (self.only is not None and node.name not in self.only) or node.name in self.without:
+                continue
+            if weights < self.least:
+                skips.append(Skip(self.rule, node.name, f"{weights:,} {kind}: under {self.least:,}"))
+            else:
+                chosen.append(node)
+        changes, left = self.take(program, gm, chosen) if chosen else ([], [])
+        return Applied(gm if changes else program.model, tuple(changes), (*skips, *left))
+
+    def alternatives(self, changes: tuple[Change, ...]) -> dict[str, Technique]:
+        """The large layers alone: what fewer bits gain grows with a layer and with the rows, what they cost does not."""
+        limit = self.large * self.bytes_per_weight
+        sizes = [change.added_bytes for change in changes if change.rule == self.rule]
+        if self.least >= self.large or not any(size < limit for size in sizes) or max(sizes) < limit:
+            return {}
+        return {f"{self.numbers} from {self.large:,} weights": replace(self, least=self.large)}
+
+    def milder(self, program: Program, changes: tuple[Change, ...]) -> tuple[Technique, ...]:
+        """Without a quarter, half and three quarters of its layers, those that move the model's answer most."""
+        moved = self.sensitivities(program, {change.site for change in changes if change.rule == self.rule})
+        order = sorted(moved, key=lambda site: -moved[site])
+        counts = sorted({math.ceil(len(order) * part) for part in _PARTS} - {len(order)})
+        return tuple(replace(self, without=(*self.without, *order[:count])) for count in counts)
+
+    @classmethod
+    def ladder(cls) -> tuple[Self, ...]:
+        """The layers worth it, and every layer."""
+        return (cls(), cls(least=0))
+
+    def _unknown(self, gm: fx.GraphModule, found: list[fx.Node]) -> list[Skip]:
+        """A skip for each name in `without` of no layer. Raises `InputError` for one in `only`."""
+        sites = [node.name for node in found] + [node.name for node in gm.graph.nodes if _is_taken(node)]
+        for name in self.only or ():
+            if name not in sites:
+                raise InputError(
+                    f"{type(self).__name__}(only=...) has {name!r:.80}, which is no {self.kind} of this graph: "
+                    f"it has {', '.join(sites) or 'none'}"
+                )
+        return [
+            Skip(self.rule, name, f"to be left as it is, but no {self.kind} of this graph")
+            for name in self.without
+            if name not in sites
+        ]
+
+
+def _is_taken(node: fx.Node) -> bool:
+    """Whether the node is a layer that is approximated already."""
+    if is_call(node, INT8_LINEAR, INT8_CONVOLUTION):
+        return True
+    return is_call(node, torch.ops.aten.linear.default) and value(node).dtype is torch.bfloat16
