@@ -23,8 +23,8 @@ __all__ = ["Eager"]
 class Eager(Backend):
     """Run the graph in torch, node by node.
 
-    Nothing is compiled, and nothing is copied but weights in bfloat16, which are packed, so it always works. Each node costs 1 to 3 us beyond its
-    arithmetic: best for few large operations, and where no other backend takes the graph.
+    Nothing is compiled, and nothing copied but weights in bfloat16, which are packed, so it always works. Each node costs
+    1 to 3 us beyond its arithmetic: best for few large operations, and where no other backend takes the graph.
 
     Example: `Eager().compile(capture(program))(ids, dense)`.
     """

@@ -31,8 +31,9 @@ class OnLayers(Technique):
     """Approximate layers of at least `least` weights, in place, under their names.
 
     `only` names the sites to take (None: all), `without` those to leave. A technique says which layers it is for by
-    `candidates`, what becomes of one by `take`, and how far the answer moves with each by `sensitivities`; `kind` says what it takes, `rule` names its changes, and `numbers` what it
-    computes in, `large` weights and more of which gain at a few rows.
+    `candidates`, what becomes of one by `take`, and how far the answer moves with each by `sensitivities`; `kind` says
+    what it takes, `rule` names its changes, and `numbers` what it computes in, `large` weights and more of which gain at
+    a few rows.
     """
 
     level: ClassVar[Literal["module", "graph"]] = "graph"

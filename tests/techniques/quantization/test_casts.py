@@ -222,14 +222,14 @@ def test_values_that_are_not_finite_are_left_out_of_what_is_reported() -> None:
     assert torch.equal(got.isfinite().all(1), right.isfinite().all(1))
 
 
-def test_weights_that_bfloat16_does_not_hold_stay() -> None:
+@pytest.mark.parametrize("weight", [torch.finfo(torch.float32).max, torch.nan])
+def test_weights_that_bfloat16_does_not_hold_stay(weight: float) -> None:
     model = Tower()
-    model.layers[0].weight.data[0, 0] = torch.finfo(torch.float32).max
-    model.layers[2].weight.data[0, 0] = torch.nan
+    model.layers[4].weight.data[0, 0] = weight
     _, applied = cast(program_of(model, draw(100)))
     reasons = {skip.site: skip.reason for skip in applied.skipped}
-    assert reasons["linear"] == reasons["linear_1"] == "its weights are not all finite in bfloat16"
-    assert [change.site for change in applied.changes] == ["linear_2"]
+    assert reasons["linear_2"] == "its weights are not all finite in bfloat16"
+    assert [change.site for change in applied.changes] == ["linear", "linear_1"]
 
 
 def test_a_layer_that_it_would_spoil_stays() -> None:
