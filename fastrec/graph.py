@@ -40,6 +40,7 @@ __all__ = [
 
 aten = torch.ops.aten
 
+_PADDED = (aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
 _RECURRENT = (aten.gru.input, aten.lstm.input, aten.rnn_tanh.input, aten.rnn_relu.input)
 
 VIEWS = frozenset(
@@ -142,6 +143,8 @@ def evaluate(gm: fx.GraphModule, node: fx.Node) -> Any:
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda arg: arg.meta["val"])
     if node.target in _RECURRENT:
         return _recurrent(args)
+    if node.target in _PADDED and args[4:5] == ("same",):
+        return _of_same_size(args)
     with _fake_mode(gm), torch.no_grad():
         return node.target(*args, **kwargs)  # type: ignore[operator]  # a node's target is called
 
@@ -152,6 +155,14 @@ def _recurrent(args: tuple[Any, ...]) -> tuple[Tensor, ...]:
     states = list(state) if isinstance(state, (list, tuple)) else [state]
     width = states[0].shape[-1] * (2 if args[7] else 1)
     return (x.new_empty(*x.shape[:-1], width), *(part.new_empty(part.shape) for part in states))
+
+
+def _of_same_size(args: tuple[Any, ...]) -> Tensor:
+    """The value of a convolution that keeps sizes: where it pads unevenly, its kernel would fix the number of rows."""
+    x, weight, *_ = args
+    places = weight.ndim - 2
+    found: Tensor = x.new_empty(*x.shape[: -places - 1], weight.shape[0], *x.shape[-places:])
+    return found
 
 
 def free_sizes(gm: fx.GraphModule, example: Sequence[Tensor], axes: Sequence[int | None]) -> None:

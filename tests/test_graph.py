@@ -12,6 +12,7 @@ from fastrec.graph import (
     constant,
     copy_graph,
     emit,
+    evaluate,
     is_call,
     is_random,
     operator_name,
@@ -85,3 +86,17 @@ def test_recurrent_layers_are_not_random_in_evaluation(layer: nn.Module) -> None
             return out[-1]
 
     assert not any(map(is_random, graph_of(Last(), torch.randn(5, 3, 4)).graph.nodes))
+
+
+@pytest.mark.parametrize("kernel", [2, 3])
+@pytest.mark.parametrize("dims", [1, 2])
+def test_a_convolution_that_pads_unevenly_leaves_the_number_of_rows_free(dims: int, kernel: int) -> None:
+    layer = (nn.Conv1d, nn.Conv2d)[dims - 1](4, 6, kernel, padding="same")
+    x = torch.randn(5, 4, *(9, 8)[:dims])
+    graph = capture(Program.read(layer.eval(), (x,))).model
+    assert isinstance(graph, fx.GraphModule)
+    (node,) = [node for node in graph.graph.nodes if "conv" in node.name]
+    found = evaluate(graph, node)
+    assert tuple(found.shape[1:]) == layer(x).shape[1:] and isinstance(found.shape[0], torch.SymInt)
+    (given,) = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    assert not given.meta["val"].shape[0].node.expr.is_number
