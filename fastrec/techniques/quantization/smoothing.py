@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, fx
 
 from ...graph import add_constant, constant, emit, is_call
-from .ranges import best_range
+from .ranges import best_range, ranges
 
 __all__ = ["smooth"]
 
@@ -132,7 +132,8 @@ def _scales(peaks: Tensor, weight: Tensor, strength: float) -> Tensor:
 
 
 def _error(x: Tensor, readers: Mapping[fx.Node, Tensor]) -> float:
-    found = [best_range(x, weight) for weight in readers.values()]
+    tried = ranges(x)
+    found = [best_range(x, weight, tried) for weight in readers.values()]
     return math.hypot(*[made.error for made in found if made is not None])
 
 
