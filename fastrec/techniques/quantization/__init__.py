@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from .calibration import sensitivities
 from .casts import CastLinears
 from .linears import QuantizeLinears
 from .tables import QuantizeTables
 
-__all__ = ["CastLinears", "QuantizeLinears", "QuantizeTables"]
+__all__ = ["CastLinears", "QuantizeLinears", "QuantizeTables", "sensitivities"]

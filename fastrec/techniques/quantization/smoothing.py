@@ -11,7 +11,8 @@ a weight's column takes up the factor with less harm. `x / s` costs nothing wher
 and is one product with a vector elsewhere (fields joined to numbers of another size, the sum around a block).
 
 The s_j are powers of two, so the graph in float32 gives bit for bit what it gave. It is done where the readers' output
-in 8 bits is nearer by a tenth with it, or, where it costs a product, half as far off. When it does not apply: no linear
+in 8 bits is nearer by a tenth with it, or, where it costs a product, half as far off; three quarters as far where a
+thousand outputs or more are computed of x, beside which a product is little. When it does not apply: no linear
 map by a constant weight reads x, or only by one that other maps share.
 
 Source: Xiao et al., "SmoothQuant" (2023), equation 4.
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor, fx
 
 from ...graph import add_constant, constant, emit, is_call
-from .ranges import best_range
+from .ranges import best_range, ranges
 
 __all__ = ["smooth"]
 
@@ -39,6 +40,7 @@ _UNEVEN = 4.0
 _BETTER = 0.9
 # A product of its own has to halve an error that is worth it.
 _HALF, _NEAR = 0.5, 0.01
+_WIDE, _THREE_QUARTERS = 1024, 0.75
 _MOST = 20
 
 
@@ -65,7 +67,9 @@ def smooth(gm: fx.GraphModule, seen: dict[fx.Node, Tensor]) -> set[fx.Node]:
         scales = [_scales(peaks, torch.cat(list(weights.values())), strength) for strength in _STRENGTHS]
         errors = [_error(x / s, {reader: weight * s for reader, weight in weights.items()}) for s in scales]
         before = _error(x, weights)
-        wanted = _BETTER * before if giver is not None else _HALF * before * (before > _NEAR)
+        wide = sum(len(weight) for weight in weights.values()) >= _WIDE
+        part = (_THREE_QUARTERS if wide else _HALF) * (before > _NEAR)
+        wanted = before * (_BETTER if giver is not None else part)
         if not min(errors) < wanted:
             continue
         s = scales[errors.index(min(errors))]
@@ -132,7 +136,8 @@ def _scales(peaks: Tensor, weight: Tensor, strength: float) -> Tensor:
 
 
 def _error(x: Tensor, readers: Mapping[fx.Node, Tensor]) -> float:
-    found = [best_range(x, weight) for weight in readers.values()]
+    tried = ranges(x)
+    found = [best_range(x, weight, tried=tried) for weight in readers.values()]
     return math.hypot(*[made.error for made in found if made is not None])
 
 

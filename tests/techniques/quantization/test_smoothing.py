@@ -83,6 +83,15 @@ def test_a_product_has_to_halve_the_error(monkeypatch: pytest.MonkeyPatch) -> No
     assert changed == 0 and str(after.graph) == str(before.graph)
 
 
+def test_beside_many_outputs_a_product_may_gain_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(smoothing, "_HALF", 0.0)
+    monkeypatch.setattr(smoothing, "_WIDE", 8)
+    torch.manual_seed(0)
+    before, after, changed = evened(After("linear read"))
+    assert changed == 1
+    assert torch.equal(before(draw(50, 1))[0], after(draw(50, 1))[0])
+
+
 class _Tied(nn.Module):
     """One weight before and after."""
 
