@@ -68,8 +68,6 @@ def compile_forms(
     """
     work = _Compiling(journal, original, once, fresh, sizes)
     mains = [(form, backend) for backend in backends for form in forms if form.main]
-    if not all(form.exact for form in forms):
-        mains.sort(key=lambda pair: pair[1].plain)
     work.compile_all(mains, show)
     leading = work.leading(backends, [form for form in forms if form.main])
     work.compile_all([(form, backend) for form in forms if not form.main for backend in leading], show)

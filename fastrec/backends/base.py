@@ -29,13 +29,9 @@ class Session(abc.ABC):
 
 @dataclass(frozen=True)
 class Backend(abc.ABC):
-    """A way to run a captured graph: frozen settings, inert until `compile`.
-
-    `plain` says that it runs reference operators as they are, which is slow.
-    """
+    """A way to run a captured graph: frozen settings, inert until `compile`."""
 
     name: ClassVar[str]
-    plain: ClassVar[bool] = False
 
     @abc.abstractmethod
     def unavailable(self) -> str | None:
