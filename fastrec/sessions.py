@@ -153,8 +153,8 @@ class _Compiling:
         if form.name not in self._programs:
             program = form.make()
             first = next(iter(self._programs.values()), program)
-            assert isinstance(program.model, fx.GraphModule) and isinstance(first.model, fx.GraphModule)
-            share_constants(program.model, first.model)
+            if isinstance(program.model, fx.GraphModule) and isinstance(first.model, fx.GraphModule):
+                share_constants(program.model, first.model)
             self._programs[form.name] = program
         return self._programs[form.name]
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ..inputs import Layout
 from ..program import Program
 
 __all__ = ["Backend", "Session"]
@@ -26,12 +27,20 @@ class Session(abc.ABC):
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Run one batch."""
 
+    def as_called(self, tensors: list[Tensor], layout: Layout) -> Any:
+        """The answer to one flat batch, in the structure of the model's."""
+        return layout.result(self(*tensors))
+
 
 @dataclass(frozen=True)
 class Backend(abc.ABC):
-    """A way to run a captured graph: frozen settings, inert until `compile`."""
+    """A way to run a captured graph: frozen settings, inert until `compile`.
+
+    `modules` says that it runs models that could not be captured as well, where a technique edited their modules.
+    """
 
     name: ClassVar[str]
+    modules: ClassVar[bool] = False
 
     @abc.abstractmethod
     def unavailable(self) -> str | None:

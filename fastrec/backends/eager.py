@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from ..program import Program
 from .bags import as_bags
 from .base import Backend, Session
 from .common import captured, failure
 from .direct import direct
+from .models import packed_session
 from .packed_linears import as_packed
 
 __all__ = ["Eager"]
@@ -25,12 +26,14 @@ class Eager(Backend):
 
     Nothing is compiled, and nothing copied but the weights of linear maps in 8-bit integers, which are packed, so it
     always works. Each node costs 1 to 3 us beyond its arithmetic: best for few large operations, and where no other
-    backend takes the graph.
+    backend takes the graph. A model that could not be captured runs as its own code says, its `Int8Linear` modules
+    packed.
 
     Example: `Eager().compile(capture(program))(ids, dense)`.
     """
 
     name: ClassVar[str] = "eager"
+    modules: ClassVar[bool] = True
 
     def unavailable(self) -> str | None:
         """Always None."""
@@ -38,6 +41,8 @@ class Eager(Backend):
 
     def compile(self, program: Program) -> Session:
         """Bind the constants and choose the quickest entry of each operator. Cost: two runs of the example."""
+        if not isinstance(program.model, fx.GraphModule) and (session := packed_session(program)) is not None:
+            return session
         gm = captured(program, self.name)
         try:
             packed, size = as_packed(as_bags(gm))

@@ -1,4 +1,4 @@
-"""What 8 bits would do to each linear map of a graph, seen on calibration batches."""
+"""What 8 bits would do to each linear map, seen on calibration batches; graphs are looked at here, modules in `linear_modules`."""
 
 from __future__ import annotations
 
@@ -19,20 +19,27 @@ from .ranges import Range, best_range, code_weight
 from .smoothing import smooth
 
 __all__ = [
+    "RULE",
     "Layer",
     "batches_of",
     "calibrate",
+    "evenly",
     "in_int8",
     "inputs_of",
     "linear_maps",
+    "moved",
     "named",
+    "range_of",
+    "rows_kept",
     "sensitivities",
 ]
 
 aten = torch.ops.aten
 
+RULE = "quantize linears"
+"""What skips and changes of these techniques are called."""
+
 _TECHNIQUE = "quantize_linears"
-_RULE = "quantize linears"
 # Rows kept of each input: as many as its width leaves room for.
 _ROWS = (64, 2048)
 _ELEMENTS = 2**20
@@ -91,28 +98,37 @@ def calibrate(
     for node in nodes:
         weight, x = constant(gm, node.args[1]), seen[node.args[0]]  # type: ignore[index]  # an argument of a node is of any type
         assert weight is not None
-        if not bool(x.isfinite().all()):
-            raise TechniqueError(
-                f"calibration gave values that are not finite at the input of {node.name} "
-                f"({int((~x.isfinite()).sum())} of {x.numel()}): give batches without NaN and infinities, or leave "
-                f"it as it is, without=({node.name!r},)",
-                technique=_TECHNIQUE,
-                site=node.name,
-            )
-        made, reason = None, ""
-        if not bool(weight.isfinite().all()):
-            reason = "its weights are not all finite"
-        elif not len(x):
-            reason = "no row of the calibration reaches it"
-        elif (made := best_range(x, weight)) is None:
-            reason = "its input is zero throughout the calibration: there is no range to round in"
-        elif not made.error <= _WORST:
-            reason = f"8 bits would put its output {made.error:.0%} off on the calibration"
-        if made is None or reason:
-            skips.append(Skip(_RULE, node.name, reason))
+        made = range_of(node.name, x, weight)
+        if isinstance(made, str):
+            skips.append(Skip(RULE, node.name, made))
         else:
             layers.append(Layer(node.name, weight.numel(), made, node.args[0] in evened))
     return layers, skips
+
+
+def range_of(site: str, x: Tensor, weight: Tensor) -> Range | str:
+    """The best range of a layer of this weight (O, I) on rows x (n, I) of its input, or why it is left alone.
+
+    Raises `TechniqueError` for rows that are not finite.
+    """
+    if not bool(x.isfinite().all()):
+        raise TechniqueError(
+            f"calibration gave values that are not finite at the input of {site} "
+            f"({int((~x.isfinite()).sum())} of {x.numel()}): give batches without NaN and infinities, or leave "
+            f"it as it is, without=({site!r},)",
+            technique=_TECHNIQUE,
+            site=site,
+        )
+    if not bool(weight.isfinite().all()):
+        return "its weights are not all finite"
+    if not len(x):
+        return "no row of the calibration reaches it"
+    made = best_range(x, weight)
+    if made is None:
+        return "its input is zero throughout the calibration: there is no range to round in"
+    if not made.error <= _WORST:
+        return f"8 bits would put its output {made.error:.0%} off on the calibration"
+    return made
 
 
 def in_int8(gm: fx.GraphModule, layers: Iterable[Layer]) -> dict[str, int]:
@@ -173,7 +189,7 @@ def sensitivities(program: Program, sites: Collection[str] | None = None) -> dic
         alone = copy_graph(gm)
         in_int8(alone, [layer])
         found[layer.site] = max(
-            (_moved(new, old) for new, old in zip(_answers(alone, batches), right, strict=True)), default=0.0
+            (moved(new, old) for new, old in zip(_answers(alone, batches), right, strict=True)), default=0.0
         )
     return found
 
@@ -194,10 +210,21 @@ def _answers(gm: fx.GraphModule, batches: Sequence[Sequence[Tensor]]) -> list[Te
     return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
 
-def _moved(new: Tensor, old: Tensor) -> float:
+def moved(new: Tensor, old: Tensor) -> float:
+    """How far an answer moved, relative to its spread."""
     spread = float((old - old.mean()).norm()) or float(old.norm())
     off = float((new - old).norm())
     return off / spread if off else 0.0
+
+
+def rows_kept(width: int) -> int:
+    """How many rows of an input of this width are looked at."""
+    return min(max(_ELEMENTS // max(width, 1), _ROWS[0]), _ROWS[1])
+
+
+def evenly(rows: Tensor, most: int) -> Tensor:
+    """At most so many of the rows, spread over them."""
+    return rows if len(rows) <= most else rows[torch.linspace(0, len(rows) - 1, most).long()]
 
 
 def inputs_of(
@@ -222,9 +249,5 @@ class _Watching(fx.Interpreter):
         result = super().run_node(n)
         if n in self._kept:
             rows = result.reshape(-1, result.shape[-1])
-            most = min(max(_ELEMENTS // max(rows.shape[1], 1), _ROWS[0]), _ROWS[1])
-            most = -(-most // self._batches)
-            if len(rows) > most:
-                rows = rows[torch.linspace(0, len(rows) - 1, most).long()]
-            self._kept[n].append(rows.clone())
+            self._kept[n].append(evenly(rows, -(-rows_kept(rows.shape[1]) // self._batches)).clone())
         return result
