@@ -18,6 +18,7 @@ from .declared import Declared, read_program, request_notes
 from .errors import CaptureError, FastrecError, InputError, TechniqueError
 from .guards import read_guard
 from .journal import Journal
+from .measure import fidelity
 from .program import Program, target_of
 from .progress import Stages
 from .recipe import Recipe
@@ -176,15 +177,15 @@ def _uncaptured(
         fast, settled = _applied(work, fast, technique, certifier)
         if changes := work.steps[-1].changes:
             done.append(settled)
-            milder = settled.alternatives(changes).items()
-            others += [(label, before, other, len(done)) for label, other in milder]
+            found = settled.alternatives(changes).items()
+            others += [(label, before, other, len(done)) for label, other in found]
     if not done:
         return None
-    work.notes.append(
-        f"the model could not be captured, so its linear maps were quantised as modules: {error}"
-    )
-    # A model's own code takes the request's features repeated.
-    whole = any(feature.request for feature in program.layout.features)
+    work.notes.append("the model could not be captured, so its linear maps were quantised as modules")
+    # Batches of one request hold its features once; the model's own code takes them repeated.
+    once = Once(plain.layout.features)
+    asked = replace(plain, layout=replace(plain.layout, features=once.candidates))
+    whole = bool(once)
     forms = [Form("modules", lambda: fast, whole=whole, exact=False, main=True)]
     forms += [
         Form(
@@ -193,7 +194,7 @@ def _uncaptured(
         for label, before, other, place in others
     ]
     kept = tuple(technique for technique in recipe if technique.level == "module")
-    return Rewritten(plain, plain, fast, tuple(forms), Recipe((*kept, *done)))
+    return Rewritten(plain, asked, fast, tuple(forms), Recipe((*kept, *done)))
 
 
 def _unfit(program: Program) -> str:
@@ -205,10 +206,9 @@ def _unfit(program: Program) -> str:
     private = program.with_model(program.draft(private_buffers=True).eval())
     flat = Once(program.layout.features).all(program.flat(program.batch))
     first, *_, last = (private.answers(flat) for _ in range(3))
-    alike = len(first) == len(last) and all(
-        a.shape == b.shape and torch.allclose(a, b, equal_nan=True) for a, b in zip(first, last, strict=True)
-    )
-    return "" if alike else "it answers the same batch otherwise when asked again"
+    alike = [answer.shape for answer in first] == [answer.shape for answer in last]
+    again = alike and fidelity(first, last).exact
+    return "" if again else "it answers the same batch otherwise when asked again"
 
 
 def _exempt(program: Program) -> tuple[int, ...]:

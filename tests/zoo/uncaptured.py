@@ -36,8 +36,8 @@ class Looping(nn.Module):
 class Doubled(nn.Linear):
     """A linear map that is something else."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        return 2 * super().forward(input)
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
 
 
 class Held(nn.Module):

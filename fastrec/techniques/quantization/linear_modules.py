@@ -103,7 +103,7 @@ class _Seen:
 
     weight: Tensor
     bias: Tensor | None
-    batches: int
+    parts: int
     reason: str = "no row of the calibration reaches it"
     kept: list[Tensor] = field(default_factory=list)
     barred: bool = False
@@ -119,10 +119,10 @@ class _Seen:
             return
         self.reason = ""
         most = rows_kept(x.shape[-1])
-        self.kept.append(evenly(x.reshape(-1, x.shape[-1]), -(-most // self.batches)).clone())
-        if sum(map(len, self.kept)) > 4 * most:
-            # A layer that is called in a loop.
-            self.kept = [evenly(torch.cat(self.kept), 2 * most)]
+        self.kept.append(evenly(x.reshape(-1, x.shape[-1]), -(-most // self.parts)).clone())
+        if (have := sum(map(len, self.kept))) > 4 * most:
+            # A layer that is called in a loop: half as many rows of each call, of those to come as well.
+            self.kept, self.parts = [evenly(torch.cat(self.kept), have // 2)], 2 * self.parts
 
     def rows(self) -> Tensor:
         rows = torch.cat(self.kept)
