@@ -77,6 +77,11 @@ def _halved(module: nn.Module, args: object, output: Tensor) -> Tensor:
 
 
 ENTRIES = (
-    Entry("looping", Looping, lambda n, r: {"item": ids(r, n), "price": torch.rand(n, generator=r)}, capturable=False, request=("price",)),
+    Entry(
+        "looping",
+        Looping,
+        lambda n, r: {"item": ids(r, n), "price": torch.rand(n, generator=r)},
+        capturable=False,
+    ),
     Entry("held", Held, lambda n, r: ids(r, n, 5), capturable=False),
-)  # fmt: skip
+)
