@@ -80,7 +80,7 @@ def refuse_reference(gm: fx.GraphModule, backend: str) -> None:
         if ours and node.target not in (INT8, INT4):
             name = node.target._schema.name
             raise BackendError(
-                f"has no kernel for {name} (at {node.name}): 8-bit integers run in onnxruntime and eager",
+                f"has no kernel for {name} (at {node.name}): 8-bit integers run in onnxruntime, eager and inductor",
                 backend=backend,
             )
 
