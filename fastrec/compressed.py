@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from .as_called import plainly
-from .backends import Session
+from .backends import ModelSession, Session
 from .errors import InputError
 from .guards import Guard
-from .inputs import Leaf
+from .inputs import Layout, Leaf
 from .nonfinite import Apart
 from .plan import ORIGINAL, Plan
 from .program import Program
@@ -23,20 +23,9 @@ from .request import Once
 from .rows import count_rows
 from .serving import LIMIT_BYTES, Scorer, precompute
 
-__all__ = ["CompressedModel", "OriginalSession", "Repeated", "release_moved"]
+__all__ = ["CompressedModel", "Repeated", "release_moved"]
 
 _SHAPES = 4096
-
-
-class OriginalSession(Session):
-    """The original behind the face of a session: flat tensors in, flat tensors out."""
-
-    def __init__(self, program: Program) -> None:
-        self._program = program
-
-    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Run one batch."""
-        return tuple(self._program.answers(tensors))
 
 
 class Repeated(Session):
@@ -49,6 +38,10 @@ class Repeated(Session):
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Run one batch."""
         return self._session(*self._once.all(tensors))
+
+    def as_called(self, tensors: list[Tensor], layout: Layout) -> Any:
+        """The answer to one flat batch, as the session gives it."""
+        return self._session.as_called(self._once.all(tensors), layout)
 
 
 class CompressedModel(nn.Module):
@@ -92,7 +85,7 @@ class CompressedModel(nn.Module):
         # The session of each form of batch, and whether it repeats the request's features.
         self._routes: dict[tuple[tuple[torch.Size, torch.dtype], ...], tuple[Session, bool]] = {}
         self._once = once
-        self._fallback = Repeated(OriginalSession(original), once) if once else OriginalSession(original)
+        self._fallback = Repeated(ModelSession(original), once) if once else ModelSession(original)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's answer for one batch."""
@@ -113,11 +106,10 @@ class CompressedModel(nn.Module):
             flat = self._once.reduced(flat)
         if self._guard is not None:
             self._guard(flat)
-        if self._apart is None:
-            outputs = session(*flat)
-        else:
-            outputs = tuple(self._apart(flat, lambda x: session(*x), lambda x: self._fallback(*x)))
-        return outputs[0] if self._single else self._layout.result(outputs)
+        if self._apart is not None and not self._apart.clean(flat):
+            merged = self._apart(flat, lambda x: session(*x), lambda x: self._fallback(*x))
+            return self._layout.result(tuple(merged))
+        return session(*flat)[0] if self._single else session.as_called(flat, self._layout)
 
     def call_of(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """How this is called, `(args, kwargs)`, with a batch in the form of the example."""

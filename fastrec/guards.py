@@ -189,13 +189,15 @@ class Guard:
 
 
 def read_guard(captured: Program, nonfinite: NonFinite = "raise") -> Guard:
-    """The guard of a captured program, from the lookups of its graph.
+    """The guard of a captured program, from the lookups of its graph; of another one, for finite numbers alone.
 
     Features whose example holds numbers that are not finite are taken to allow them. Cost: a few small runs.
     """
-    gm = captured.model
-    assert isinstance(gm, fx.GraphModule)
-    features = captured.layout.features
+    gm, features = captured.model, captured.layout.features
+    if not isinstance(gm, fx.GraphModule):
+        # Ids are the model's own to refuse: its tables are looked up by torch, which checks.
+        asked = [nonfinite == "raise" and _allows_finite_only(t) for t in captured.flat(captured.batch)]
+        return Guard(features, [None] * len(features), asked)
     tensors = _small(captured)
     low = [np.full(tuple(t.shape), -np.inf) for t in tensors]
     high = [np.full(tuple(t.shape), np.inf) for t in tensors]
@@ -215,13 +217,15 @@ def read_guard(captured: Program, nonfinite: NonFinite = "raise") -> Guard:
             np.minimum.at(high[index].reshape(-1), positions, size - shifts)
     bounds = [_bounds(f, a, b) for f, a, b in zip(features, low, high, strict=True)]
     finite = [
-        nonfinite == "raise"
-        and tensor.is_floating_point()
-        and bool(tensor.isfinite().all())
-        and not _all_ids(bound)
+        nonfinite == "raise" and _allows_finite_only(tensor) and not _all_ids(bound)
         for tensor, bound in zip(captured.batch, bounds, strict=True)
     ]
     return Guard(features, bounds, finite, _subgraph(gm, computed) if computed else None, sizes)
+
+
+def _allows_finite_only(tensor: Tensor) -> bool:
+    """Whether a feature's example says that it holds finite numbers."""
+    return tensor.is_floating_point() and bool(tensor.isfinite().all())
 
 
 def _extremes(tensor: Tensor) -> tuple[int, int]:

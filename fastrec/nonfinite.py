@@ -30,6 +30,10 @@ class Apart:
         self._axes = layout.output_axes
         self._by_row = layout.independent and layout.rows is not None and None not in layout.output_axes
 
+    def clean(self, flat: list[Tensor]) -> bool:
+        """Whether every number of the batch is finite."""
+        return all(bool(flat[index].isfinite().all()) for index, _ in self._floats)
+
     def __call__(self, flat: list[Tensor], session: Answers, original: Answers) -> Sequence[Tensor]:
         """The answers to one flat batch, which has one row of each request feature."""
         bad: Tensor | None = None

@@ -45,7 +45,7 @@ from .progress import Stages, stages
 from .recipe import Recipe
 from .report import Accuracy, Memory, Report, SizeResult, Work
 from .request import Once
-from .rewriting import Captured, apply_recipe, read, rewritten
+from .rewriting import Rewritten, apply_recipe, read, rewritten
 from .rows import count_rows
 from .sessions import Made, compile_forms, session_call
 from .techniques import Technique
@@ -131,41 +131,44 @@ def compress(
             return _unreadable(work, model, batch, steps)
         once = Once(program.layout.features, check=check_request)
         certifier = Certifier(program, once, evaluate, budget) if evaluate is not None else None
-        captured = apply_recipe(work, program, steps, recipe is not None, certifier, show)
+        found = apply_recipe(work, program, steps, recipe is not None, certifier, show)
         checks = _Checks()
         sessions: dict[str, Made] = {}
         results: list[SizeResult] = []
         accuracy: tuple[Accuracy, ...] = ()
-        if captured is not None:
-            program = replace(program, layout=replace(program.layout, exempt=captured.plain.layout.exempt))
-            guard = read_guard(captured.asked, on_nonfinite)
+        if found is not None:
+            program = replace(program, layout=replace(program.layout, exempt=found.plain.layout.exempt))
+            guard = read_guard(found.asked, on_nonfinite)
             checks = _Checks(guard if guards else None, on_nonfinite == "propagate")
-            fresh = _fresh(work, once, captured, guard)
-            steps = captured.recipe
-            if not request_features:
+            fresh = _fresh(work, once, found, guard)
+            steps = found.recipe
+            if not request_features and found.captured:
                 # What only approximates saves no multiply-adds.
                 graphs = tuple(t for t in steps if t.level == "graph" and t.exact)
-                work.notes += advice(captured.plain, captured.fast, lambda asked: rewritten(asked, graphs))
-            sessions = compile_forms(work, program, once, captured.forms, chosen, fresh, sizes, show)
+                work.notes += advice(found.plain, found.fast, lambda asked: rewritten(asked, graphs))
+            runners = chosen if found.captured else [backend for backend in chosen if backend.modules]
+            sessions = compile_forms(work, program, once, found.forms, runners, fresh, sizes, show)
             if not sessions and not work.trials:
-                work.notes.append("no backend was given or is installed, so nothing was measured")
+                work.notes.append(
+                    "no backend was given or is installed that runs it, so nothing was measured"
+                )
             results, accuracy = _settle(work, program, once, sessions, checks, fresh, sizes, certifier, show)
-        made = _assemble(work, program, once, captured, sessions, results, checks, keep_original)
+        made = _assemble(work, program, once, found, sessions, results, checks, keep_original)
         report = _report(work, program, made, results, steps, sessions)
-        made.report = replace(report, accuracy=accuracy, work=None if captured is None else _work(captured))
+        made.report = replace(report, accuracy=accuracy, work=_work(found))
         made.recipe = steps
     if made.report.memory.before_bytes >= _LARGE:
         # Graphs refer to themselves, so their tables would stay until Python next looks for such circles.
-        del captured
+        del found
         gc.collect()
     return made
 
 
-def _fresh(work: Journal, once: Once, captured: Captured, guard: Guard) -> Batches:
+def _fresh(work: Journal, once: Once, found: Rewritten, guard: Guard) -> Batches:
     """Fresh batches of one request each, its features repeated, as the original takes them."""
-    flats = work.calibration or [list(captured.plain.batch)]
+    flats = work.calibration or [found.plain.flat(found.plain.batch)]
     given = [once.one(once.same(flat)) for several in flats for flat in once.requests(several)]
-    draw = Fresh(captured.asked.layout.features, given, guard.bounds, redraw=not work.calibration)
+    draw = Fresh(found.asked.layout.features, given, guard.bounds, redraw=not work.calibration)
     if not once:
         return draw
     return lambda rows, index: [tensor.contiguous() for tensor in once.all(once.same(draw(rows, index)))]
@@ -286,7 +289,7 @@ def _assemble(
     work: Journal,
     program: Program,
     once: Once,
-    captured: Captured | None,
+    found: Rewritten | None,
     sessions: dict[str, Made],
     results: Sequence[SizeResult],
     checks: _Checks,
@@ -302,27 +305,30 @@ def _assemble(
         if made.moved
     ]
     original = replace(program.with_model(program.draft().eval()), calibration=())
-    form = None if captured is None else captured.form(lossy=any(not sessions[name].exact for name in names))
-    if form is None or not names:
+    if found is None or not names:
         made = CompressedModel(original, {}, None, checks.guard, once)
-        if form is not None and once:
+        if found is not None and found.captured and once:
             # For the serving form of what is not faster batch by batch.
+            form = found.form(lossy=False)
             made.program, made.exact = replace(form.make(), calibration=()), form.exact
         return made
     # Of the other form, if there is one, nothing stays: no table that nobody reads.
+    form = found.form(lossy=any(not sessions[name].exact for name in names))
     plain = replace(form.make(), calibration=())
-    assert isinstance(plain.model, fx.GraphModule)
     if any(result.session == ORIGINAL for result in results):
         work.notes.append(
             "the original serves some batch sizes, so its tables are kept beside the rewritten ones"
         )
-    elif keep_original:
-        release_moved(original, plain.model)
-    else:
+    elif not keep_original and found.captured:
         original = plainly(program, once, plain)
+    elif not keep_original:
+        # A model that serves, as its own code says: its codes are there already.
+        original = original.with_model(next(iter(sessions.values())).program.model)
+    elif isinstance(plain.model, fx.GraphModule):
+        release_moved(original, plain.model)
     plan = Plan(tuple(r.rows for r in results), tuple(r.session for r in results))
     made = _serving(original, sessions, plan, checks, once)
-    made.program, made.exact = plain, form.exact
+    made.program, made.exact = plain if found.captured else None, form.exact
     return made
 
 
@@ -356,8 +362,10 @@ def _report(
     )
 
 
-def _work(captured: Captured) -> Work:
-    return Work(per_candidate(captured.plain), per_candidate(captured.fast), per_request(captured.fast))
+def _work(found: Rewritten | None) -> Work | None:
+    if found is None or not found.captured:
+        return None
+    return Work(per_candidate(found.plain), per_candidate(found.fast), per_request(found.fast))
 
 
 def _unreadable(work: Journal, target: Any, batch: Any, recipe: Recipe) -> CompressedModel:

@@ -98,11 +98,15 @@ class Program:
         """The model's flat outputs for these flat inputs, without gradients."""
         return self.run(tensors)[0]
 
-    def run(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Any]:
-        """The model's flat outputs for these flat inputs, and the structure of its answer, without gradients."""
+    def called(self, tensors: Sequence[Tensor]) -> Any:
+        """The model's answer, in its own structure, for these flat inputs, without gradients."""
         args, kwargs = self.layout.arguments(tensors)
         with torch.no_grad():
-            answer = self.function(*args, **kwargs)
+            return self.function(*args, **kwargs)
+
+    def run(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Any]:
+        """The model's flat outputs for these flat inputs, and the structure of its answer, without gradients."""
+        answer = self.called(tensors)
         found: list[tuple[str, Tensor]] = []
         tree = describe(answer, "output", found)
         return [tensor for _, tensor in found], tree

@@ -9,36 +9,48 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
+import torch
+from torch import Tensor, fx
+
 from .capture import capture
 from .certify import Certifier
 from .declared import Declared, read_program, request_notes
 from .errors import CaptureError, FastrecError, InputError, TechniqueError
 from .guards import read_guard
 from .journal import Journal
+from .measure import fidelity
 from .program import Program, target_of
 from .progress import Stages
 from .recipe import Recipe
 from .report import BUDGET, Step
 from .request import Once, ask
-from .rows import count_rows
+from .rows import count_rows, take_rows
 from .sessions import Form
 from .techniques import Skip, Technique
 
-__all__ = ["Captured", "apply_recipe", "read", "rewritten"]
+__all__ = ["Rewritten", "apply_recipe", "read", "rewritten"]
 
 _BATCHES = 64
 _THIN = 256  # rows below which ranges of activations are guesses
 
 
 @dataclass(frozen=True)
-class Captured:
-    """The captured program as it is, as one request asks for it, after the recipe, and all forms worth measuring."""
+class Rewritten:
+    """The program as it is, as one request asks for it, after the recipe, and all forms worth measuring.
+
+    One that could not be captured is asked as it is: its features of the request are repeated.
+    """
 
     plain: Program
     asked: Program
     fast: Program
     forms: tuple[Form, ...]
     recipe: Recipe
+
+    @property
+    def captured(self) -> bool:
+        """Whether these programs are graphs."""
+        return isinstance(self.fast.model, fx.GraphModule)
 
     def form(self, *, lossy: bool) -> Form:
         """The form of one request that serves: that of the whole recipe, or the exact one, where nothing lossy does."""
@@ -86,8 +98,11 @@ def apply_recipe(
     strict: bool,
     certifier: Certifier | None,
     show: Stages,
-) -> Captured | None:
-    """The captured program before and after the recipe's graph techniques; None where it cannot be captured."""
+) -> Rewritten | None:
+    """The captured program before and after the recipe's graph techniques.
+
+    One that cannot be captured has its modules edited, by techniques that do so; None where there is nothing to edit.
+    """
     modules = tuple(technique for technique in recipe if technique.level == "module")
     for technique in modules:
         show(technique.name)
@@ -96,22 +111,11 @@ def apply_recipe(
     try:
         plain = capture(program)
     except CaptureError as error:
-        blocked = [technique for technique in recipe if technique.level == "graph"]
-        if blocked and strict:
-            raise TechniqueError(
-                f"{blocked[0].name} works on a captured graph, and the model cannot be captured: {error}",
-                technique=blocked[0].name,
-            ) from error
-        work.skipped += [
-            Skip(t.name, type(program.model).__name__, f"not captured: {error}") for t in blocked
-        ]
-        if not blocked:
-            work.skipped.append(Skip("capture", type(program.model).__name__, str(error)))
-        return None
+        return _uncaptured(work, program, recipe, strict, certifier, show, error)
     plain = replace(plain, calibration=tuple(tuple(flat) for flat in work.calibration))
     asked = fast = ask(plain)
     if not recipe.exact:
-        _check_calibration(work, asked, any(technique.fitted for technique in recipe))
+        _check_calibration(work, asked, asked.calibration, recipe)
     graphs: list[Technique] = []
     alternatives: list[tuple[str, Program, Technique, int]] = []
     for technique in (technique for technique in recipe if technique.level == "graph"):
@@ -140,20 +144,106 @@ def apply_recipe(
         # Where rows are few, one lookup and one product for all of them may beat one for the request and one more.
         whole = partial(rewritten, plain, tuple(graphs))
         others.append(Form("whole batch", whole, whole=True, exact=exact))
-    return Captured(plain, asked, fast, (*forms, *others), Recipe((*modules, *graphs)))
+    return Rewritten(plain, asked, fast, (*forms, *others), Recipe((*modules, *graphs)))
 
 
-def _check_calibration(work: Journal, asked: Program, fitted: bool) -> None:
-    """Notes where it is thin for what is `fitted` to it. Raises `InputError` for ids that no table has and for numbers that are not finite."""
+def _uncaptured(
+    work: Journal,
+    program: Program,
+    recipe: Recipe,
+    strict: bool,
+    certifier: Certifier | None,
+    show: Stages,
+    error: CaptureError,
+) -> Rewritten | None:
+    """A program that cannot be captured, after those techniques of the recipe that edit modules as well."""
+    name = type(program.model).__name__
+    graphs = [technique for technique in recipe if technique.level == "graph"]
+    unfit = "" if not any(technique.modules for technique in graphs) else _unfit(program)
+    able = [technique for technique in graphs if technique.modules and not unfit]
+    blocked = [technique for technique in graphs if technique not in able]
+    why = f"{error}; {unfit}" if unfit else str(error)
+    if blocked and not able and strict:
+        raise TechniqueError(
+            f"{blocked[0].name} works on a captured graph, and the model cannot be captured: {why}",
+            technique=blocked[0].name,
+        ) from error
+    work.skipped += [Skip(technique.name, name, f"not captured: {why}") for technique in blocked]
+    if not blocked:
+        work.skipped.append(Skip("capture", name, why))
+    if not able:
+        return None
+    _check_calibration(work, program, work.calibration, able)
+    plain = fast = replace(program, layout=replace(program.layout, exempt=_exempt(program)))
+    done: list[Technique] = []
+    others: list[tuple[str, Program, Technique, int]] = []
+    for technique in able:
+        show(technique.name)
+        before = fast
+        fast, settled = _applied(work, fast, technique, certifier)
+        if changes := work.steps[-1].changes:
+            done.append(settled)
+            found = settled.alternatives(changes).items()
+            others += [(label, before, other, len(done)) for label, other in found]
+    if not done:
+        return None
+    work.notes.append("the model could not be captured, so its linear maps were quantised as modules")
+    # Batches of one request hold its features once; the model's own code takes them repeated.
+    once = Once(plain.layout.features)
+    asked = replace(plain, layout=replace(plain.layout, features=once.candidates))
+    whole = bool(once)
+    forms = [Form("modules", lambda: fast, whole=whole, exact=False, main=True)]
+    forms += [
+        Form(
+            f"modules, {label}", partial(rewritten, before, (other, *done[place:])), whole=whole, exact=False
+        )
+        for label, before, other, place in others
+    ]
+    kept = tuple(technique for technique in recipe if technique.level == "module")
+    return Rewritten(plain, asked, fast, tuple(forms), Recipe((*kept, *done)))
+
+
+def _unfit(program: Program) -> str:
+    """Why a copy of a model that is called flat would not stand for it, or nothing."""
+    if opaque := program.layout.opaque():
+        return f"holds objects that are neither tensors nor plain values: {'; '.join(opaque)}"
+    if isinstance(program.model, fx.GraphModule):
+        return "it is a graph of torch.fx, whose modules are calls of it"
+    private = program.with_model(program.draft(private_buffers=True).eval())
+    flat = Once(program.layout.features).all(program.flat(program.batch))
+    first, *_, last = (private.answers(flat) for _ in range(3))
+    alike = [answer.shape for answer in first] == [answer.shape for answer in last]
+    again = alike and fidelity(first, last).exact
+    return "" if again else "it answers the same batch otherwise when asked again"
+
+
+def _exempt(program: Program) -> tuple[int, ...]:
+    """The numbers of rows that are the original's alone: one, where it does not take that."""
+    layout = program.layout
+    if layout.rows is None:
+        return ()
+    private = program.with_model(program.draft(private_buffers=True).eval())
+    flat = Once(layout.features).all(program.flat(program.batch))
+    try:
+        private.answers(take_rows(layout.features, flat, torch.arange(1)))
+    except Exception:  # noqa: BLE001 - whatever it is, the original raises it as it did
+        return (1,)
+    return ()
+
+
+def _check_calibration(
+    work: Journal, asked: Program, calibration: Sequence[Sequence[Tensor]], techniques: Iterable[Technique]
+) -> None:
+    """Notes where it is thin for what is fitted to it. Raises `InputError` for ids that no table has and for numbers that are not finite."""
     guard = read_guard(asked)
-    for flat in asked.calibration:
+    for flat in calibration:
         try:
             guard(flat)
         except InputError as error:
             raise type(error)(f"calibration: {error}", feature=error.feature, row=error.row) from error
-    flats = asked.calibration or (asked.batch,)
+    flats = calibration or (asked.flat(asked.batch),)
     rows = sum(count_rows(asked.layout.features, flat) or 1 for flat in flats)
-    if fitted and rows < _THIN:
+    if rows < _THIN and any(technique.fitted for technique in techniques):
         work.notes.append(
             f"what the recipe approximates was fitted to {rows} rows alone: give some thousands in calibration=..."
         )

@@ -72,8 +72,8 @@ def compile_forms(
     """
     work = _Compiling(journal, original, once, fresh, sizes)
     mains = [(form, backend) for backend in backends for form in forms if form.main]
-    if not all(form.exact for form in forms):
-        mains.sort(key=lambda pair: pair[1].plain)
+    # What is slow comes last: it may take the time of the others.
+    mains.sort(key=lambda pair: not pair[0].exact and pair[1].plain(work.program(pair[0])))
     work.compile_all(mains, show)
     leading = work.leading(backends, [form for form in forms if form.main])
     work.compile_all([(form, backend) for form in forms if not form.main for backend in leading], show)
@@ -111,7 +111,7 @@ class _Compiling:
         for form, backend in pairs:
             show(f"compiling for {_label(backend, form)}")
             if not self.late(form, backend):
-                self.compile(form, self._program(form), backend)
+                self.compile(form, self.program(form), backend)
 
     def late(self, form: Form, backend: Backend) -> bool:
         """Whether there is such a session already, exact or not, and no time for another one; notes it."""
@@ -158,13 +158,13 @@ class _Compiling:
         first = {found[label] for rows in sizes for label in leaders(rows, calls, self._fresh, _LOOK)}
         return [backend for backend in backends if backend in first]
 
-    def _program(self, form: Form) -> Program:
+    def program(self, form: Form) -> Program:
         """The program of a form, made once, sharing constants with the first."""
         if form.name not in self._programs:
             program = form.make()
             first = next(iter(self._programs.values()), program)
-            assert isinstance(program.model, fx.GraphModule) and isinstance(first.model, fx.GraphModule)
-            share_constants(program.model, first.model)
+            if isinstance(program.model, fx.GraphModule) and isinstance(first.model, fx.GraphModule):
+                share_constants(program.model, first.model)
             self._programs[form.name] = program
         return self._programs[form.name]
 

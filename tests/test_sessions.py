@@ -70,7 +70,7 @@ def compiled(backends: Sequence[Backend], seconds: float = 600.0) -> tuple[dict[
             Once(program.layout.features),
             forms,
             backends,
-            lambda rows, index: [torch.randn(rows, 4)],
+            lambda rows, index: [torch.randn(rows, 4, generator=torch.Generator().manual_seed(index))],
             (1, 8),
             show,
         )

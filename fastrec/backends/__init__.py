@@ -8,10 +8,21 @@ from __future__ import annotations
 from .base import Backend, Session
 from .eager import Eager
 from .inductor import Inductor
+from .models import ModelSession
 from .onnxruntime import OnnxRuntime
 from .openvino import OpenVino
 
-__all__ = ["BACKENDS", "Backend", "Eager", "Inductor", "OnnxRuntime", "OpenVino", "Session", "installed"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "Eager",
+    "Inductor",
+    "ModelSession",
+    "OnnxRuntime",
+    "OpenVino",
+    "Session",
+    "installed",
+]
 
 BACKENDS: dict[str, type[Backend]] = {kind.name: kind for kind in (Eager, OnnxRuntime, Inductor, OpenVino)}
 

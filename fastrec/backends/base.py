@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ..inputs import Layout
 from ..program import Program
 
 __all__ = ["Backend", "Session"]
@@ -26,16 +27,20 @@ class Session(abc.ABC):
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Run one batch."""
 
+    def as_called(self, tensors: list[Tensor], layout: Layout) -> Any:
+        """The answer to one flat batch, in the structure of the model's."""
+        return layout.result(self(*tensors))
+
 
 @dataclass(frozen=True)
 class Backend(abc.ABC):
     """A way to run a captured graph: frozen settings, inert until `compile`.
 
-    `plain` says that it runs reference operators as they are, which is slow.
+    `modules` says that it runs models that could not be captured as well, where a technique edited their modules.
     """
 
     name: ClassVar[str]
-    plain: ClassVar[bool] = False
+    modules: ClassVar[bool] = False
 
     @abc.abstractmethod
     def unavailable(self) -> str | None:
@@ -48,6 +53,10 @@ class Backend(abc.ABC):
         Raises `BackendUnavailable` when its package is missing and `BackendError` when it cannot run
         this graph. Uses `torch.get_num_threads()` threads, as read when it is called.
         """
+
+    def plain(self, program: Program) -> bool:  # noqa: ARG002 - for those who override it
+        """Whether it would run reference operators of the program as they are, which is slow."""
+        return False
 
     @property
     def label(self) -> str:

@@ -10,6 +10,7 @@ from torch._ops import OpOverload
 
 from ..errors import BackendError
 from ..ops import INT4, INT8
+from ..ops.convolutions import INT8_CONVOLUTION
 from ..program import Program
 from ..quiet import reason_of
 
@@ -88,10 +89,12 @@ def refuse_reference(gm: fx.GraphModule, backend: str) -> None:
         ours = isinstance(node.target, OpOverload) and node.target.namespace == "fastrec"
         if ours and node.target not in (INT8, INT4):
             name = node.target._schema.name
-            raise BackendError(
-                f"has no kernel for {name} (at {node.name}): 8-bit integers run in onnxruntime, and slowly in eager",
-                backend=backend,
+            able = (
+                "convolutions in 8-bit integers run in onnxruntime, and slowly in eager"
+                if node.target is INT8_CONVOLUTION
+                else "linear maps in 8-bit integers run in onnxruntime, eager and inductor"
             )
+            raise BackendError(f"has no kernel for {name} (at {node.name}): {able}", backend=backend)
 
 
 def refuse_bfloat16(gm: fx.GraphModule, backend: str, why: str) -> None:

@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
+from ..graph import is_call
+from ..ops.convolutions import INT8_CONVOLUTION
 from ..program import Program
 from .bags import as_bags
 from .base import Backend, Session
 from .common import captured, failure
 from .direct import direct
-from .packed import as_packed
+from .models import packed_session
+from .packed_bfloat16 import pack_bfloat16
+from .packed_int8 import pack_int8
 
 __all__ = ["Eager"]
 
@@ -23,25 +27,35 @@ __all__ = ["Eager"]
 class Eager(Backend):
     """Run the graph in torch, node by node.
 
-    Nothing is compiled, and nothing copied but weights in bfloat16, which are packed, so it always works. Each node costs
-    1 to 3 us beyond its arithmetic: best for few large operations, and where no other backend takes the graph.
+    Nothing is compiled, and nothing copied but the weights of linear maps in 8-bit integers and in bfloat16, which are
+    packed, so it always works. Each node costs 1 to 3 us beyond its arithmetic: best for few large operations, and
+    where no other backend takes the graph. A model that could not be captured runs as its own code says, its
+    `Int8Linear` modules packed.
 
     Example: `Eager().compile(capture(program))(ids, dense)`.
     """
 
     name: ClassVar[str] = "eager"
-    plain: ClassVar[bool] = True
+    modules: ClassVar[bool] = True
 
     def unavailable(self) -> str | None:
         """Always None."""
         return None
 
+    def plain(self, program: Program) -> bool:
+        """Where convolutions are in 8-bit integers: it has a kernel for linear maps alone."""
+        gm = program.model
+        return isinstance(gm, fx.GraphModule) and any(is_call(n, INT8_CONVOLUTION) for n in gm.graph.nodes)
+
     def compile(self, program: Program) -> Session:
         """Bind the constants and choose the quickest entry of each operator. Cost: two runs of the example."""
+        if not isinstance(program.model, fx.GraphModule) and (session := packed_session(program)) is not None:
+            return session
         gm = captured(program, self.name)
         try:
-            packed, size = as_packed(as_bags(gm))
-            return _EagerSession(direct(packed, tuple(program.batch)), size)
+            coded, size = pack_int8(as_bags(gm))
+            packed, more = pack_bfloat16(coded)
+            return _EagerSession(direct(packed, tuple(program.batch)), size + more)
         except Exception as error:  # whatever a foreign library raises, named
             raise failure(error, "cannot run the example", self.name) from error
 

@@ -17,13 +17,25 @@ from ..errors import BackendError, BackendUnavailable, InputError
 from ..program import Program
 from ..quiet import quiet
 from .base import Backend, Session
-from .common import captured, export_free, failure, refuse_bfloat16, refuse_reference, tensor_bytes
+from .common import (
+    captured,
+    example_of,
+    export_free,
+    failure,
+    refuse_bfloat16,
+    refuse_reference,
+    tensor_bytes,
+)
+from .direct import direct
+from .inductor_ops import as_known
 from .split import split_picks
 
 __all__ = ["Inductor"]
 
 _SHARED = 1024 * 1024
 _FORMS = 4096
+# Products of codes that are generated with their graph take 2 us in place of oneDNN's 50, and seconds each to compile.
+_GENERATED = 12
 
 
 @dataclass(frozen=True)
@@ -31,7 +43,8 @@ class Inductor(Backend):
     """Compile the graph with AOTInductor, for any number of rows.
 
     Lookups, pooling, crosses and activations become a few fused loops, so it suits models of many small
-    operations. With `freeze`, weight matrices are packed for oneDNN: faster at many rows, slower at few.
+    operations. With `freeze`, weight matrices are packed for oneDNN: faster at many rows, slower at few. Weights in 8-bit
+    integers are packed always, and the rounding of activations is fused with what is in front of it.
 
     Cost: a C++ compiler and 5 to 60 s to compile; constants under 1 MiB are copied into the library, larger
     ones are shared with the graph.
@@ -69,18 +82,21 @@ class Inductor(Backend):
             front = split.front(program.batch)
             if front is not None:
                 gm = split.dense
-            refuse_reference(gm, self.name)
             refuse_bfloat16(gm, self.name, "adds up one row in another order than the same among others")
-            lifted, constants = _lift(gm)
+            known, maps = as_known(gm, self.name)
+            refuse_reference(known, self.name)
+            lifted, constants = _lift(known)
             with (
                 quiet(),
                 tempfile.TemporaryDirectory(prefix="fastrec-", ignore_cleanup_errors=True) as folder,
             ):
                 exported = export_free(lifted, self.name)
-                runner = _build(exported, os.path.join(folder, "graph.so"), self.freeze)
-            inputs = [node.meta["val"] for node in gm.graph.nodes if node.op == "placeholder"]
+                runner = _build(exported, os.path.join(folder, "graph.so"), self.freeze, maps)
+            inputs = [node for node in gm.graph.nodes if node.op == "placeholder"]
             size = tensor_bytes(exported.state_dict.values())
-            session = _InductorSession(runner, constants, inputs, size, front)
+            # Of no rows there is nothing to be quick about, and products of codes divide by their number.
+            empty = direct(gm, example_of(inputs)) if maps else None
+            session = _InductorSession(runner, constants, inputs, size, front, empty)
             session(*program.batch)
         except Exception as error:  # whatever a foreign library raises, named
             raise failure(error, "cannot be compiled", self.name) from error
@@ -98,14 +114,15 @@ class _InductorSession(Session):
         self,
         runner: Any,
         constants: tuple[Tensor, ...],
-        inputs: list[Tensor],
+        inputs: list[fx.Node],
         size: int,
         front: Callable[..., tuple[Tensor, ...]] | None,
+        empty: Callable[..., tuple[Tensor, ...]] | None,
     ) -> None:
         self._run: Callable[[tuple[Tensor, ...]], list[Tensor]] = runner.run
         self._constants = constants
-        self._inputs = inputs
-        self._front = front
+        self._inputs = [node.meta["val"] for node in inputs]
+        self._front, self._empty = front, empty
         self._fitting: set[tuple[Any, ...]] = set()
         self.resident_bytes = size
 
@@ -116,6 +133,11 @@ class _InductorSession(Session):
         form = tuple([(tensor.shape, tensor.dtype) for tensor in tensors])
         if form not in self._fitting:
             self._check(form)
+            if self._empty is not None and any(0 in shape for shape, _ in form):
+                with torch.no_grad():
+                    return self._empty(*tensors)
+            if len(self._fitting) < _FORMS:
+                self._fitting.add(form)
         for tensor in tensors:
             if tensor.requires_grad or not tensor.is_contiguous():
                 tensors = tuple([tensor.detach().contiguous() for tensor in tensors])
@@ -137,8 +159,6 @@ class _InductorSession(Session):
                     f"input {index}: got {dtype} of shape {tuple(shape)}, expected {expected.dtype} of shape "
                     f"{tuple(expected.shape)} (the same letter, the same size)"
                 )
-        if len(self._fitting) < _FORMS:
-            self._fitting.add(form)
 
 
 def _lift(gm: fx.GraphModule) -> tuple[fx.GraphModule, tuple[Tensor, ...]]:
@@ -151,7 +171,12 @@ def _lift(gm: fx.GraphModule) -> tuple[fx.GraphModule, tuple[Tensor, ...]]:
     constants: list[Tensor] = []
     for node in gm.graph.nodes:
         value = operator.attrgetter(node.target)(gm) if node.op == "get_attr" else None
-        if isinstance(value, Tensor) and value.numel() * value.element_size() >= _SHARED:
+        # Codes of weights are packed as the library is made.
+        if (
+            isinstance(value, Tensor)
+            and value.dtype is not torch.int8
+            and value.numel() * value.element_size() >= _SHARED
+        ):
             copies[node] = graph.placeholder(f"shared_{len(constants)}")
             constants.append(value.detach())
             copies[node].meta["val"] = constants[-1]
@@ -161,13 +186,17 @@ def _lift(gm: fx.GraphModule) -> tuple[fx.GraphModule, tuple[Tensor, ...]]:
     return fx.GraphModule(gm, graph), tuple(constants)
 
 
-def _build(exported: torch.export.ExportedProgram, path: str, freeze: bool) -> Any:
+def _build(exported: torch.export.ExportedProgram, path: str, freeze: bool, maps: int) -> Any:
+    """`maps` counts the linear maps in 8-bit integers, which are packed; the products of a few of them are generated."""
     from torch._inductor import aot_compile, config
 
     gm = exported.module(check_guards=False)
     assert isinstance(gm, fx.GraphModule)
     args, _ = exported.example_inputs
-    with torch.no_grad(), config.patch({"aot_inductor.output_path": path, "freezing": freeze}):
+    settings: dict[str, Any] = {"aot_inductor.output_path": path, "freezing": freeze or maps > 0}
+    if 0 < maps <= _GENERATED:
+        settings |= {"max_autotune": True, "max_autotune_gemm_backends": "CPP"}
+    with torch.no_grad(), config.patch(settings):
         library = aot_compile(gm, args)
     if not isinstance(library, str):
         raise BackendError("the compiler gave no shared library", backend=Inductor.name)

@@ -51,13 +51,15 @@ class Technique(abc.ABC):
 
     `level` says what `apply` expects: "module", the caller's model before capture, to be edited on
     `program.draft()`; or "graph", a captured `fx.GraphModule`. `changes` is empty exactly when nothing
-    was done. While `exact` holds, outputs are equal up to float rounding. `fitted` says that numbers of the result come from
-    the calibration batches.
+    was done. While `exact` holds, outputs are equal up to float rounding. `fitted` says that numbers of the result come
+    from the calibration batches, `modules` that a technique of graphs takes a model that could not be captured as well,
+    and edits its modules on a draft.
     """
 
     name: ClassVar[str]
     level: ClassVar[Literal["module", "graph"]]
     fitted: ClassVar[bool] = False
+    modules: ClassVar[bool] = False
 
     @property
     @abc.abstractmethod

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from fastrec.backends import Backend, Eager, Inductor, OnnxRuntime, OpenVino, onnx_ops
+from fastrec.backends import Backend, Eager, OnnxRuntime, OpenVino, onnx_ops
 from fastrec.backends.onnx_export import export_onnx
 from fastrec.backends.onnx_ops import saturates
 from fastrec.errors import BackendError
@@ -199,7 +199,7 @@ def test_a_row_depends_on_no_other(program: Program, backend: Backend) -> None:
 
 
 @pytest.mark.parametrize(
-    "backend", [OpenVino(lookups="torch"), OpenVino(lookups="session"), Inductor()], ids=lambda b: b.label
+    "backend", [OpenVino(lookups="torch"), OpenVino(lookups="session")], ids=lambda b: b.label
 )
 def test_who_has_no_kernel_says_so(program: Program, backend: Backend) -> None:
     if (reason := backend.unavailable()) is not None:

@@ -8,8 +8,9 @@ from .ctr import ENTRIES as CTR
 from .foreign import ENTRIES as FOREIGN
 from .sequence import ENTRIES as SEQUENCE
 from .towers import ENTRIES as TOWERS
+from .uncaptured import ENTRIES as UNCAPTURED
 
 __all__ = ["ZOO", "Entry", "make"]
 
-ZOO: tuple[Entry, ...] = (*CTR, *SEQUENCE, *TOWERS, *CONVOLUTIONS, *FOREIGN)
+ZOO: tuple[Entry, ...] = (*CTR, *SEQUENCE, *TOWERS, *CONVOLUTIONS, *FOREIGN, *UNCAPTURED)
 """Every model of the zoo."""

@@ -1,4 +1,4 @@
-"""What 8 bits would do to each layer of a graph, seen on calibration batches."""
+"""What 8 bits would do to each layer, seen on calibration batches; graphs are looked at here, modules in `linear_modules`."""
 
 from __future__ import annotations
 
@@ -22,13 +22,18 @@ from .sensitivity import moved_by
 from .smoothing import smooth
 from .windows import geometry_of, windows
 
-__all__ = ["batches_of", "calibrate", "inputs_of", "sensitivities"]
+__all__ = ["RULE", "batches_of", "calibrate", "evenly", "inputs_of", "judge", "rows_kept", "sensitivities"]
 
 Take = Callable[[Tensor, int], Tensor]
 """Rows of a value, given how many batches there are."""
 
+Results = tuple[Tensor, tuple[float, float]]
+"""What comes of a convolution's products before they are rounded: a bias (O,), and the ends of a clamp."""
+
+RULE = "quantize linears"
+"""What skips and changes of these techniques are called."""
+
 _TECHNIQUE = "quantize_linears"
-_RULE = "quantize linears"
 # Rows kept of each input: as many as its width leaves room for.
 _ROWS = (64, 2048)
 _ELEMENTS = 2**20
@@ -59,48 +64,66 @@ def calibrate(
     layers: list[Layer] = []
     skips: list[Skip] = []
     for node in nodes:
+        weight = constant(gm, node.args[1])
+        assert weight is not None
         found: Layer | str = reasons[node]
         if not found:
             x = windowed[node] if node in windowed else seen[node.args[0]]
-            _check_finite(node, x)
-            found = _judge(gm, node, x)
+            found = judge(node.name, x, weight.flatten(1), groups_of(node), _results(gm, node))
         if isinstance(found, Layer):
             layers.append(replace(found, evened=node.args[0] in evened))
         else:
-            skips.append(Skip(_RULE, node.name, found))
+            skips.append(Skip(RULE, node.name, found))
     return layers, skips
 
 
-def _check_finite(node: fx.Node, x: Tensor) -> None:
+def judge(
+    site: str, x: Tensor, weight: Tensor, groups: int = 1, results: Results | None = None
+) -> Layer | str:
+    """The layer of this weight (O, I) with its best range on rows x (n, I) of its input, or why it is left alone.
+
+    With groups, weight (O, I / groups); `results` of those whose results are rounded too. Raises `TechniqueError` for
+    rows that are not finite.
+    """
     if not bool(x.isfinite().all()):
         raise TechniqueError(
-            f"calibration gave values that are not finite at the input of {node.name} "
+            f"calibration gave values that are not finite at the input of {site} "
             f"({int((~x.isfinite()).sum())} of {x.numel()}): give batches without NaN and infinities, or leave "
-            f"it as it is, without=({node.name!r},)",
+            f"it as it is, without=({site!r},)",
             technique=_TECHNIQUE,
-            site=node.name,
+            site=site,
         )
-
-
-def _judge(gm: fx.GraphModule, node: fx.Node, x: Tensor) -> Layer | str:
-    """The layer with its best range on the rows x (n, I) of its input, or why it is left alone."""
     if not len(x):
         return "no row of the calibration reaches it"
-    held, output = constant(gm, node.args[1]), None
-    assert held is not None
-    weight, groups = held.flatten(1), groups_of(node)
-    made = best_range(x, weight, groups)
+    made, output = best_range(x, weight, groups), None
     if made is None:
         return "its input is zero throughout the calibration: there is no range to round in"
-    if is_convolution(node):
-        ends = limits(sole_clamp(node)) or (-math.inf, math.inf)
-        output = best_output(x, weight, groups, shift_of(gm, node), made, ends)
+    if results is not None:
+        output = best_output(x, weight, groups, results[0], made, results[1])
         if output is None:
             return "its output is zero throughout the calibration: there is no range to round in"
         made = replace(made, error=output.error)
     if not made.error <= _WORST:
         return f"8 bits would put its output {made.error:.0%} off on the calibration"
-    return Layer(node.name, held.numel(), made, output=output)
+    return Layer(site, weight.numel(), made, output=output)
+
+
+def _results(gm: fx.GraphModule, node: fx.Node) -> Results | None:
+    return (
+        (shift_of(gm, node), limits(sole_clamp(node)) or (-math.inf, math.inf))
+        if is_convolution(node)
+        else None
+    )
+
+
+def rows_kept(width: int, parts: int = 1) -> int:
+    """How many rows of an input of this width are looked at, of each of so many parts."""
+    return -(-min(max(_ELEMENTS // max(width, 1), _ROWS[0]), _ROWS[1]) // parts)
+
+
+def evenly(rows: Tensor, most: int) -> Tensor:
+    """A copy of at most so many of the rows, spread over them."""
+    return rows.clone() if len(rows) <= most else rows[torch.linspace(0, len(rows) - 1, most).long()]
 
 
 def sensitivities(program: Program, sites: Collection[str] | None = None) -> dict[str, float]:
@@ -152,8 +175,7 @@ def _watch(
 
 
 def _rows(found: Tensor, batches: int) -> Tensor:
-    rows, most = found.reshape(-1, found.shape[-1]), _most(found.shape[-1], batches)
-    return rows[torch.linspace(0, len(rows) - 1, most).long()] if len(rows) > most else rows.clone()
+    return evenly(found.reshape(-1, found.shape[-1]), rows_kept(found.shape[-1], batches))
 
 
 def _windows_of(node: fx.Node, weight: Tensor | None) -> Take:
@@ -161,12 +183,7 @@ def _windows_of(node: fx.Node, weight: Tensor | None) -> Take:
     kernel = weight.shape[2:]
     moves = geometry_of(node, kernel)
     width = weight[0].numel() * moves.groups
-    return lambda found, batches: windows(found, kernel, moves, _most(width, batches))
-
-
-def _most(width: int, batches: int) -> int:
-    """How many rows of this width to keep of each batch."""
-    return -(-min(max(_ELEMENTS // max(width, 1), _ROWS[0]), _ROWS[1]) // batches)
+    return lambda found, batches: windows(found, kernel, moves, rows_kept(width, batches))
 
 
 class _Watching(fx.Interpreter):

@@ -82,7 +82,7 @@ class CastLinears(OnLayers):
 
     def take(
         self, program: Program, gm: fx.GraphModule, nodes: list[fx.Node]
-    ) -> tuple[list[Change], list[Skip]]:
+    ) -> tuple[tuple[Change, ...], list[Skip]]:
         """Rounds what these maps multiply."""
         skips: list[Skip] = []
         layers: dict[fx.Node, float] = {}
@@ -108,7 +108,7 @@ class CastLinears(OnLayers):
             else:
                 layers[node] = off
         added = _cast(gm, list(layers))
-        changes = [
+        changes = tuple(
             Change(
                 self.rule,
                 node.name,
@@ -116,7 +116,7 @@ class CastLinears(OnLayers):
                 added[node.name],
             )
             for node, off in layers.items()
-        ]
+        )
         return changes, skips
 
     def sensitivities(self, program: Program, sites: Collection[str] | None = None) -> dict[str, float]:

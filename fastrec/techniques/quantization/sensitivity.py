@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from ...graph import copy_graph
 
-__all__ = ["moved_by"]
+__all__ = ["moved", "moved_by"]
 
 
 def moved_by(
@@ -29,7 +29,7 @@ def moved_by(
         alone = copy_graph(gm)
         edit(alone)
         pairs = zip(_answers(alone, batches), right, strict=True)
-        found[site] = max((_moved(new, old) for new, old in pairs), default=0.0)
+        found[site] = max((moved(new, old) for new, old in pairs), default=0.0)
     return found
 
 
@@ -40,7 +40,8 @@ def _answers(gm: fx.GraphModule, batches: Sequence[Sequence[Tensor]]) -> list[Te
     return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
 
-def _moved(new: Tensor, old: Tensor) -> float:
+def moved(new: Tensor, old: Tensor) -> float:
+    """How far an answer moved, relative to its spread."""
     spread = float((old - old.mean()).norm()) or float(old.norm())
     off = float((new - old).norm())
     return off / spread if off else 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
@@ -69,7 +69,7 @@ class OnLayers(Technique):
     @abc.abstractmethod
     def take(
         self, program: Program, gm: fx.GraphModule, nodes: list[fx.Node]
-    ) -> tuple[list[Change], list[Skip]]:
+    ) -> tuple[tuple[Change, ...], list[Skip]]:
         """Edits these layers of `gm`, a copy of the program's graph, as far as that can be."""
 
     @abc.abstractmethod
@@ -90,19 +90,43 @@ class OnLayers(Technique):
         if reason:
             return Applied(program.model, skipped=(Skip(self.rule, "", reason),))
         gm = named(program.model)
-        found = self.candidates(gm)
-        skips = self._unknown(gm, found)
+        found = {node.name: node for node in self.candidates(gm)}
+        sizes = {
+            name: (uses(node), "multiply-adds a row" if is_convolution(node) else "weights")
+            for name, node in found.items()
+        }
+        chosen, skips = self.choose(sizes, [node.name for node in gm.graph.nodes if _is_taken(node)])
+        changes, left = self.take(program, gm, [found[name] for name in chosen]) if chosen else ((), [])
+        return Applied(gm if changes else program.model, changes, (*skips, *left))
+
+    def choose(
+        self, sizes: Mapping[str, tuple[int, str]], done: Sequence[str]
+    ) -> tuple[list[str], list[Skip]]:
+        """The sites to take, of those of these sizes and what they are counted in, and those left; `done` are taken already.
+
+        Raises `InputError` for a name in `only` that is no site.
+        """
+        sites = [*sizes, *done]
+        for name in self.only or ():
+            if name not in sites:
+                raise InputError(
+                    f"{type(self).__name__}(only=...) has {name!r:.80}, which is no {self.kind} of this model: "
+                    f"it has {', '.join(sites) or 'none'}"
+                )
+        skips = [
+            Skip(self.rule, name, f"to be left as it is, but no {self.kind} of this model")
+            for name in self.without
+            if name not in sites
+        ]
         chosen = []
-        for node in found:
-            weights, kind = uses(node), "multiply-adds a row" if is_convolution(node) else "weights"
-            if (self.only is not None and node.name not in self.only) or node.name in self.without:
+        for name, (size, kind) in sizes.items():
+            if (self.only is not None and name not in self.only) or name in self.without:
                 continue
-            if weights < self.least:
-                skips.append(Skip(self.rule, node.name, f"{weights:,} {kind}: under {self.least:,}"))
+            if size < self.least:
+                skips.append(Skip(self.rule, name, f"{size:,} {kind}: under {self.least:,}"))
             else:
-                chosen.append(node)
-        changes, left = self.take(program, gm, chosen) if chosen else ([], [])
-        return Applied(gm if changes else program.model, tuple(changes), (*skips, *left))
+                chosen.append(name)
+        return chosen, skips
 
     def alternatives(self, changes: tuple[Change, ...]) -> dict[str, Technique]:
         """The large layers alone: what fewer bits gain grows with a layer and with the rows, what they cost does not."""
@@ -123,21 +147,6 @@ class OnLayers(Technique):
     def ladder(cls) -> tuple[Self, ...]:
         """The layers worth it, and every layer."""
         return (cls(), cls(least=0))
-
-    def _unknown(self, gm: fx.GraphModule, found: list[fx.Node]) -> list[Skip]:
-        """A skip for each name in `without` of no layer. Raises `InputError` for one in `only`."""
-        sites = [node.name for node in found] + [node.name for node in gm.graph.nodes if _is_taken(node)]
-        for name in self.only or ():
-            if name not in sites:
-                raise InputError(
-                    f"{type(self).__name__}(only=...) has {name!r:.80}, which is no {self.kind} of this graph: "
-                    f"it has {', '.join(sites) or 'none'}"
-                )
-        return [
-            Skip(self.rule, name, f"to be left as it is, but no {self.kind} of this graph")
-            for name in self.without
-            if name not in sites
-        ]
 
 
 def _is_taken(node: fx.Node) -> bool:

@@ -172,9 +172,10 @@ def test_settings_survive_json() -> None:
     assert from_plain(QuantizeLinears, json.loads(json.dumps(to_plain(given, "s"))), "s") == given
 
 
-def test_a_model_that_was_not_captured() -> None:
-    with pytest.raises(TechniqueError, match="capture the program first"):
-        QuantizeLinears().apply(Program.read(Tower().eval(), (draw(4),)))
+def test_a_model_that_was_not_captured_has_its_modules_taken() -> None:
+    applied = QuantizeLinears(without=("layers.0",)).apply(Program.read(Tower().eval(), (draw(40),)))
+    assert [change.site for change in applied.changes] == ["layers.2", "layers.4"]
+    assert [skip.site for skip in applied.skipped] == ["layers.6"]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

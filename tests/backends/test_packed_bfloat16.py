@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from fastrec.backends import Backend, Eager, Inductor, OnnxRuntime, OpenVino, packed
-from fastrec.backends.packed import as_packed, packed_linear
+from fastrec.backends import Backend, Eager, Inductor, OnnxRuntime, OpenVino, packed_bfloat16
+from fastrec.backends.packed_bfloat16 import bfloat16_linear, pack_bfloat16
 from fastrec.errors import BackendError
 from fastrec.graph import is_call
 from fastrec.program import Program
@@ -24,7 +24,7 @@ aten = torch.ops.aten
 SHAPES = [(1, 300), (3, 1000), (17, 33), (96, 40), (400, 429), (256, 4096), (1000, 2000)]
 ROWS = (1, 2, 3, 5, 8, 16, 31, 100, 299)
 
-pytestmark = pytest.mark.skipif(packed._RUN is None, reason="this torch has no packed products")
+pytestmark = pytest.mark.skipif(packed_bfloat16._RUN is None, reason="this torch has no packed products")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -86,19 +86,21 @@ def map_of(weight: Tensor, bias: bool = False) -> Program:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_no_row_is_added_up_otherwise_among_others(shape: tuple[int, int]) -> None:
     x, weight = cancelling(300, *shape)
-    gm, size = as_packed(_graph(map_of(weight)))
-    (node,) = [node for node in gm.graph.nodes if node.target is packed_linear]
+    gm, size = pack_bfloat16(_graph(map_of(weight)))
+    (node,) = [node for node in gm.graph.nodes if node.target is bfloat16_linear]
     held = [gm.get_buffer(node.args[1].target), *node.args[2:]]
     assert size == weight.nbytes
-    together = packed_linear(x, *held)
+    together = bfloat16_linear(x, *held)
     assert float(together.float().abs().max()) > 0
     for rows in ROWS:
-        assert torch.equal(torch.cat([packed_linear(part, *held) for part in x.split(rows)]), together), rows
+        assert torch.equal(torch.cat([bfloat16_linear(part, *held) for part in x.split(rows)]), together), (
+            rows
+        )
     beside = x.clone()
     beside[1::2] = 1e30
-    assert torch.equal(packed_linear(beside, *held)[::2], together[::2])
+    assert torch.equal(bfloat16_linear(beside, *held)[::2], together[::2])
     order = torch.randperm(300, generator=torch.Generator().manual_seed(3))
-    assert torch.equal(packed_linear(x[order], *held), together[order])
+    assert torch.equal(bfloat16_linear(x[order], *held), together[order])
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (1, 1), (5, 3), (2, 0, 4)])
@@ -108,16 +110,21 @@ def test_it_is_the_map(shape: tuple[int, ...], wide: int, with_bias: bool) -> No
     rng = torch.Generator().manual_seed(1)
     weight = (torch.randn(7, wide, generator=rng) / wide**0.5).bfloat16()
     bias = torch.randn(7, generator=rng).bfloat16() if with_bias else None
-    assert packed._PACK is not None
-    held = (packed._PACK(weight), bias, 7, packed._is_alike(7, wide, torch.get_num_threads()))
+    assert packed_bfloat16._PACK is not None
+    held = (
+        packed_bfloat16._PACK(weight),
+        bias,
+        7,
+        packed_bfloat16._is_alike(7, wide, torch.get_num_threads()),
+    )
     x = torch.randn(*shape, wide, generator=rng).bfloat16()
     right = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
-    got = packed_linear(x, *held)
+    got = bfloat16_linear(x, *held)
     assert got.dtype is torch.bfloat16
     # One rounding of a sum in float32.
     torch.testing.assert_close(got.double(), right, rtol=2**-8, atol=1e-6)
     strided = x.expand(2, *x.shape).movedim(0, -2)
-    torch.testing.assert_close(packed_linear(strided, *held)[..., 0, :], got, rtol=0, atol=0)
+    torch.testing.assert_close(bfloat16_linear(strided, *held)[..., 0, :], got, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("inner", [64, 2000])
@@ -125,9 +132,9 @@ def test_the_graph_it_was_given_stays_and_a_shared_weight_is_packed_once(inner: 
     program, _ = cast(inner, 80)
     gm = _graph(program)
     code = gm.code
-    made, size = as_packed(gm)
+    made, size = pack_bfloat16(gm)
     assert gm.code == code and made is not gm
-    assert sum(node.target is packed_linear for node in made.graph.nodes) == 2
+    assert sum(node.target is bfloat16_linear for node in made.graph.nodes) == 2
     assert not any(
         is_call(node, aten.linear.default) and node.meta["val"].dtype is torch.bfloat16
         for node in made.graph.nodes
@@ -138,9 +145,9 @@ def test_the_graph_it_was_given_stays_and_a_shared_weight_is_packed_once(inner: 
 def test_what_has_no_such_maps_or_no_kernels_runs_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
     program, model = cast(64, 80)
     plain = captured(model, (torch.ones(4, 64),))
-    assert as_packed(_graph(plain)) == (plain.model, 0)
-    monkeypatch.setattr(packed, "_PACK", None)
-    assert as_packed(_graph(program)) == (program.model, 0)
+    assert pack_bfloat16(_graph(plain)) == (plain.model, 0)
+    monkeypatch.setattr(packed_bfloat16, "_PACK", None)
+    assert pack_bfloat16(_graph(program)) == (program.model, 0)
     x = torch.randn(33, 64, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         assert torch.equal(Eager().compile(program)(x)[0], program.model(x)[0])

@@ -24,7 +24,7 @@ from torch import Tensor, fx
 
 from ..graph import add_constant, constant, copy_graph, is_call, value
 
-__all__ = ["as_packed", "packed_linear"]
+__all__ = ["bfloat16_linear", "pack_bfloat16"]
 
 aten = torch.ops.aten
 
@@ -38,7 +38,7 @@ def _kernel(name: str) -> Callable[..., Tensor] | None:
 _PACK, _RUN = _kernel("_reorder_linear_weight"), _kernel("_linear_pointwise")
 
 
-def as_packed(gm: fx.GraphModule) -> tuple[fx.GraphModule, int]:
+def pack_bfloat16(gm: fx.GraphModule) -> tuple[fx.GraphModule, int]:
     """The graph with its maps by constant bfloat16 matrices packed, and the bytes of the copies.
 
     `gm` itself, which is not changed, where it has none, or this torch lacks the kernels: then they run as written.
@@ -60,7 +60,7 @@ def as_packed(gm: fx.GraphModule) -> tuple[fx.GraphModule, int]:
         bias = rest[0] if rest else node.kwargs.get("bias")
         with made.graph.inserting_before(node):
             alone = _is_alike(*weight.shape, torch.get_num_threads())
-            call = made.graph.call_function(packed_linear, (x, held[matrix], bias, weight.shape[0], alone))
+            call = made.graph.call_function(bfloat16_linear, (x, held[matrix], bias, weight.shape[0], alone))
         call.meta.update(node.meta)
         node.replace_all_uses_with(call)
         made.graph.erase_node(node)
@@ -71,7 +71,7 @@ def as_packed(gm: fx.GraphModule) -> tuple[fx.GraphModule, int]:
     return made, size
 
 
-def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None, width: int, alone: bool) -> Tensor:
+def bfloat16_linear(x: Tensor, packed: Tensor, bias: Tensor | None, width: int, alone: bool) -> Tensor:
     """The map of x (..., I) by a packed weight (O, I), O = `width`, all bfloat16: (..., O).
 
     `alone` says that a single row may be computed as it is.

@@ -1,0 +1,41 @@
+"""A model that could not be captured, run as its own code says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from ..inputs import Layout
+from ..ops.layers import Int8Linear
+from ..program import Program
+from .base import Session
+
+__all__ = ["ModelSession", "packed_session"]
+
+
+class ModelSession(Session):
+    """A model behind the face of a session: flat tensors in, flat tensors out. As thread-safe as the model is."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = replace(program, calibration=())
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Run one batch."""
+        return tuple(self._program.answers(tensors))
+
+    def as_called(self, tensors: list[Tensor], layout: Layout) -> Any:  # noqa: ARG002 - the model knows its own
+        """The model's own answer: what it holds beside tensors, and its very form, may depend on the batch."""
+        return self._program.called(tensors)
+
+
+def packed_session(program: Program) -> ModelSession | None:
+    """A session of a model that holds linear maps in 8-bit integers, those packed; None for one that holds none."""
+    model = program.draft()
+    layers = [module for module in model.modules() if isinstance(module, Int8Linear)]
+    if not layers:
+        return None
+    session = ModelSession(program.with_model(model))
+    session.resident_bytes = sum(layer.pack() for layer in layers)
+    return session
