@@ -94,12 +94,14 @@ class Wide(nn.Module):
 @pytest.mark.parametrize("inner", [2, 41, 67])
 def test_any_width(inner: int) -> None:
     program = captured(Wide(inner), (torch.randn(5, inner),))
-    session = BACKEND.compile(program)
+    session, made = BACKEND.compile(program), Wide(inner)
+    # The zero is taken off in float32, from sums of all codes.
+    largest = 255 * made.codes.abs().float().sum(1) * made.scale * 0.03
     for rows in (0, 1, 7, 200):
         x = torch.randn(rows, inner)
         x[:1] = float("inf")
         (got,), (right,) = session(x), program.model(x)
-        torch.testing.assert_close(got, right, rtol=1e-6, atol=1e-6)
+        assert got.shape == right.shape and ((got - right).abs() <= 4 * 2**-24 * largest).all()
 
 
 def test_the_graph_is_left(program: Program) -> None:
