@@ -19,9 +19,9 @@ from torch import Tensor, nn
 import fastrec
 from fastrec import compress, pipeline
 from fastrec.backends import Eager
-from fastrec.techniques import Fuse, QuantizeTables
+from fastrec.techniques import Fuse, QuantizeLinears, QuantizeTables
 
-ROWS, WIDTH = 20_000, 16
+ROWS, WIDTH, LONG = 20_000, 16, 20_000
 CODED = (torch.uint8, (ROWS, WIDTH + 8))
 FLOAT = (torch.float32, (ROWS, WIDTH))
 Choose = Callable[[str], None]
@@ -74,7 +74,10 @@ def alive(kind: tuple[torch.dtype, tuple[int, ...]]) -> int:
     held = [
         one
         for one in gc.get_objects()
-        if issubclass(type(one), Tensor) and type(one) in (Tensor, nn.Parameter)
+        if issubclass(type(one), Tensor)
+        and type(one) in (Tensor, nn.Parameter)
+        # What a library packed says nothing of its memory.
+        and one.layout is torch.strided
     ]
     storages = {
         one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in held if one.dtype is dtype
@@ -145,6 +148,46 @@ def test_calibration_batches_do_not_stay(choose: Choose, who: str) -> None:
     del given
     assert held() is None
     assert fast.report.sizes
+
+
+class Judge(nn.Module):
+    """Two maps, one of more than 1 MiB, in code that reads a value as it runs, so that it cannot be captured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.top = nn.Linear(LONG, WIDTH), nn.Linear(WIDTH, 320)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.isnan().any().item():
+            raise ValueError("got NaN")
+        out: Tensor = self.top(torch.relu(self.wide(x)))
+        return out
+
+
+@pytest.mark.parametrize(
+    "session", ["eager, modules", "eager, modules, int8 from 32,768 weights", "original"]
+)
+@pytest.mark.parametrize("keep_original", [True, False])
+def test_of_a_model_that_was_not_captured_one_form_stays(
+    monkeypatch: pytest.MonkeyPatch, session: str, keep_original: bool
+) -> None:
+    served = session != "original"
+    monkeypatch.setattr(pipeline, "preferred", lambda trials, exact: session if served else "eager, modules")
+    monkeypatch.setattr(pipeline, "worth_it", lambda result: served)
+    torch.manual_seed(0)
+    given = [torch.randn(300, LONG)]
+    held = weakref.ref(given[0])
+    fast = compress(
+        Judge().eval(), torch.randn(8, LONG), calibration=given, recipe=[QuantizeLinears()], backends=[Eager()],
+        batch_sizes=(8,), seconds=3, progress=False, keep_original=keep_original,
+    )  # fmt: skip
+    del given
+    assert held() is None and fast.exact is not served
+    assert alive((torch.int8, (WIDTH, LONG))) == int(served)
+    assert alive((torch.float32, (WIDTH, LONG))) == int(keep_original or not served)
+    assert fast(torch.randn(9, LONG)).shape == (9, 320)
+    if served and not keep_original:
+        assert fast.report.memory.before_bytes > 3.5 * fast.report.memory.after_bytes
 
 
 SCRIPT = """
