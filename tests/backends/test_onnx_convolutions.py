@@ -227,7 +227,9 @@ def test_who_has_no_kernel_says_so(program: Program, backend: Backend) -> None:
     if (reason := backend.unavailable()) is not None:
         pytest.skip(reason)
     with pytest.raises(
-        BackendError, match=r"no kernel for fastrec::int8_convolution \(at int8_convolution.*onnxruntime"
+        BackendError,
+        match=r"no kernel for fastrec::int8_convolution \(at int8_convolution.*onnxruntime, and slowly in eager",
     ) as caught:
         backend.compile(program)
     assert caught.value.backend == backend.name
+    assert Eager().plain(program) and not backend.plain(program)

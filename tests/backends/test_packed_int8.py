@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, fx
 
 from fastrec.backends import Eager, packed_int8
+from fastrec.backends.packed_bfloat16 import bfloat16_linear, pack_bfloat16
 from fastrec.backends.packed_int8 import pack_int8
 from fastrec.ops.linears import INT8_LINEAR
 from fastrec.ops.packed_linears import PackedLinear, pack, packed_linear
 from fastrec.program import Program
+from fastrec.techniques import CastLinears, QuantizeLinears
 
 from .graphs import CASES, captured, program_of
 from .test_onnx_ops import Codes, draw
@@ -38,7 +40,7 @@ def test_every_map_is_packed_and_the_graph_left(program: Program) -> None:
     assert gm.code == code and not any(isinstance(held, PackedLinear) for held in vars(gm).values())
     held = (gm.get_buffer(f"model.{name}_codes") for name in "aabc")
     assert size >= sum(codes.nbytes for codes in held)
-    assert Eager().compile(program).resident_bytes == size
+    assert Eager().compile(program).resident_bytes == size and not Eager().plain(program)
 
 
 def test_a_graph_without_such_maps_is_itself() -> None:
@@ -84,3 +86,19 @@ def test_a_weight_that_is_computed_stays() -> None:
     program = captured(Computed(), (draw(5)[0],))
     assert pack_int8(graph_of(program))[1] == 0
     assert Eager().compile(program)(draw(3)[0])[0].shape == (3, 320)
+
+
+def test_beside_maps_in_bfloat16_both_are_packed(monkeypatch: pytest.MonkeyPatch, program: Program) -> None:
+    monkeypatch.setattr(CastLinears, "missing", lambda self: "")
+    tower = torch.nn.Sequential(torch.nn.Linear(40, 80), torch.nn.ReLU(), torch.nn.Linear(80, 48)).eval()
+    both = captured(tower, (draw(40)[0],))
+    for technique in (CastLinears(least=0, only=("linear",)), QuantizeLinears(least=0, only=("linear_1",))):
+        both = both.with_model(technique.apply(both).model)
+    coded, size = pack_int8(graph_of(both))
+    packed, more = pack_bfloat16(coded)
+    targets = [node.target for node in packed.graph.nodes]
+    assert targets.count(packed_linear) == targets.count(bfloat16_linear) == 1
+    session = Eager().compile(both)
+    assert session.resident_bytes == size + more
+    x = draw(33, 3)[0]
+    torch.testing.assert_close(session(x)[0], graph_of(both)(x)[0], rtol=1e-2, atol=1e-2)

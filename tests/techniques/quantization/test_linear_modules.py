@@ -228,3 +228,4 @@ def test_milder_settings_leave_the_layers_that_move_the_answer_most() -> None:
     milder = technique.milder(program, changes)
     assert [setting.without for setting in milder] == [tuple(order[:k]) for k in (1, 2, 3)]  # type: ignore[attr-defined]
     assert all(0 < share < 0.1 for share in moved.values())
+    assert technique.sensitivities(program) == moved
