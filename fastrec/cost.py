@@ -72,7 +72,7 @@ def cost(program: Program, rows: int) -> Cost:
         >>> tower = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 1)).eval()
         >>> captured = capture(Program.read(tower, torch.randn(4, 8)))
         >>> cost(captured, 100)
-        Cost(multiply_adds=14400, bytes=13844, calls=3, lookups=0)
+        Cost(multiply_adds=14400, bytes=13844, calls=3, lookups=0, of_codes=0)
     """
     return sum((found for _, found in costs(program, rows)), Cost())
 

@@ -186,18 +186,29 @@ def _lift(gm: fx.GraphModule) -> tuple[fx.GraphModule, tuple[Tensor, ...]]:
     return fx.GraphModule(gm, graph), tuple(constants)
 
 
-def _build(exported: torch.export.ExportedProgram, path: str, freeze: bool, maps: int) -> Any:
-    """`maps` counts the linear maps in 8-bit integers, which are packed; the products of a few of them are generated."""
+def _compile(exported: torch.export.ExportedProgram, settings: dict[str, Any]) -> object:
     from torch._inductor import aot_compile, config
 
     gm = exported.module(check_guards=False)
     assert isinstance(gm, fx.GraphModule)
     args, _ = exported.example_inputs
-    settings: dict[str, Any] = {"aot_inductor.output_path": path, "freezing": freeze or maps > 0}
-    if 0 < maps <= _GENERATED:
-        settings |= {"max_autotune": True, "max_autotune_gemm_backends": "CPP"}
     with torch.no_grad(), config.patch(settings):
-        library = aot_compile(gm, args)
+        return aot_compile(gm, args)
+
+
+def _build(exported: torch.export.ExportedProgram, path: str, freeze: bool, maps: int) -> Any:
+    """`maps` counts the linear maps in 8-bit integers, which are packed; the products of a few of them are generated."""
+    from torch._inductor.exc import InductorError
+
+    settings: dict[str, Any] = {"aot_inductor.output_path": path, "freezing": freeze or maps > 0}
+    generated = {"max_autotune": True, "max_autotune_gemm_backends": "CPP"}
+    try:
+        library = _compile(exported, settings | (generated if 0 < maps <= _GENERATED else {}))
+    except InductorError:
+        if not 0 < maps <= _GENERATED:
+            raise
+        # Another product of the graph, of matrices for each row say, has no template to be generated from.
+        library = _compile(exported, settings)
     if not isinstance(library, str):
         raise BackendError("the compiler gave no shared library", backend=Inductor.name)
     # As many models as threads that may call at once: calls beyond that wait for one another.
