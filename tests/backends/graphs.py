@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim
 from torch.nn import functional as F
 
-from fastrec.backends import Backend, Eager, Inductor, OnnxRuntime, OpenVino
+from fastrec.backends import Backend, Eager, Inductor, OnnxRuntime, OpenVino, Session
 from fastrec.inputs import read_layout
 from fastrec.program import Program
 
@@ -59,6 +59,21 @@ def program_of(case: Case, seed: int = 0) -> tuple[Program, nn.Module]:
         torch.manual_seed(seed)
         model = case.build().eval()
     return captured(model, case.batch(5, torch.Generator().manual_seed(seed))), model
+
+
+def assert_no_row_sees_another(session: Session, x: Batch, times: int = 20) -> None:
+    """Each row's answer is finite, and the same to the last bit alone and in batches of any size and order."""
+    together, count = session(*x), len(x[0])
+    assert all(bool(tensor.isfinite().all()) for tensor in together)
+    batches = [*torch.arange(count).split(1)]
+    rng = torch.Generator().manual_seed(5)
+    for _ in range(times):
+        order = torch.randperm(count, generator=rng)
+        cuts = torch.randint(1, count // 5, (12,), generator=rng).cumsum(0).clamp(max=count).tolist()
+        batches += [piece for piece in order.tensor_split(cuts) if len(piece)]
+    for batch in batches:
+        for alone, all_ in zip(session(*(t[batch] for t in x)), together, strict=True):
+            assert torch.equal(alone, all_[batch])
 
 
 class Dense(nn.Module):

@@ -15,7 +15,7 @@ from fastrec.ops.linears import INT8_LINEAR
 from fastrec.ops.packed_linears import pack
 from fastrec.program import Program
 
-from .graphs import captured
+from .graphs import assert_no_row_sees_another, captured
 from .test_onnx_ops import Codes, draw
 
 BACKEND = Inductor()
@@ -60,21 +60,7 @@ def test_a_row_depends_on_no_other(session: Session) -> None:
     x = draw(300, 4)
     for tensor in x:
         tensor[7], tensor[11], tensor[12] = 1e3, 1e30, -1e30
-    together = session(*x)
-
-    def same(got: list[tuple[Tensor, ...]], order: Tensor) -> bool:
-        return all(
-            torch.equal(torch.cat(parts), all_[order])
-            for parts, all_ in zip(zip(*got, strict=True), together, strict=True)
-        )
-
-    assert same([session(*(t[k : k + 1] for t in x)) for k in range(300)], torch.arange(300))
-    rng = torch.Generator().manual_seed(5)
-    for _ in range(20):
-        order = torch.randperm(300, generator=rng)
-        cuts = torch.randint(1, 60, (12,), generator=rng).cumsum(0).clamp(max=300).tolist()
-        pieces = [piece for piece in order.tensor_split(cuts) if len(piece)]
-        assert same([session(*(t[piece] for t in x)) for piece in pieces], order)
+    assert_no_row_sees_another(session, x)
 
 
 class Wide(nn.Module):

@@ -23,7 +23,7 @@ from fastrec.errors import BackendError
 from fastrec.ops.convolutions import INT8_CONVOLUTION
 from fastrec.program import Program
 
-from .graphs import captured
+from .graphs import assert_no_row_sees_another, captured
 
 SAME: tuple[Any, ...] = ([1, 1], [1, 1, 1, 1], [1, 1])
 
@@ -202,22 +202,7 @@ def test_a_row_depends_on_no_other(program: Program, backend: Backend) -> None:
     x = draw(100, 4)
     for tensor in x:
         tensor[7], tensor[11], tensor[12] = 1e3, 1e30, -1e30
-    together = session(*x)
-    assert all(bool(tensor.isfinite().all()) for tensor in together)
-
-    def same(got: list[tuple[Tensor, ...]], order: Tensor) -> bool:
-        return all(
-            torch.equal(torch.cat(parts), all_[order])
-            for parts, all_ in zip(zip(*got, strict=True), together, strict=True)
-        )
-
-    assert same([session(*(t[k : k + 1] for t in x)) for k in range(100)], torch.arange(100))
-    rng = torch.Generator().manual_seed(5)
-    for _ in range(20):
-        order = torch.randperm(100, generator=rng)
-        cuts = torch.randint(1, 20, (12,), generator=rng).cumsum(0).clamp(max=100).tolist()
-        pieces = [piece for piece in order.tensor_split(cuts) if len(piece)]
-        assert same([session(*(t[piece] for t in x)) for piece in pieces], order)
+    assert_no_row_sees_another(session, x)
 
 
 @pytest.mark.parametrize(
