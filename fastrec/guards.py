@@ -243,7 +243,7 @@ def _seems_finite(tensor: Tensor) -> bool:
     if tensor.numel() <= _FEW:
         return math.isfinite(sum(_array(tensor).ravel().tolist()))
     # Among numbers of which one is NaN both extremes are NaN.
-    low, high = torch.aminmax(tensor)
+    low, high = torch.aminmax(tensor.detach())
     return math.isfinite(low) and math.isfinite(high)
 
 

@@ -304,6 +304,11 @@ def _assemble(
         for name, made in sessions.items()
         if made.moved
     ]
+    lossy = any(not sessions[name].exact for name in names)
+    if found is not None and not lossy and not all(form.exact for form in found.forms):
+        work.notes.append(
+            "nothing that the recipe approximates serves: at no number of rows was it faster than what keeps the answer"
+        )
     original = replace(program.with_model(program.draft().eval()), calibration=())
     if found is None or not names:
         made = CompressedModel(original, {}, None, checks.guard, once)
@@ -313,7 +318,7 @@ def _assemble(
             made.program, made.exact = replace(form.make(), calibration=()), form.exact
         return made
     # Of the other form, if there is one, nothing stays: no table that nobody reads.
-    form = found.form(lossy=any(not sessions[name].exact for name in names))
+    form = found.form(lossy=lossy)
     plain = replace(form.make(), calibration=())
     if any(result.session == ORIGINAL for result in results):
         work.notes.append(

@@ -10,13 +10,13 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
+from .calibration import as_example, check_calibration
 from .capture import capture
 from .certify import Certifier
 from .declared import Declared, read_program, request_notes
 from .errors import CaptureError, FastrecError, InputError, TechniqueError
-from .guards import read_guard
 from .journal import Journal
 from .measure import fidelity
 from .program import Program, target_of
@@ -24,14 +24,13 @@ from .progress import Stages
 from .recipe import Recipe
 from .report import BUDGET, Step
 from .request import Once, ask
-from .rows import count_rows, take_rows
+from .rows import take_rows
 from .sessions import Form
 from .techniques import Skip, Technique
 
 __all__ = ["Rewritten", "apply_recipe", "read", "rewritten"]
 
 _BATCHES = 64
-_THIN = 256  # rows below which ranges of activations are guesses
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,8 @@ def read(
         return None
     for index, other in enumerate(batches):
         try:
-            work.calibration.append(Once(program.layout.features).all(program.flat(other)))
+            flat = Once(program.layout.features).all(program.flat(other))
+            work.calibration.append(as_example(program.layout.features, flat))
         except InputError as error:
             raise InputError(f"calibration batch {index}: {error}", feature=error.feature) from error
     if program.layout.rows is None:
@@ -115,7 +115,7 @@ def apply_recipe(
     plain = replace(plain, calibration=tuple(tuple(flat) for flat in work.calibration))
     asked = fast = ask(plain)
     if not recipe.exact:
-        _check_calibration(work, asked, asked.calibration, recipe)
+        check_calibration(work, asked, asked.calibration, recipe)
     graphs: list[Technique] = []
     alternatives: list[tuple[str, Program, Technique, int]] = []
     for technique in (technique for technique in recipe if technique.level == "graph"):
@@ -173,7 +173,7 @@ def _uncaptured(
         work.skipped.append(Skip("capture", name, why))
     if not able:
         return None
-    _check_calibration(work, program, work.calibration, able)
+    check_calibration(work, program, work.calibration, able)
     plain = fast = replace(program, layout=replace(program.layout, exempt=_exempt(program)))
     done: list[Technique] = []
     others: list[tuple[str, Program, Technique, int]] = []
@@ -229,24 +229,6 @@ def _exempt(program: Program) -> tuple[int, ...]:
     except Exception:  # noqa: BLE001 - whatever it is, the original raises it as it did
         return (1,)
     return ()
-
-
-def _check_calibration(
-    work: Journal, asked: Program, calibration: Sequence[Sequence[Tensor]], techniques: Iterable[Technique]
-) -> None:
-    """Notes where it is thin for what is fitted to it. Raises `InputError` for ids that no table has and for numbers that are not finite."""
-    guard = read_guard(asked)
-    for flat in calibration:
-        try:
-            guard(flat)
-        except InputError as error:
-            raise type(error)(f"calibration: {error}", feature=error.feature, row=error.row) from error
-    flats = calibration or (asked.flat(asked.batch),)
-    rows = sum(count_rows(asked.layout.features, flat) or 1 for flat in flats)
-    if rows < _THIN and any(technique.fitted for technique in techniques):
-        work.notes.append(
-            f"what the recipe approximates was fitted to {rows} rows alone: give some thousands in calibration=..."
-        )
 
 
 def rewritten(program: Program, techniques: Sequence[Technique]) -> Program:

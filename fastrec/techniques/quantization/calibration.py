@@ -103,6 +103,8 @@ def judge(
         if output is None:
             return "its output is zero throughout the calibration: there is no range to round in"
         made = replace(made, error=output.error)
+    if math.isnan(made.error):
+        return "a row of the calibration is too large for it: its output overflows float32"
     if not made.error <= _WORST:
         return f"8 bits would put its output {made.error:.0%} off on the calibration"
     return Layer(site, weight.numel(), made, output=output)

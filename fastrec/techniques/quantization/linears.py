@@ -35,8 +35,8 @@ class QuantizeLinears(OnLayers):
     leave; a site is the name of the graph's node. A model that could not be captured has its plain `nn.Linear` modules
     taken, by the path of the module, where nobody but their own call reads the weight.
 
-    Each change says the range and how far the layer's output is off on the calibration, `|y' - y| / |y|`; a layer
-    more than half off is left as it is. Raises `InputError` for settings of another kind and for a site in `only` that
+    Each change says the range and how far the rows of the layer's output are off on the calibration, each by its own
+    size (`row_error`); a layer more than half off is left as it is. Raises `InputError` for settings of another kind and for a site in `only` that
     the model does not have, `TechniqueError` for a calibration that gives a layer NaN or infinities. Cost: a run of each calibration batch and some products per layer; weights take a quarter.
 
     Example:

@@ -18,7 +18,17 @@ from torch import Tensor
 
 from ...ops.linears import CODES, centred
 
-__all__ = ["BIAS", "Range", "best_output", "best_range", "code_bias", "code_weight", "least_scale", "ranges"]
+__all__ = [
+    "BIAS",
+    "Range",
+    "best_output",
+    "best_range",
+    "code_bias",
+    "code_weight",
+    "least_scale",
+    "ranges",
+    "row_error",
+]
 
 BIAS = 2**30
 """The largest code of a bias: half of what 32 bits hold, the other half is for the sum of products."""
@@ -82,18 +92,15 @@ def best_range(
     """The range by which the layer `weight` (O, I) answers best on the rows x (n, I); None where x is all zero.
 
     With groups, weight (O, I / groups): each part of the results reads its own part of the row. The error is
-    `|y' - y| / |y|` over all rows, y' the answer in int8, both without the bias. `tried` are those of `ranges(x)`, where
+    that of the answers y' in int8, both without the bias (see `row_error`). `tried` are those of `ranges(x)`, where
     they are known. Cost: one layer's product for each range tried.
     """
     codes, weight_scale = code_weight(weight)
     right, held = _product(x, weight, groups), codes.float()
-    size = float(right.norm())
     found = []
     for made in ranges(x) if tried is None else tried:
         sums = _product(centred(x, made.scale, made.zero), held, groups)
-        off = float((sums * (weight_scale * made.scale) - right).norm())
-        error = off / size if size else (0.0 if off == 0 else math.inf)
-        found.append(replace(made, error=error))
+        found.append(replace(made, error=row_error(sums * (weight_scale * made.scale), right)))
     return min(found, key=lambda made: made.error, default=None)
 
 
@@ -103,17 +110,36 @@ def best_output(
     """The range that brings results `y = clamp(weight x + bias, *ends)` back best; None where they are all zero.
 
     x (n, I) is itself rounded in the range `given`, weight (O, I / groups) by channel, bias (O,). The error is that of
-    all three, `|y' - y| / |y|`. Cost: two products of the layer.
+    all three, by `row_error`. Cost: two products of the layer.
     """
     right = (_product(x, weight, groups) + bias).clamp_(*ends)
-    made = min(ranges(right), key=lambda one: _squared_error(right, one), default=None)
+    made = min(ranges(right), key=lambda one: row_error(_rounded(right, one), right), default=None)
     if made is None:
         return None
     codes, scale = code_weight(weight, least_scale(bias, given.scale))
     sums = _product(centred(x, given.scale, given.zero), codes.float(), groups)
     got = (sums.mul_(scale * given.scale) + bias).clamp_(*ends)
-    off = float((centred(got, made.scale, made.zero).mul_(made.scale) - right).norm())
-    return replace(made, error=off / float(right.norm()))
+    return replace(made, error=row_error(_rounded(got, made), right))
+
+
+def _rounded(x: Tensor, made: Range) -> Tensor:
+    """x in the codes of a range, as numbers again."""
+    return centred(x, made.scale, made.zero).mul_(made.scale)
+
+
+def row_error(got: Tensor, right: Tensor) -> float:
+    """How far rows (n, O) are off, each by its own size: the root mean square of
+
+        |y' - y| / max(|y|, m)        m the median size of rows that are not zero
+
+    so that one row of a thousand times the size of the others is one row. 0 where nothing differs, of answers that are
+    all zero infinite else.
+    """
+    off, sizes = (got - right).norm(dim=1), right.norm(dim=1)
+    alive = sizes[sizes > 0]
+    if not len(alive):
+        return math.inf if bool((off > 0).any()) else 0.0
+    return float((off / sizes.clamp(min=float(alive.median()))).square().mean().sqrt())
 
 
 def _product(x: Tensor, weight: Tensor, groups: int) -> Tensor:

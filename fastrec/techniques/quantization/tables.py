@@ -24,6 +24,7 @@ aten = torch.ops.aten
 _WORST = 0.25
 _APART = 4.0
 _ENTRIES = 1 << 18
+_SAMPLE = 1 << 15
 _HOT = 0.05
 
 
@@ -39,7 +40,8 @@ class QuantizeTables(Technique):
     first-order weight, joined by fusion) each is divided by a power of two before, and what is looked up multiplied.
 
     Tables stay, each with its reason, that are read by more than lookups (tied weights), smaller than `least_bytes`, not
-    float32, not finite, too large for the form, or of which a column would be off by more than a quarter of its size.
+    float32, not finite, too large for the form, or of which a column would be off by more than a quarter of
+    what its entries usually are.
 
     Raises `InputError` for other settings, `TechniqueError` for a model that was not captured. Cost: seconds; with 4
     bits 12 s for 40 million entries.
@@ -138,14 +140,14 @@ class QuantizeTables(Technique):
 
 @dataclass(frozen=True)
 class _Coded:
-    """A table (V, d) in another form, its hot rows, what its columns are to be multiplied by, and the largest error of one."""
+    """A table (V, d) in another form, its hot rows, what its columns are to be multiplied by, and how far one is off at most."""
 
     form: Form
     rows: Tensor
     width: int
     hot: Hot | None
     columns: Tensor | None
-    error: float
+    error: float = 0.0
 
     @property
     def nbytes(self) -> int:
@@ -155,12 +157,14 @@ class _Coded:
 
 def _coded(table: Tensor, form: Form, hot: Hot | None) -> _Coded | str:
     """The table in this form, or why it would not be itself."""
-    columns = _columns(table) if form.ranged else None
+    sizes = _sizes(table)
+    columns = _columns(sizes) if form.ranged else None
     rows = form.code(table if columns is None else table / columns)
     if hot:
         # In every form zeros are read as 0.
         rows.index_fill_(0, hot.rows, 0)
-    made = _Coded(form, rows, table.shape[1], hot, columns, _error(table, form, rows, columns, hot))
+    made = _Coded(form, rows, table.shape[1], hot, columns)
+    made = replace(made, error=_error(made, table, sizes))
     if not made.error <= _WORST:
         return f"in {form.label} a column would be off by {made.error:.0%} of its size"
     if made.nbytes >= table.nbytes:
@@ -174,12 +178,19 @@ def _parts(table: Tensor) -> list[slice]:
     return [slice(start, start + step) for start in range(0, len(table), step)]
 
 
-def _columns(table: Tensor) -> Tensor | None:
+def _sizes(table: Tensor) -> Tensor:
+    """What an entry of each column (d,) usually is, by magnitude: the median of those that are not zero; 0 for none.
+
+    Not the mean square, which one entry of a million can make of another kind than all others. Of long tables some rows
+    are looked at, spread over them.
+    """
+    some = table[torch.linspace(0, len(table) - 1, min(len(table), _SAMPLE)).long()].abs()
+    sizes = some.masked_fill_(some == 0, torch.nan).nanmedian(0).values
+    return torch.where(sizes.isnan(), table.abs().amax(0), sizes).double()
+
+
+def _columns(sizes: Tensor) -> Tensor | None:
     """Powers of two that bring the columns to about one size; None where they are."""
-    squares = torch.zeros(table.shape[1], dtype=torch.float64)
-    for part in _parts(table):
-        squares += table[part].double().square_().sum(0)
-    sizes = (squares / len(table)).sqrt()
     held = sizes[sizes > 0]
     if not held.numel() or float(held.max()) < _APART * float(held.min()):
         return None
@@ -187,21 +198,26 @@ def _columns(table: Tensor) -> Tensor | None:
     return torch.where(sizes > 0, powers.exp2(), 1.0).float()
 
 
-def _error(table: Tensor, form: Form, rows: Tensor, columns: Tensor | None, hot: Hot | None) -> float:
-    """The error of the column that is off most, relative to its size (root mean squares); hot rows are off by nothing."""
+def _error(made: _Coded, table: Tensor, sizes: Tensor) -> float:
+    """How far entries are off in the column that is off most, root mean square; hot rows are off by nothing.
+
+    Relative to the entry or to what its column's usually are, whichever is larger.
+    """
     exact = torch.zeros(len(table), 1, dtype=torch.bool)
-    if hot:
-        exact[hot.rows] = True
+    if made.hot:
+        exact[made.hot.rows] = True
     off = torch.zeros(table.shape[1], dtype=torch.float64)
-    sizes = torch.zeros_like(off)
+    least = torch.where(sizes > 0, sizes, 1.0)
     for part in _parts(table):
         right = table[part].double()
-        found = form.read(rows, torch.arange(part.start, part.start + len(right)))[:, : table.shape[1]]
-        if columns is not None:
-            found = found * columns
-        off += (found - right).masked_fill_(exact[part], 0).square_().sum(0)
-        sizes += right.square_().sum(0)
-    return float((off / torch.where(sizes > 0, sizes, 1.0)).max().sqrt())
+        found = made.form.read(made.rows, torch.arange(part.start, part.start + len(right)))[
+            :, : table.shape[1]
+        ]
+        if made.columns is not None:
+            found = found * made.columns
+        relative = (found - right) / right.abs().maximum(least)
+        off += relative.masked_fill_(exact[part], 0).square_().sum(0)
+    return float((off / len(table)).max().sqrt())
 
 
 def _replace(gm: fx.GraphModule, table: Table, made: _Coded) -> None:

@@ -16,12 +16,24 @@ from fastrec.techniques.quantization.ranges import (
     code_bias,
     code_weight,
     least_scale,
+    row_error,
 )
 
 
 def off(x: torch.Tensor, weight: torch.Tensor, scale: float, zero: int) -> float:
     right = x.double() @ weight.double().t()
-    return float((int8_linear(x, *code_weight(weight), scale, zero).double() - right).norm() / right.norm())
+    return by_row(int8_linear(x, *code_weight(weight), scale, zero), right)
+
+
+def by_row(got: torch.Tensor, right: torch.Tensor) -> float:
+    """The root mean square of what rows are off, each by its own size, those under the median by that."""
+    sizes = right.double().norm(dim=1)
+    least = sizes[sizes > 0].median()
+    each = [
+        float((a - b).norm() / max(b.norm(), least))
+        for a, b in zip(got.double(), right.double(), strict=True)
+    ]
+    return math.sqrt(sum(e * e for e in each) / len(each))
 
 
 def test_a_weight_comes_back_within_half_a_step() -> None:
@@ -104,7 +116,7 @@ def test_results_are_rounded_where_they_lie() -> None:
     codes, scale = code_weight(weight)
     got = torch.relu(int8_linear(x, codes, scale, given.scale, given.zero, bias))
     got = centred(got, cut.scale, cut.zero) * cut.scale
-    assert cut.error == pytest.approx(float((got - right).norm() / right.norm()), rel=1e-4)
+    assert cut.error == pytest.approx(by_row(got, right), rel=1e-4)
     assert given.error < cut.error < 0.02
     assert best_output(x, 0 * weight, 1, 0 * bias, given, (0.0, math.inf)) is None
 
@@ -120,3 +132,23 @@ def test_a_bias_beside_weights_of_next_to_nothing_keeps_its_digits() -> None:
     )
     assert codes[0].abs().max() == 127 and not codes[1:].any()
     assert float(whole[2]) * float(scale[2]) * step == pytest.approx(-0.7, rel=1e-6)
+
+
+def test_one_row_of_another_size_is_one_row() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(2000, 32), torch.randn(16, 32)
+    plain = best_range(x, weight)
+    x[7] *= 1e4
+    made = best_range(x, weight)
+    assert plain is not None and made is not None
+    # That row is cut off, for the others' sake.
+    assert made.scale < 2 * plain.scale
+    assert made.error < 0.1
+
+
+def test_rows_are_off_by_their_own_size() -> None:
+    right = torch.tensor([[3.0, 4.0], [300.0, 400.0], [0.0, 0.0]])
+    assert row_error(right, right) == 0.0
+    assert row_error(right * 1.1, right) == pytest.approx(0.1 * (2 / 3) ** 0.5)
+    assert row_error(torch.ones(2, 2), torch.zeros(2, 2)) == math.inf
+    assert row_error(torch.zeros(2, 2), torch.zeros(2, 2)) == 0.0

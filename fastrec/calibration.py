@@ -1,0 +1,68 @@
+"""Calibration batches: whether they are batches of the model, and enough for what is fitted to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+from .guards import read_guard
+from .inputs import Feature
+from .journal import Journal
+from .program import Program
+from .rows import count_rows
+from .techniques import Technique
+
+__all__ = ["as_example", "check_calibration"]
+
+_THIN = 256  # rows below which ranges of activations are guesses
+
+
+def as_example(features: Sequence[Feature], flat: Sequence[Tensor]) -> list[Tensor]:
+    """The batch, ids in the example's type. Raises `InputError` where it is no batch of the example's kind, or has no rows."""
+    rows = count_rows(features, flat)
+    if rows == 0:
+        raise InputError("it has no rows: leave it out")
+    made = []
+    for feature, tensor in zip(features, flat, strict=True):
+        ids = _holds_ids(feature.dtype) and _holds_ids(tensor.dtype)
+        expected = [
+            rows if k == feature.axis and feature.role == "rows" else None if k == feature.growing else size
+            for k, size in enumerate(feature.shape)
+        ]
+        got = list(tensor.shape)
+        alike = len(got) == len(expected) and all(
+            size in (None, have) for size, have in zip(expected, got, strict=True)
+        )
+        if not alike or not (ids or tensor.dtype is feature.dtype):
+            raise InputError(
+                f"feature {feature.name!r}: got {tensor.dtype} of shape {tuple(got)}, expected {feature.dtype} of shape "
+                f"({', '.join('any' if size is None else str(size) for size in expected)}), as in the example",
+                feature=feature.name,
+            )
+        made.append(tensor.to(feature.dtype))
+    return made
+
+
+def _holds_ids(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex or dtype is torch.bool)
+
+
+def check_calibration(
+    work: Journal, asked: Program, calibration: Sequence[Sequence[Tensor]], techniques: Iterable[Technique]
+) -> None:
+    """Notes where it is thin for what is fitted to it. Raises `InputError` for ids that no table has and for numbers that are not finite."""
+    guard = read_guard(asked)
+    for flat in calibration:
+        try:
+            guard(flat)
+        except InputError as error:
+            raise type(error)(f"calibration: {error}", feature=error.feature, row=error.row) from error
+    flats = calibration or (asked.flat(asked.batch),)
+    rows = sum(count_rows(asked.layout.features, flat) or 1 for flat in flats)
+    if rows < _THIN and any(technique.fitted for technique in techniques):
+        work.notes.append(
+            f"what the recipe approximates was fitted to {rows} rows alone: give some thousands in calibration=..."
+        )
