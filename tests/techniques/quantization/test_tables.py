@@ -280,15 +280,14 @@ def test_milder_settings_have_more_bits() -> None:
     assert QuantizeTables(bits=16).milder(program, ()) == ()
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_one_large_entry_spoils_no_other_row(bits: Bits) -> None:
+@pytest.mark.parametrize(
+    ("bits", "entry", "most"), [(8, 3.0, 0.002), (8, 1e6, 0.002), (4, 3.0, 0.04), (4, 1e4, 0.04)]
+)
+def test_one_large_entry_spoils_no_other_row(bits: Bits, entry: float, most: float) -> None:
     torch.manual_seed(0)
     table = torch.randn(5000, 32) * 0.1
-    table[7, 3] = 3.0
+    table[7, 3] = entry
     graph, made, _ = applied(_Alone(table), bits, torch.arange(9))
     assert len(made.changes) == 1
     others = torch.arange(100, 200)
-    assert (graph(others)[0] - table[others]).abs().max() < (0.002 if bits == 8 else 0.04)
-    table[7, 3] = 1e6
-    _, made, _ = applied(_Alone(table), bits, torch.arange(9))
-    assert not made.changes and "a column would be off by" in made.skipped[0].reason
+    assert (graph(others)[0] - table[others]).abs().max() < most
