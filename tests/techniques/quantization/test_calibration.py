@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from fastrec.errors import TechniqueError
 from fastrec.program import Program
 from fastrec.techniques import QuantizeLinears
-from fastrec.techniques.quantization.calibration import calibrate, sensitivities
+from fastrec.techniques.quantization.calibration import calibrate, inputs_of, sensitivities
 from fastrec.techniques.quantization.layers import layers_of, named
 
 from .test_linears import Tower, draw, program_of
@@ -20,12 +20,13 @@ from .test_linears import Tower, draw, program_of
 def test_rows_of_every_batch_are_looked_at() -> None:
     program = program_of(Tower(), draw(50))
     assert isinstance(program.model, fx.GraphModule)
-    maps = layers_of(program.model)[:1]
+    source = layers_of(program.model)[0].args[0]
+    assert isinstance(source, fx.Node)
     # One row among the last of many large batches.
     batches = [[draw(5000, seed)] for seed in range(4)]
     batches[3][0][4999] = 30.0
-    (layer,), _ = calibrate(program.model, maps, batches)
-    assert layer.range.scale * 255 > 25
+    rows = inputs_of(program.model, [source], batches)[source]
+    assert len(rows) == 2048 and float(rows.max()) == 30.0
 
 
 def test_a_batch_without_rows_gives_no_range() -> None:
