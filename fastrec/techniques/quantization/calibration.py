@@ -125,7 +125,10 @@ def rows_kept(width: int, parts: int = 1) -> int:
 
 def evenly(rows: Tensor, most: int) -> Tensor:
     """A copy of at most so many of the rows, spread over them."""
-    return rows.clone() if len(rows) <= most else rows[torch.linspace(0, len(rows) - 1, most).long()]
+    if len(rows) <= most:
+        return rows.clone()
+    # float32 does not hold the numbers of more than 2^24 rows.
+    return rows[torch.linspace(0, len(rows) - 1, most, dtype=torch.float64).long()]
 
 
 def sensitivities(program: Program, sites: Collection[str] | None = None) -> dict[str, float]:

@@ -178,4 +178,4 @@ def _range(low: float, high: float, rule: str) -> Range | None:
 def _squared_error(x: Tensor, made: Range | None) -> float:
     if made is None:
         return math.inf
-    return float((centred(x, made.scale, made.zero).mul_(made.scale) - x).square_().sum())
+    return float((_rounded(x, made) - x).square_().sum())

@@ -13,7 +13,7 @@ from ...graph import add_constant, copy_graph, emit, evaluate, is_call, sweep, v
 from ...program import Program
 from ..base import Applied, Change, Skip, Technique
 from ..fusion.moves import allow_strides, reads_strides
-from .calibration import batches_of
+from .calibration import batches_of, evenly
 from .forms import FORMS, Form
 from .hot_rows import Hot, hold_exact, hottest, ids_seen, look_up
 from .reads import Read, Table, find_tables
@@ -184,7 +184,7 @@ def _sizes(table: Tensor) -> Tensor:
     Not the mean square, which one entry of a million can make of another kind than all others. Of long tables some rows
     are looked at, spread over them.
     """
-    some = table[torch.linspace(0, len(table) - 1, min(len(table), _SAMPLE)).long()].abs()
+    some = evenly(table, _SAMPLE).abs_()
     sizes = some.masked_fill_(some == 0, torch.nan).nanmedian(0).values
     return torch.where(sizes.isnan(), table.abs().amax(0), sizes).double()
 
