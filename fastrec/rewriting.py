@@ -116,24 +116,10 @@ def apply_recipe(
     asked = fast = ask(plain)
     if not recipe.exact:
         check_calibration(work, asked, asked.calibration, recipe)
-    graphs: list[Technique] = []
-    alternatives: list[tuple[str, Program, Technique, int]] = []
-    for technique in (technique for technique in recipe if technique.level == "graph"):
-        show(technique.name)
-        before = fast
-        fast, settled = _applied(work, fast, technique, certifier)
-        changes = work.steps[-1].changes
-        if not changes and not settled.exact:
-            continue  # refused, or nothing to do: other forms are to do without it too
-        graphs.append(settled)
-        alternatives += [
-            (name, before, other, len(graphs)) for name, other in settled.alternatives(changes).items()
-        ]
+    wanted = [technique for technique in recipe if technique.level == "graph"]
+    fast, graphs, alternatives = _in_turn(work, fast, wanted, certifier, show)
     exact = not any(step.changes and not step.exact for step in work.steps)
-    others = [
-        Form(name, partial(rewritten, before, (other, *graphs[place:])), exact=exact)
-        for name, before, other, place in alternatives
-    ]
+    others = [Form(name, make, exact=exact) for name, make in alternatives]
     forms = [Form("", lambda: fast, exact=exact, main=True)]
     if not exact and all(technique.exact for technique in modules):
         # What approximates has to be faster than what does not, or it is dropped.
@@ -174,17 +160,8 @@ def _uncaptured(
     if not able:
         return None
     check_calibration(work, program, work.calibration, able)
-    plain = fast = replace(program, layout=replace(program.layout, exempt=_exempt(program)))
-    done: list[Technique] = []
-    others: list[tuple[str, Program, Technique, int]] = []
-    for technique in able:
-        show(technique.name)
-        before = fast
-        fast, settled = _applied(work, fast, technique, certifier)
-        if changes := work.steps[-1].changes:
-            done.append(settled)
-            found = settled.alternatives(changes).items()
-            others += [(label, before, other, len(done)) for label, other in found]
+    plain = replace(program, layout=replace(program.layout, exempt=_exempt(program)))
+    fast, done, alternatives = _in_turn(work, plain, able, certifier, show)
     if not done:
         return None
     work.notes.append("the model could not be captured, so its linear maps were quantised as modules")
@@ -193,14 +170,34 @@ def _uncaptured(
     asked = replace(plain, layout=replace(plain.layout, features=once.candidates))
     whole = bool(once)
     forms = [Form("modules", lambda: fast, whole=whole, exact=False, main=True)]
-    forms += [
-        Form(
-            f"modules, {label}", partial(rewritten, before, (other, *done[place:])), whole=whole, exact=False
-        )
-        for label, before, other, place in others
-    ]
+    forms += [Form(f"modules, {name}", make, whole=whole, exact=False) for name, make in alternatives]
     kept = tuple(technique for technique in recipe if technique.level == "module")
     return Rewritten(plain, asked, fast, tuple(forms), Recipe((*kept, *done)))
+
+
+def _in_turn(
+    work: Journal,
+    program: Program,
+    techniques: Sequence[Technique],
+    certifier: Certifier | None,
+    show: Stages,
+) -> tuple[Program, list[Technique], list[tuple[str, partial[Program]]]]:
+    """The program after these techniques, in the settings that were kept, and other forms of it by their names."""
+    done: list[Technique] = []
+    others: list[tuple[str, Program, Technique, int]] = []
+    for technique in techniques:
+        show(technique.name)
+        before = program
+        program, settled = _applied(work, program, technique, certifier)
+        changes = work.steps[-1].changes
+        if not changes and not settled.exact:
+            continue  # refused, or nothing to do: other forms are to do without it too
+        done.append(settled)
+        others += [(name, before, other, len(done)) for name, other in settled.alternatives(changes).items()]
+    forms = [
+        (name, partial(rewritten, before, (other, *done[place:]))) for name, before, other, place in others
+    ]
+    return program, done, forms
 
 
 def _unfit(program: Program) -> str:
