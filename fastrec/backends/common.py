@@ -20,6 +20,7 @@ __all__ = [
     "example_of",
     "export_free",
     "failure",
+    "is_reference",
     "refuse_bfloat16",
     "refuse_reference",
     "tensor_bytes",
@@ -80,14 +81,18 @@ def tensor_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(sizes.values())
 
 
+def is_reference(node: fx.Node) -> bool:
+    """Whether the node calls an operator of ours, which computes with, or looks up, numbers in fewer bits."""
+    return isinstance(node.target, OpOverload) and node.target.namespace == "fastrec"
+
+
 def refuse_reference(gm: fx.GraphModule, backend: str) -> None:
     """Raises `BackendError` for a graph with a reference operator, to a backend that has no kernel for any.
 
     Lookups are left to `export_free`, which refuses those that are no part of the front.
     """
     for node in gm.graph.nodes:
-        ours = isinstance(node.target, OpOverload) and node.target.namespace == "fastrec"
-        if ours and node.target not in (INT8, INT4):
+        if is_reference(node) and node.target not in (INT8, INT4):
             name = node.target._schema.name
             able = (
                 "convolutions in 8-bit integers run in onnxruntime, and slowly in eager"

@@ -18,7 +18,7 @@ from torch.nn import functional
 from ..errors import BackendError
 from ..graph import add_constant, constant, copy_graph, is_call, value
 from ..ops.linears import CODES, INT8_LINEAR
-from ..ops.packed_linears import pack
+from .packed_int8 import packed_of
 
 __all__ = ["as_known"]
 
@@ -52,14 +52,11 @@ def as_known(gm: fx.GraphModule, backend: str) -> tuple[fx.GraphModule, int]:
 
 def _unfit(gm: fx.GraphModule, node: fx.Node) -> str:
     """Why the compiler may not have this map, or nothing."""
-    x, held, held_scale, step, zero = node.args[:5]
-    weight, scale = constant(gm, held), constant(gm, held_scale)
-    if weight is None or scale is None:
-        return "the weight of an 8-bit linear map is computed"
-    assert isinstance(x, fx.Node) and isinstance(step, float) and isinstance(zero, int)
+    x = node.args[0]
+    assert isinstance(x, fx.Node)
     if not all(_as_many(size) for size in value(x).shape[:-1]):
         return "the number of rows of an 8-bit linear map is computed"
-    packed = pack(weight, scale, step, zero)
+    packed = packed_of(gm, node)
     return packed if isinstance(packed, str) else ""
 
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-__all__ = ["int8_convolution", "saturates"]
+from .onnx_codes import number, unsigned
 
-# What makes a weight's codes unsigned.
-_SHIFT = 128
+__all__ = ["int8_convolution", "saturates"]
 
 
 @functools.cache
@@ -53,20 +52,14 @@ def int8_convolution(
 ) -> Any:  # fmt: skip
     """What `torch.onnx.export` writes for the reference operator; what is done to the weight alone is done once."""
     import numpy
-    import onnx_ir
     from onnxscript import opset18
 
     op: Any = opset18
-
-    def number(value: Any) -> Any:
-        return op.Constant(value=onnx_ir.tensor(value))
-
     given = number(numpy.float32(x_scale)), number(numpy.uint8(x_zero))
     output = number(numpy.float32(y_scale)), number(numpy.uint8(y_zero))
     even = number(numpy.int8(0))
     if saturates():
-        wide = op.Add(op.Cast(weight, to=onnx_ir.DataType.INT32), number(numpy.int32(_SHIFT)))
-        weight, even = op.Cast(wide, to=onnx_ir.DataType.UINT8), number(numpy.uint8(_SHIFT))
+        weight, even = unsigned(weight)
     moves = {
         "strides": list(stride),
         "pads": list(padding),

@@ -11,13 +11,12 @@ from typing import Any
 
 from ..ops.convolutions import INT8_CONVOLUTION
 from ..ops.linears import INT8_LINEAR
+from .onnx_codes import number, unsigned
 from .onnx_convolutions import int8_convolution
 
 __all__ = ["saturates", "translations"]
 
 _DOMAIN = "com.microsoft"
-# What makes a weight's codes unsigned.
-_SHIFT = 128
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
@@ -56,20 +55,13 @@ def _int8_linear(
 ) -> Any:
     """Whatever is done to the weight alone is done once, as the session is loaded."""
     import numpy
-    import onnx_ir
     from onnxscript import opset18
 
     op: Any = opset18
-
-    def number(value: Any) -> Any:
-        return op.Constant(value=onnx_ir.tensor(value))
-
     scale, zero = number(numpy.float32(x_scale)), number(numpy.uint8(x_zero))
     codes, turned, weight_zero = op.QuantizeLinear(x, scale, zero), op.Transpose(weight, perm=[1, 0]), None
     if saturates():
-        wide = op.Add(op.Cast(turned, to=onnx_ir.DataType.INT32), number(numpy.int32(_SHIFT)))
-        turned = op.Cast(wide, to=onnx_ir.DataType.UINT8)
-        weight_zero = number(numpy.uint8(_SHIFT))
+        turned, weight_zero = unsigned(turned)
     return _product_of_codes()(codes, turned, scale, weight_scale, zero, weight_zero, bias)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from torch import Tensor, fx
+from torch import fx
 
 from ..graph import constant, copy_graph, is_call
 from ..ops.linears import INT8_LINEAR
 from ..ops.packed_linears import PackedLinear, pack, packed_linear
 
-__all__ = ["pack_int8"]
+__all__ = ["pack_int8", "packed_of"]
 
 
 def pack_int8(gm: fx.GraphModule) -> tuple[fx.GraphModule, int]:
@@ -17,7 +17,8 @@ def pack_int8(gm: fx.GraphModule) -> tuple[fx.GraphModule, int]:
     Maps whose weight is computed, and those the kernel does not stand for on this machine, stay as they are. `gm` is
     not changed, and comes back itself where nothing was packed.
     """
-    found = {node.name: packed for node in gm.graph.nodes if (packed := _packed(gm, node)) is not None}
+    maps = {node.name: packed_of(gm, node) for node in gm.graph.nodes if is_call(node, INT8_LINEAR)}
+    found = {name: packed for name, packed in maps.items() if isinstance(packed, PackedLinear)}
     if not found:
         return gm, 0
     made = copy_graph(gm)
@@ -36,13 +37,11 @@ def pack_int8(gm: fx.GraphModule) -> tuple[fx.GraphModule, int]:
     return made, sum(packed.nbytes for packed in found.values())
 
 
-def _packed(gm: fx.GraphModule, node: fx.Node) -> PackedLinear | None:
-    if not is_call(node, INT8_LINEAR):
-        return None
+def packed_of(gm: fx.GraphModule, node: fx.Node) -> PackedLinear | str:
+    """An 8-bit linear map of the graph, packed, or why it cannot be."""
     weight, scale = constant(gm, node.args[1]), constant(gm, node.args[2])
     step, zero = node.args[3:5]
-    if not (isinstance(weight, Tensor) and isinstance(scale, Tensor)):
-        return None
+    if weight is None or scale is None:
+        return "the weight of an 8-bit linear map is computed"
     assert isinstance(step, float) and isinstance(zero, int)
-    made = pack(weight, scale, step, zero)
-    return made if isinstance(made, PackedLinear) else None
+    return pack(weight, scale, step, zero)

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._ops import OpOverload
 
 from ..graph import add_constant, copy_graph, emit, is_call, sweep, value
+from .common import is_reference
 
 __all__ = ["has_codes", "sums_by_row"]
 
@@ -31,7 +31,7 @@ _ALIGNED = 16
 
 def has_codes(gm: fx.GraphModule) -> bool:
     """Whether the graph computes with, or looks up, numbers in fewer bits by one of our operators."""
-    return any(isinstance(n.target, OpOverload) and n.target.namespace == "fastrec" for n in gm.graph.nodes)
+    return any(map(is_reference, gm.graph.nodes))
 
 
 def sums_by_row(gm: fx.GraphModule) -> fx.GraphModule:

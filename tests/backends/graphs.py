@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+import onnx
+import onnxruntime
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim
 from torch.nn import functional as F
 
 from fastrec.backends import Backend, Eager, Inductor, OnnxRuntime, OpenVino, Session
+from fastrec.backends.onnx_export import export_onnx
+from fastrec.backends.onnxruntime import session_options
 from fastrec.inputs import read_layout
 from fastrec.program import Program
 
@@ -51,6 +58,31 @@ def captured(model: nn.Module, batch: Batch) -> Program:
     gm = fx.GraphModule(gm, gm.graph)
     layout, _ = read_layout(gm.forward, batch)
     return Program(gm, batch, layout)
+
+
+def graph_of(program: Program) -> fx.GraphModule:
+    """The graph of a captured program."""
+    assert isinstance(program.model, fx.GraphModule)
+    return program.model
+
+
+def executed(program: Program, folder: Path, *batch: Tensor) -> tuple[onnx.ModelProto, Counter[str]]:
+    """The ONNX model as a session made it its own, and how often each operator ran in one call."""
+    model = export_onnx(graph_of(program), "onnxruntime", outside=True)
+    options = session_options()
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    options.enable_profiling, options.profile_file_prefix = True, str(folder / "profile")
+    values = {
+        name: onnxruntime.OrtValue.ortvalue_from_numpy(t.numpy()) for name, t in model.constants.items()
+    }
+    options.add_external_initializers(list(values), list(values.values()))
+    session = onnxruntime.InferenceSession(model.proto, options, providers=["CPUExecutionProvider"])
+    session.run(None, {name: t.numpy() for name, t in zip(model.inputs, batch, strict=True)})
+    events = json.loads(Path(session.end_profiling()).read_text())
+    ran = Counter(
+        e["args"]["op_name"] for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")
+    )
+    return onnx.load(options.optimized_model_filepath), ran
 
 
 def program_of(case: Case, seed: int = 0) -> tuple[Program, nn.Module]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from fastrec.backends import Inductor, Session, inductor, inductor_ops
+from fastrec.backends import Inductor, Session, inductor, packed_int8
 from fastrec.backends.inductor_ops import as_known
 from fastrec.errors import BackendError
 from fastrec.ops.linears import INT8_LINEAR
@@ -104,7 +104,7 @@ def test_the_graph_is_left(program: Program) -> None:
 def test_a_processor_whose_products_are_wrong_is_refused(
     program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inductor_ops, "pack", lambda *_: "saturates")
+    monkeypatch.setattr(packed_int8, "pack", lambda *_: "saturates")
     with pytest.raises(BackendError, match=r"saturates \(at int8_linear"):
         BACKEND.compile(program)
 

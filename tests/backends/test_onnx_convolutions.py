@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxruntime
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastrec.backends import Backend, Eager, Inductor, OnnxRuntime, OpenVino, onnx_convolutions
 from fastrec.backends.onnx_convolutions import saturates
-from fastrec.backends.onnx_export import export_onnx
-from fastrec.backends.onnxruntime import session_options
 from fastrec.errors import BackendError
 from fastrec.ops.convolutions import INT8_CONVOLUTION
 from fastrec.program import Program
 
-from .graphs import assert_no_row_sees_another, captured
+from .graphs import assert_no_row_sees_another, captured, executed, graph_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SAME: tuple[Any, ...] = ([1, 1], [1, 1, 1, 1], [1, 1])
 
@@ -78,19 +74,6 @@ def program() -> Program:
     return captured(Codes(), draw(5))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def graph_of(program: Program) -> fx.GraphModule:
-    assert isinstance(program.model, fx.GraphModule)
-    return program.model
-
-
 @pytest.mark.parametrize("rows", [0, 1, 2, 3, 33, 1000])
 @pytest.mark.parametrize("lookups", ["torch", "session"])
 def test_the_numbers_are_those_of_the_reference(program: Program, rows: int, lookups: str) -> None:
@@ -98,21 +81,6 @@ def test_the_numbers_are_those_of_the_reference(program: Program, rows: int, loo
     x = draw(rows, rows)
     for got, right in zip(session(*x), graph_of(program)(*x), strict=True):
         assert torch.equal(got, right)
-
-
-def executed(program: Program, folder: Path, *batch: Tensor) -> tuple[onnx.ModelProto, Counter[str]]:
-    """The model as the session made it its own, and how often each operator ran in one call."""
-    model = export_onnx(graph_of(program), "onnxruntime", outside=False)
-    options = session_options()
-    options.optimized_model_filepath = str(folder / "optimised.onnx")
-    options.enable_profiling, options.profile_file_prefix = True, str(folder / "profile")
-    session = onnxruntime.InferenceSession(model.proto, options, providers=["CPUExecutionProvider"])
-    session.run(None, {name: t.numpy() for name, t in zip(model.inputs, batch, strict=True)})
-    events = json.loads(Path(session.end_profiling()).read_text())
-    ran = Counter(
-        e["args"]["op_name"] for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")
-    )
-    return onnx.load(options.optimized_model_filepath), ran
 
 
 def test_the_integer_kernel_is_what_runs(program: Program, tmp_path: Path) -> None:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import onnx
-import onnxruntime
 import pytest
 import torch
 from torch import Tensor, fx, nn
 
 from fastrec.backends import Backend, Eager, OnnxRuntime, OpenVino, onnx_ops
-from fastrec.backends.onnx_export import export_onnx
 from fastrec.backends.onnx_ops import saturates
 from fastrec.errors import BackendError
 from fastrec.graph import emit, sweep, value
 from fastrec.ops.linears import INT8_LINEAR
 from fastrec.program import Program
 
-from .graphs import assert_no_row_sees_another, captured
+from .graphs import assert_no_row_sees_another, captured, executed, graph_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Codes(nn.Module):
@@ -57,19 +54,6 @@ def program() -> Program:
     return captured(Codes(), draw(5))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def graph_of(program: Program) -> fx.GraphModule:
-    assert isinstance(program.model, fx.GraphModule)
-    return program.model
-
-
 @pytest.mark.parametrize("rows", [0, 1, 2, 3, 33, 1000])
 @pytest.mark.parametrize("lookups", ["torch", "session"])
 def test_the_numbers_are_those_of_the_reference(program: Program, rows: int, lookups: str) -> None:
@@ -101,28 +85,8 @@ def test_of_one_layer_only_the_last_rounding_differs(program: Program) -> None:
     assert float((got - right).abs().max()) <= 4e-7 * float(right.abs().max())
 
 
-def executed(program: Program, folder: Path) -> tuple[onnx.ModelProto, Counter[str]]:
-    """The model as the session made it its own, and how often each operator ran in one call."""
-    model = export_onnx(graph_of(program), "onnxruntime", outside=True)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.optimized_model_filepath = str(folder / "optimised.onnx")
-    options.enable_profiling, options.profile_file_prefix = True, str(folder / "profile")
-    values = {
-        name: onnxruntime.OrtValue.ortvalue_from_numpy(t.numpy()) for name, t in model.constants.items()
-    }
-    options.add_external_initializers(list(values), list(values.values()))
-    session = onnxruntime.InferenceSession(model.proto, options, providers=["CPUExecutionProvider"])
-    session.run(None, {name: t.numpy() for name, t in zip(model.inputs, draw(9), strict=True)})
-    events = json.loads(Path(session.end_profiling()).read_text())
-    ran = Counter(
-        e["args"]["op_name"] for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")
-    )
-    return onnx.load(options.optimized_model_filepath), ran
-
-
 def test_the_integer_kernel_is_what_runs(program: Program, tmp_path: Path) -> None:
-    optimised, ran = executed(program, tmp_path)
+    optimised, ran = executed(program, tmp_path, *draw(9))
     assert ran["MatMulIntegerToFloat"] == 4 and ran["QuantizeLinear"] == 4
     # No float product, no weight made float, and none turned at run time.
     assert not {"MatMul", "Gemm", "FusedMatMul", "FusedGemm", "DequantizeLinear", "Transpose", "Cast"} & set(
@@ -138,10 +102,10 @@ def test_weights_are_unsigned_where_signed_ones_saturate(
         return {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) == 2}
 
     monkeypatch.setattr(onnx_ops, "saturates", lambda: False)
-    signed, _ = executed(program, tmp_path)
+    signed, _ = executed(program, tmp_path, *draw(9))
     assert kinds(signed) == {onnx.TensorProto.INT8}
     monkeypatch.setattr(onnx_ops, "saturates", lambda: True)
-    unsigned, ran = executed(program, tmp_path)
+    unsigned, ran = executed(program, tmp_path, *draw(9))
     assert kinds(unsigned) == {onnx.TensorProto.UINT8}
     # Shifted as the session was loaded, not in each call.
     assert set(ran) & {"Cast", "Add", "Transpose"} == set() and ran["MatMulIntegerToFloat"] == 4

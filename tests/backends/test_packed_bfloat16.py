@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -24,15 +23,10 @@ aten = torch.ops.aten
 SHAPES = [(1, 300), (3, 1000), (17, 33), (96, 40), (400, 429), (256, 4096), (1000, 2000)]
 ROWS = (1, 2, 3, 5, 8, 16, 31, 100, 299)
 
-pytestmark = pytest.mark.skipif(packed_bfloat16._RUN is None, reason="this torch has no packed products")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(packed_bfloat16._RUN is None, reason="this torch has no packed products"),
+]
 
 
 @pytest.fixture(autouse=True)

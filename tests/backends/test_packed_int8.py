@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from fastrec.backends import Eager, packed_int8
 from fastrec.backends.packed_bfloat16 import bfloat16_linear, pack_bfloat16
@@ -14,13 +14,8 @@ from fastrec.ops.packed_linears import PackedLinear, pack, packed_linear
 from fastrec.program import Program
 from fastrec.techniques import CastLinears, QuantizeLinears
 
-from .graphs import CASES, captured, program_of
+from .graphs import CASES, captured, graph_of, program_of
 from .test_onnx_ops import Codes, draw
-
-
-def graph_of(program: Program) -> fx.GraphModule:
-    assert isinstance(program.model, fx.GraphModule)
-    return program.model
 
 
 @pytest.fixture(scope="module")

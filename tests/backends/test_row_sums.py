@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,9 +12,10 @@ from fastrec.backends import OnnxRuntime
 from fastrec.backends.row_sums import has_codes, sums_by_row
 from fastrec.graph import operator_name
 from fastrec.ops.linears import INT8_LINEAR
-from fastrec.program import Program
 
-from .graphs import captured
+from .graphs import captured, graph_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TAKEN: dict[str, Callable[[Tensor], Tensor]] = {
     "of the fields": lambda x: x.sum(1),
@@ -55,21 +56,8 @@ class Of(nn.Module):
         return self.what(x), INT8_LINEAR(x, self.codes, self.scale, 0.03, 120)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def draw(rows: int) -> Tensor:
     return torch.randn(rows, 17, 27, generator=torch.Generator().manual_seed(rows))
-
-
-def graph_of(program: Program) -> fx.GraphModule:
-    assert isinstance(program.model, fx.GraphModule)
-    return program.model
 
 
 def names(gm: fx.GraphModule) -> set[str]:
