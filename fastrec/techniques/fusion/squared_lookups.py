@@ -36,13 +36,13 @@ def look_up_norms(gm: fx.GraphModule) -> list[Change]:
         return []
     changes = []
     for node in list(gm.graph.nodes):
-        if not is_call(node, aten.sum.dim_IntList, aten.sum.default) or not _sums_rows(node):
+        if not is_call(node, aten.sum.dim_IntList) or not _sums_rows(node):
+            continue
+        if not _leads_to_squares(gm, node.args[0]):
             continue
         total = _Total(gm)
         with gm.graph.inserting_before(node):
             made = total.of(node.args[0])
-            if not total.tables:
-                continue
             if len(node.args) > 2 and node.args[2]:
                 for _ in range(value(node).ndim - 1):
                     made = emit(gm, aten.unsqueeze.default, (made, -1))
@@ -84,17 +84,15 @@ class _Total:
     def of(self, node: Any) -> fx.Node:
         """The total (N,) of a node (N, ...)."""
         gm = self._gm
+        if not _leads_to_squares(gm, node):
+            return emit(gm, aten.sum.dim_IntList, (node, [*range(1, value(node).ndim)]))
         squared = _squared(node)
-        if squared is not None and _alone(node) and _of_lookups(gm, squared):
-            norms = self._norms(squared)
-            return emit(gm, aten.sum.dim_IntList, (norms, [1]))
-        if _alone(node) and _linear(node) and any(_leads_to_squares(gm, arg) for arg in node.args):
-            left, right = node.args
-            parts = [self.of(arg) if isinstance(arg, fx.Node) else arg for arg in (left, right)]
-            return emit(gm, node.target, tuple(parts))
-        if _alone(node) and _inner_sum(node) and _leads_to_squares(gm, node.args[0]):
+        if squared is not None:
+            return emit(gm, aten.sum.dim_IntList, (self._norms(squared), [1]))
+        if _inner_sum(node):
             return self.of(node.args[0])
-        return emit(gm, aten.sum.dim_IntList, (node, [*range(1, value(node).ndim)]))
+        parts = [self.of(arg) if isinstance(arg, fx.Node) else arg for arg in node.args]
+        return emit(gm, node.target, tuple(parts))
 
     def _norms(self, x: fx.Node) -> fx.Node:
         """The squared lengths (N, k) of the vectors of x, (N, d) or (N, k, d)."""
