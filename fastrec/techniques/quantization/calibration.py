@@ -15,6 +15,7 @@ from ...errors import TechniqueError
 from ...graph import constant
 from ...program import Program
 from ..base import Skip
+from ..traffic import batches_of
 from .integers import in_int8
 from .layers import Layer, groups_of, is_convolution, layers_of, limits, named, shift_of, sole_clamp, unfit
 from .ranges import best_output, best_range
@@ -22,7 +23,7 @@ from .sensitivity import moved_by
 from .smoothing import smooth
 from .windows import geometry_of, windows
 
-__all__ = ["RULE", "batches_of", "calibrate", "evenly", "inputs_of", "judge", "rows_kept", "sensitivities"]
+__all__ = ["RULE", "calibrate", "evenly", "inputs_of", "judge", "rows_kept", "sensitivities"]
 
 Take = Callable[[Tensor, int], Tensor]
 """Rows of a value, given how many batches there are."""
@@ -153,11 +154,6 @@ def sensitivities(program: Program, sites: Collection[str] | None = None) -> dic
     nodes = [node for node in layers_of(gm) if sites is None or node.name in sites]
     layers, _ = calibrate(gm, nodes, batches)
     return moved_by(gm, batches, {layer.site: partial(in_int8, layers=[layer]) for layer in layers})
-
-
-def batches_of(program: Program) -> tuple[Sequence[Tensor], ...]:
-    """The calibration batches of a captured program; its example where it has none."""
-    return program.calibration or (program.batch,)
 
 
 def inputs_of(

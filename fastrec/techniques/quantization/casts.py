@@ -16,7 +16,8 @@ from ...errors import TechniqueError
 from ...graph import VIEWS, add_constant, constant, emit, evaluate, is_call, operator_name, sweep, value
 from ...program import Program
 from ..base import Change, Skip
-from .calibration import batches_of, inputs_of
+from ..traffic import batches_of
+from .calibration import inputs_of
 from .layers import bias_of, linear_maps, named
 from .sensitivity import moved_by
 from .sites import OnLayers

@@ -13,18 +13,15 @@ It costs 4 bytes for each row of the table and 4 d for each hot one. One lookup 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from ...errors import TechniqueError
 from ...graph import add_constant, emit, value
-from .reads import Table
+from ..reads import Table
 
-__all__ = ["Hot", "hold_exact", "hottest", "ids_seen", "look_up"]
+__all__ = ["Hot", "hold_exact", "hottest", "look_up"]
 
 aten = torch.ops.aten
 
@@ -48,44 +45,9 @@ class Hot:
         return 4 * size + 4 * width * (1 + len(self.rows))
 
 
-def ids_seen(
-    gm: fx.GraphModule, tables: Iterable[Table], batches: Sequence[Sequence[Tensor]]
-) -> dict[fx.Node, Tensor]:
-    """The ids (n,) that reach each lookup of these tables on the batches. Cost: what ids alone take of a run."""
-    nodes = list(dict.fromkeys(read.ids for table in tables for read in table.reads))
-    graph = fx.Graph()
-    copies: dict[fx.Node, Any] = {}
-    graph.graph_copy(gm.graph, copies)
-    graph.output(tuple(copies[node] for node in nodes))
-    graph.eliminate_dead_code()
-    alone = fx.GraphModule(gm, graph)
-    with torch.no_grad(), torch.random.fork_rng(devices=()):
-        found = [alone(*batch) for batch in batches]
-    return {
-        node: torch.cat([ids.reshape(-1).long() for ids in each])
-        for node, each in zip(nodes, zip(*found, strict=True), strict=True)
-    }
-
-
-def hottest(table: Table, seen: Mapping[fx.Node, Tensor], share: float) -> Hot:
-    """The share of a table's rows that are looked up most, of those that are looked up; of equals the first.
-
-    Raises `TechniqueError` at ids that the table does not have.
-    """
-    size = len(table.tensor)
-    counts = torch.zeros(size, dtype=torch.int64)
-    for read in table.reads:
-        ids = seen[read.ids]
-        bad = ids[(ids < 0) | (ids >= size)]
-        if len(bad):
-            raise TechniqueError(
-                f"calibration looks up row {int(bad[0])} of {table.name}, which has {size}: give batches that the model "
-                "takes",
-                technique="quantize_tables",
-                site=table.name,
-            )
-        counts += torch.bincount(ids, minlength=size)
-    most = min(max(1, int(share * size)), int(counts.count_nonzero()))
+def hottest(counts: Tensor, share: float) -> Hot:
+    """The share of a table's rows that are looked up most, of those that are looked up; of equals the first."""
+    most = min(max(1, int(share * len(counts))), int(counts.count_nonzero()))
     rows = counts.argsort(descending=True, stable=True)[:most].sort().values
     return Hot(rows, int(counts[rows].sum()), int(counts.sum()))
 

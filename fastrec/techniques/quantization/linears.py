@@ -11,7 +11,8 @@ from torch import fx
 from ...ops.layers import Int8Linear
 from ...program import Program
 from ..base import Applied, Change, Skip
-from .calibration import RULE, batches_of, calibrate, sensitivities
+from ..traffic import batches_of
+from .calibration import RULE, calibrate, sensitivities
 from .integers import in_int8
 from .layers import Layer, layers_of
 from .linear_modules import calibrate_modules, linear_modules, module_sensitivities, modules_in_int8

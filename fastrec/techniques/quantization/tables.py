@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, fx
 
-from ...errors import InputError, TechniqueError
-from ...graph import add_constant, copy_graph, emit, evaluate, is_call, sweep, value
+from ...errors import InputError
+from ...graph import add_constant, emit, evaluate, is_call, value
 from ...program import Program
-from ..base import Applied, Change, Skip, Technique
+from ..base import Change, Skip, Technique
 from ..fusion.moves import allow_strides, reads_strides
-from .calibration import batches_of, evenly
+from ..reads import Table, added_up, ids_of, put_in_place
+from ..tables import OnTables, Traffic
+from .calibration import evenly
 from .forms import FORMS, Form
-from .hot_rows import Hot, hold_exact, hottest, ids_seen, look_up
-from .reads import Read, Table, find_tables
+from .hot_rows import Hot, hold_exact, hottest, look_up
 
 __all__ = ["QuantizeTables"]
 
@@ -29,7 +31,7 @@ _HOT = 0.05
 
 
 @dataclass(frozen=True)
-class QuantizeTables(Technique):
+class QuantizeTables(OnTables):
     """Hold embedding tables with 16, 8 or 4 bits an entry, and read them in place of the float32 ones.
 
         x (V, d) float32, 4 d bytes a row   ->   16: 2 d      8: d + 8      4: d / 2 + 4 (d even; one more if odd)
@@ -54,17 +56,15 @@ class QuantizeTables(Technique):
     """
 
     name: ClassVar[str] = "quantize_tables"
-    level: ClassVar[Literal["module", "graph"]] = "graph"
+    rule: ClassVar[str] = "quantize tables"
 
     bits: Literal[16, 8, 4] = 8
-    least_bytes: int = 1 << 20
     hot: float = 0.0
 
     def __post_init__(self) -> None:
         if self.bits not in FORMS:
             raise InputError(f"QuantizeTables(bits=...) takes 16, 8 or 4, got {self.bits!r:.80}")
-        if not isinstance(self.least_bytes, int) or self.least_bytes < 0:
-            raise InputError(f"QuantizeTables(least_bytes=...) takes 0 or more, got {self.least_bytes!r:.80}")
+        super().__post_init__()
         if not isinstance(self.hot, (int, float)) or not 0 <= self.hot < 1:
             raise InputError(f"QuantizeTables(hot=...) takes a share from 0 to below 1, got {self.hot!r:.80}")
 
@@ -84,22 +84,18 @@ class QuantizeTables(Technique):
         """16, 8 and 4 bits, the last with hot rows and without."""
         return cls(bits=16), cls(bits=8), cls(bits=4, hot=_HOT), cls(bits=4)
 
-    def apply(self, program: Program) -> Applied:
-        """The graph with these tables, sharing every other tensor; the program's own where none is worth it."""
-        if not isinstance(program.model, fx.GraphModule):
-            raise TechniqueError("rewrites captured graphs: capture the program first", technique=self.name)
-        gm = copy_graph(program.model)
+    def take(
+        self, gm: fx.GraphModule, tables: Sequence[Table], traffic: Traffic
+    ) -> tuple[list[Change], list[Skip]]:
+        """Each table in its new form, or the reason."""
         changes: list[Change] = []
         skipped: list[Skip] = []
-        tables = find_tables(gm)
-        refused = [self._refusal(gm, table) for table in tables]
-        kept = [table for table, reason in zip(tables, refused, strict=True) if not reason]
-        seen = ids_seen(gm, kept, batches_of(program)) if self.hot and kept else {}
-        for table, reason in zip(tables, refused, strict=True):
-            hot = hottest(table, seen, self.hot) if seen and not reason else None
-            made = reason or _coded(table.tensor, FORMS[self.bits], hot)
+        hottest_of = {table.name: hottest(traffic(table), self.hot) for table in tables} if self.hot else {}
+        for table in tables:
+            hot = hottest_of.get(table.name)
+            made = _coded(table.tensor, FORMS[self.bits], hot)
             if isinstance(made, str):
-                skipped.append(Skip("quantize tables", table.name, made))
+                skipped.append(Skip(self.rule, table.name, made))
                 continue
             _replace(gm, table, made)
             was, now = table.tensor.nbytes, made.nbytes
@@ -107,27 +103,12 @@ class QuantizeTables(Technique):
                 f"{tuple(table.tensor.shape)} in {made.form.label}: {was / now:.2f} times smaller, "
                 f"columns off by up to {made.error:.2%} of their size"
             )
-            changes.append(Change("quantize tables", table.name, f"{detail}; {hot}" if hot else detail, now))
-        if not changes:
-            return Applied(program.model, (), tuple(skipped))
-        sweep(gm)
-        held = dict(gm.named_buffers()) | dict(gm.named_parameters())
-        # The float tables that originals were moved into are gone.
-        gm.meta["moved"] = {old: new for old, new in gm.meta.get("moved", {}).items() if new[0] in held}
-        return Applied(gm, tuple(changes), tuple(skipped))
+            changes.append(Change(self.rule, table.name, f"{detail}; {hot}" if hot else detail, now))
+        return changes, skipped
 
-    def _refusal(self, gm: fx.GraphModule, table: Table) -> str:
-        """Why the table stays, or nothing."""
-        tensor, width = table.tensor, table.tensor.shape[1]
-        if table.reason:
-            return table.reason
-        if table.name in gm.meta.get("hot", ()):
-            return "it holds the exact rows of another table"
-        if tensor.dtype is not torch.float32:
-            return f"it holds {str(tensor.dtype).removeprefix('torch.')}"
-        if tensor.nbytes < self.least_bytes:
-            return f"its {tensor.nbytes} bytes are less than {self.least_bytes}"
-        form = FORMS[self.bits]
+    def refusal(self, gm: fx.GraphModule, table: Table) -> str:
+        """Entries or columns that the form cannot hold."""
+        tensor, width, form = table.tensor, table.tensor.shape[1], FORMS[self.bits]
         if form.bytes_of(width) >= 4 * width:
             return f"a row takes {4 * width} bytes, in {form.label} {form.bytes_of(width)}"
         if form.ranged and form.bytes_of(width) == form.bytes_of(width + 1) and reads_strides(gm):
@@ -227,28 +208,14 @@ def _replace(gm: fx.GraphModule, table: Table, made: _Coded) -> None:
     held = hold_exact(gm, table, made.hot.rows) if made.hot else None
     for read in table.reads:
         with gm.graph.inserting_before(read.node):
-            ids = emit(gm, aten.reshape.default, (read.ids, [-1, read.bag])) if read.bag else read.ids
-            exact = _bags(gm, look_up(gm, *held, ids), read) if held else None
+            ids = ids_of(gm, read)
+            exact = added_up(gm, read, look_up(gm, *held, ids)) if held else None
             found = emit(gm, made.form.lookup, (rows, ids))
             if value(found).dtype is not torch.float32:
                 found = emit(gm, aten.to.dtype, (found, torch.float32))
-            found = _bags(gm, found, read)
-        if read.bag:
-            for user in list(read.node.users):
-                if user.args[1] == 0:
-                    user.replace_all_uses_with(found)
-                gm.graph.erase_node(user)
-        else:
-            read.node.replace_all_uses_with(found)
-        gm.graph.erase_node(read.node)
+            found = added_up(gm, read, found)
+        put_in_place(gm, read, found)
         _finish(gm, found, exact, made.width, factors)
-
-
-def _bags(gm: fx.GraphModule, found: fx.Node, read: Read) -> fx.Node:
-    """Looked-up rows, added up where the lookup was one of bags."""
-    if not read.bag:
-        return found
-    return emit(gm, aten.mean.dim if read.mean else aten.sum.dim_IntList, (found, [1]))
 
 
 def _finish(

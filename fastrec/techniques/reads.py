@@ -6,17 +6,18 @@ embedding_bag(T, ids, arange(0, N L, L))                 sums or means of L rows
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from ...graph import constant, is_call, operator_name, value
-from ..fusion.id_columns import identity, size
-from ..fusion.lookup_tables import mutated, ready_ids
+from ..graph import constant, emit, is_call, operator_name, value
+from .fusion.id_columns import identity, size
+from .fusion.lookup_tables import mutated, ready_ids
 
-__all__ = ["Read", "Table", "find_tables"]
+__all__ = ["Read", "Table", "added_up", "find_tables", "ids_of", "put_in_place", "read_otherwise"]
 
 aten = torch.ops.aten
 _BAGS = (aten.embedding_bag.default, aten.embedding_bag.padding_idx)
@@ -109,3 +110,38 @@ def _read_bag(user: fx.Node, table: Tensor) -> Read | str:
     if start != 0 or not isinstance(step, int) or size(last_id) != size(value(ids).shape[0]):
         return "its bags are of different sizes"
     return Read(user, ids, step, mode == 1)
+
+
+def ids_of(gm: fx.GraphModule, read: Read) -> fx.Node:
+    """The ids of a lookup, at the insertion point: of bags (N, L)."""
+    return emit(gm, aten.reshape.default, (read.ids, [-1, read.bag])) if read.bag else read.ids
+
+
+def added_up(gm: fx.GraphModule, read: Read, rows: fx.Node) -> fx.Node:
+    """What a lookup gives where these are the rows of its ids, at the insertion point: of bags their sum or mean."""
+    if not read.bag:
+        return rows
+    return emit(gm, aten.mean.dim if read.mean else aten.sum.dim_IntList, (rows, [1]))
+
+
+def put_in_place(gm: fx.GraphModule, read: Read, found: fx.Node) -> None:
+    """`found`, made just before a lookup, in place of what the lookup gives."""
+    if read.bag:
+        for user in list(read.node.users):
+            if user.args[1] == 0:
+                user.replace_all_uses_with(found)
+            gm.graph.erase_node(user)
+    else:
+        read.node.replace_all_uses_with(found)
+    gm.graph.erase_node(read.node)
+
+
+def read_otherwise(gm: fx.GraphModule, table: Table, look_up: Callable[[fx.Node], fx.Node]) -> list[fx.Node]:
+    """Every lookup as one by `look_up`: of ids of any shape S the rows (*S, d). What each gives now."""
+    made = []
+    for read in table.reads:
+        with gm.graph.inserting_before(read.node):
+            found = added_up(gm, read, look_up(ids_of(gm, read)))
+        put_in_place(gm, read, found)
+        made.append(found)
+    return made
