@@ -8,16 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import SymInt, Tensor, fx
 from torch._ops import OpOverload
 
 from .errors import InputError
-from .graph import operator_name, value
+from .graph import constant, operator_name, value
 from .program import Program
 
-__all__ = ["Cost", "cost", "costs", "per_candidate", "per_request"]
+__all__ = ["Cost", "cost", "costs", "per_candidate", "per_request", "table_bytes"]
 
 # Sizes at which the growth per row is read; it is the same at all but the smallest.
 _MANY = 1024
@@ -116,6 +116,13 @@ def per_candidate(program: Program) -> float:
 def per_request(program: Program) -> float:
     """Multiply-adds of a call whatever its number of rows: `2 c(n) - c(2 n)`."""
     return float(2 * cost(program, _MANY).multiply_adds - cost(program, 2 * _MANY).multiply_adds)
+
+
+def table_bytes(gm: fx.GraphModule) -> int:
+    """Bytes of the tables of a graph, in whatever form: of every constant that rows are looked up in, each memory once."""
+    held = [constant(gm, node.args[0]) for node in gm.graph.nodes if _ids(node) is not None]
+    storages = [tensor.untyped_storage() for tensor in held if tensor is not None]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 class _Sizes:
@@ -235,19 +242,25 @@ def _einsum(equation: str, shapes: list[tuple[int, ...]]) -> int:
 
 def _lookups(node: fx.Node, sizes: _Sizes) -> tuple[int, int]:
     """How many rows of a table a call looks up, and their bytes."""
-    name, args = operator_name(node), node.args
-    table, ids = args[0] if args else None, None
-    if name in _ROWS or name in _BAGS:
-        ids = args[1]
-    elif isinstance(table, fx.Node) and table.op == "get_attr":
-        if name == "index_select" and args[1] == 0:
-            ids = args[2]
-        elif name == "index" and len(args[1]) == 1:  # type: ignore[arg-type]  # an argument of a node is of any type
-            ids = args[1][0]  # type: ignore[index]  # an argument of a node is of any type
+    ids = _ids(node)
     if ids is None:
         return 0, 0
+    table: Any = node.args[0]
     count = math.prod(sizes.shape(ids))
-    return count, count * math.prod(sizes.shape(table)[1:]) * value(table).dtype.itemsize  # type: ignore[arg-type]  # an argument of a node is of any type
+    return count, count * math.prod(sizes.shape(table)[1:]) * value(table).dtype.itemsize
+
+
+def _ids(node: fx.Node) -> Any:
+    """The ids by which a call looks rows up in its first argument, if it does."""
+    name, args = operator_name(node), cast("tuple[Any, ...]", node.args)
+    if name in _ROWS or name in _BAGS:
+        return args[1]
+    if args and isinstance(args[0], fx.Node) and args[0].op == "get_attr":
+        if name == "index_select" and args[1] == 0:
+            return args[2]
+        if name == "index" and len(args[1]) == 1:
+            return args[1][0]
+    return None
 
 
 def _constants(node: fx.Node) -> set[fx.Node]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from .base import Applied, Change, Skip, Technique
+from .fitting import FitTables
 from .fusion import Fuse
 from .quantization import CastLinears, QuantizeLinears, QuantizeTables
 
@@ -14,6 +15,7 @@ __all__ = [
     "Applied",
     "CastLinears",
     "Change",
+    "FitTables",
     "Fuse",
     "QuantizeLinears",
     "QuantizeTables",
@@ -22,6 +24,6 @@ __all__ = [
 ]
 
 TECHNIQUES: Mapping[str, type[Technique]] = MappingProxyType(
-    {kind.name: kind for kind in (Fuse, QuantizeTables, QuantizeLinears, CastLinears)}
+    {kind.name: kind for kind in (Fuse, FitTables, QuantizeTables, QuantizeLinears, CastLinears)}
 )
 """Every technique by its name, in order of application."""

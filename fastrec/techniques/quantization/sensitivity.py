@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from ...graph import copy_graph
 
-__all__ = ["moved", "moved_by"]
+__all__ = ["answers", "moved", "moved_by"]
 
 
 def moved_by(
@@ -23,17 +23,17 @@ def moved_by(
 
     over the elements of all batches, the largest of the floating-point outputs. Cost: a run of each batch for each edit.
     """
-    right = _answers(gm, batches)
+    right = answers(gm, batches)
     found = {}
     for site, edit in edits.items():
         alone = copy_graph(gm)
         edit(alone)
-        pairs = zip(_answers(alone, batches), right, strict=True)
+        pairs = zip(answers(alone, batches), right, strict=True)
         found[site] = max((moved(new, old) for new, old in pairs), default=0.0)
     return found
 
 
-def _answers(gm: fx.GraphModule, batches: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+def answers(gm: fx.GraphModule, batches: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     """The floating-point outputs, the elements of all batches one after the other."""
     with torch.no_grad(), torch.random.fork_rng(devices=()):
         found = [[out.flatten() for out in gm(*batch) if out.is_floating_point()] for batch in batches]
