@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from .backends import Backend, installed
+from .budget import Budget
 from .errors import BackendUnavailable, InputError
 from .recipe import Recipe
 from .techniques import TECHNIQUES, Technique
@@ -17,10 +18,13 @@ from .techniques import TECHNIQUES, Technique
 __all__ = ["own_random_state", "read_backends", "read_recipe", "read_sizes"]
 
 
-def read_recipe(recipe: Technique | Sequence[Technique] | Recipe | None) -> Recipe:
-    """The recipe meant: every exact technique for None. Raises `InputError`."""
+def read_recipe(
+    recipe: Technique | Sequence[Technique] | Recipe | None, budget: Budget | None = None
+) -> Recipe:
+    """The recipe meant: for None every exact technique, and what the budget asks for. Raises `InputError`."""
     if recipe is None:
-        return Recipe(tuple(kind() for kind in TECHNIQUES.values() if kind().exact))
+        asked = [kind.asked_by(budget) for kind in TECHNIQUES.values()]
+        return Recipe(tuple(technique for technique in asked if technique is not None))
     if isinstance(recipe, Recipe):
         return recipe
     if isinstance(recipe, Technique):

@@ -1,4 +1,4 @@
-"""The budget: what an approximate recipe may lose."""
+"""The budget: what an approximate recipe may lose, and what the tables may take."""
 
 from __future__ import annotations
 
@@ -13,18 +13,27 @@ __all__ = ["Budget"]
 
 @dataclass(frozen=True)
 class Budget:
-    """What may be lost at most, per metric, as an absolute difference: `Budget(max_loss={"auc": 0.0002})`.
+    """What may be lost at most, and how many bytes the embedding tables may take: `Budget(max_loss={"auc": 0.0002})`.
 
-    Approximate changes serve only where their loss is certified to be within: the one-sided 95 % bound of the paired loss is,
-    not merely its value.
+    `max_loss` gives, per metric, an absolute difference. Approximate changes serve only where their loss is certified to be within:
+    the one-sided 95 % bound of the paired loss is, not merely its value. Without any, a loss is reported and refuses nothing.
 
-    Raises `InputError` at an empty mapping, and at a loss that is negative or not finite.
+    `bytes` is for the tables as they serve, maps and codebooks included; `Report.met` says whether they fit. What is small
+    enough then serves whether or not it is faster, and the original is let go.
+
+    Raises `InputError` for a budget that asks for nothing, at a loss that is negative or not finite, and at `bytes` that are no
+    whole number above 0.
+
+    Example:
+        >>> Budget(max_loss={"auc": 0.0005}, bytes=100 << 20).bytes
+        104857600
     """
 
     max_loss: Mapping[str, float] = field(default_factory=dict)
+    bytes: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.max_loss, Mapping) or not self.max_loss:
+        if not isinstance(self.max_loss, Mapping) or not (self.max_loss or self.bytes is not None):
             raise InputError(
                 f"Budget.max_loss maps metrics to what may be lost, as {{'auc': 0.0002}}, got {self.max_loss!r:.80}"
             )
@@ -34,3 +43,7 @@ class Budget:
                 raise InputError(
                     f"Budget.max_loss[{metric!r}] is {allowed!r:.80}, expected a finite number, 0 or above: an absolute loss"
                 )
+        if self.bytes is not None and (type(self.bytes) is not int or self.bytes <= 0):
+            raise InputError(
+                f"Budget.bytes is {self.bytes!r:.80}, expected a whole number above 0: what the tables may take"
+            )

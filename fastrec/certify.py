@@ -48,6 +48,7 @@ class Certifier:
                 f"evaluate gives numbers by the name of their metric, got {self._before!r:.200}"
             )
         self.budget = budget or Budget({name: _DEFAULT.max_loss.get(name, 0.0) for name in self._before})
+        self._metrics = tuple(self.budget.max_loss or self._before)
         missing = sorted({*self.budget.max_loss} - {*self._before})
         if missing:
             raise InputError(f"the budget names {missing}, and evaluate gives {sorted(self._before)}")
@@ -55,7 +56,7 @@ class Certifier:
     def judge(self, run: Answers, *, exact: bool = False) -> tuple[Accuracy, ...]:
         """What was lost of each metric by answers that `run` gives, for flat batches of one request."""
         losses = self._losses(AsCalled(self._original, self._once, run))
-        return tuple(Accuracy.of(loss, self.budget.max_loss[loss.metric], exact=exact) for loss in losses)
+        return tuple(Accuracy.of(loss, self.budget.max_loss.get(loss.metric), exact=exact) for loss in losses)
 
     def settle(self, technique: Technique, program: Program) -> tuple[Technique, Applied, list[str]]:
         """The technique, or a milder one whose loss is certified, what it did, and why stronger ones may not serve.
@@ -86,13 +87,12 @@ class Certifier:
         return lambda flat: program.answers(self._once.all(flat))
 
     def _losses(self, model: nn.Module) -> list[Loss]:
-        names = self.budget.max_loss
         if self._scores is not None and isinstance(self._evaluate, Evaluator):
             losses = self._evaluate.losses(self._scores, self._evaluate.scores(model))
-            return [losses[name] for name in names]
+            return [losses[name] for name in self._metrics]
         after = self._evaluate(model)
         made = []
-        for name in names:
+        for name in self._metrics:
             sign = -1.0 if name in LOWER_IS_BETTER else 1.0
             was, now = float(self._before[name]), float(after[name])
             made.append(Loss(name, was, now, sign * (was - now), None, 0, 0))

@@ -25,6 +25,7 @@ from .fresh import Fresh
 from .guards import Guard, read_guard
 from .inputs import read_layout
 from .journal import Journal
+from .limits import small_enough, tell
 from .measure import machine, tensor_bytes
 from .nonfinite import Apart
 from .plan import (
@@ -95,7 +96,8 @@ def compress(
 
     `recipe` names the techniques (None: every exact one), `backends` who may run them (None: those installed), `batch_sizes` the numbers of
     rows to measure. `guards=False` drops the checks of ids and finiteness, `on_nonfinite="propagate"` those of
-    finiteness alone. The compressed model falls back on the original where it has to, and so holds its tables; with
+    finiteness alone. With `Budget(bytes=...)` the tables are brought under so many bytes, each in the form that moves the answers
+    least, and what is small enough serves, faster or not. The compressed model falls back on the original where it has to, and so holds its tables; with
     `keep_original=False` what serves does that too, in its plain form. `seconds` is how long it may take, about. The model, global threads, seeds and warnings are left
     as they were; its tensors are shared, not copied.
 
@@ -112,17 +114,18 @@ def compress(
         (torch.Size([3, 1]), 'unchanged')
     """
     began = time.perf_counter()
-    steps, chosen, sizes = read_recipe(recipe), read_backends(backends), read_sizes(batch_sizes)
+    chosen, sizes = read_backends(backends), read_sizes(batch_sizes)
     if on_nonfinite not in ("raise", "propagate"):
         raise InputError(f"on_nonfinite is 'raise' or 'propagate', got {on_nonfinite!r}")
     if not seconds > 0:
         raise InputError(f"seconds must be above 0, got {seconds!r}")
     if budget is not None and not isinstance(budget, Budget):
         raise InputError(f"budget takes a Budget, as Budget(max_loss={{'auc': 0.0002}}), got {budget!r:.80}")
-    if budget is not None and evaluate is None:
+    if budget is not None and budget.max_loss and evaluate is None:
         raise InputError(
-            "a budget needs evaluate=..., which says what was lost: see fastrec.measure.evaluator"
+            "a budget of what may be lost needs evaluate=..., which says what was lost: see fastrec.measure.evaluator"
         )
+    steps = read_recipe(recipe, budget)
     work = Journal(began, began + seconds)
     with own_random_state(), stages(progress) as show:
         show("reading the model")
@@ -138,6 +141,8 @@ def compress(
         accuracy: tuple[Accuracy, ...] = ()
         if found is not None:
             program = replace(program, layout=replace(program.layout, exempt=found.plain.layout.exempt))
+            small = small_enough(found, budget)
+            found, bounded, keep_original = small or found, small is not None, keep_original and small is None
             guard = read_guard(found.asked, on_nonfinite)
             checks = _Checks(guard if guards else None, on_nonfinite == "propagate")
             fresh = _fresh(work, once, found, guard)
@@ -152,10 +157,14 @@ def compress(
                 work.notes.append(
                     "no backend was given or is installed that runs it, so nothing was measured"
                 )
-            results, accuracy = _settle(work, program, once, sessions, checks, fresh, sizes, certifier, show)
+            measure = partial(_measure, work, program, once, sessions, checks, fresh, sizes, show, bounded)
+            results, accuracy = _settle(work, program, once, sessions, measure, certifier, show)
         made = _assemble(work, program, once, found, sessions, results, checks, keep_original)
+        met = tell(
+            work, budget, made.original.model if made.plan is None or not made.program else made.program.model
+        )
         report = _report(work, program, made, results, steps, sessions)
-        made.report = replace(report, accuracy=accuracy, work=_work(found))
+        made.report = replace(report, accuracy=accuracy, work=_work(found), met=met)
         made.recipe = steps
     if made.report.memory.before_bytes >= _LARGE:
         # Graphs refer to themselves, so their tables would stay until Python next looks for such circles.
@@ -198,15 +207,13 @@ def _settle(
     program: Program,
     once: Once,
     sessions: dict[str, Made],
-    checks: _Checks,
-    fresh: Batches,
-    sizes: Sequence[int],
+    measure: Callable[[], list[SizeResult]],
     certifier: Certifier | None,
     show: Stages,
 ) -> tuple[list[SizeResult], tuple[Accuracy, ...]]:
     """What serves each size and what it loses; sessions that approximate are dropped where that is not certified."""
     while True:
-        results = _measure(work, program, once, sessions, checks, fresh, sizes, show)
+        results = measure()
         lossy = any(r.session != ORIGINAL and not sessions[r.session].exact for r in results)
         if certifier is None or not results:
             return results, ()
@@ -236,8 +243,12 @@ def _measure(
     fresh: Batches,
     sizes: Sequence[int],
     show: Stages,
+    bounded: bool,
 ) -> list[SizeResult]:
-    """For each size the winner, timed again as it will serve, on inputs that did not choose it."""
+    """For each size the winner, timed again as it will serve, on inputs that did not choose it.
+
+    Where memory is `bounded` a session serves whether or not it is faster than the original, which may not.
+    """
     if not sessions:
         return []
     results: list[SizeResult] = []
@@ -260,7 +271,7 @@ def _measure(
         served = _serving(private, {name: sessions[name]}, Plan((rows,), (name,)), checks, once)
         after = _served_call(served)
         result = confirm(rows, name, before, after, fresh, share(work.deadline, parts, 4.0) * 0.5)
-        results.append(result if worth_it(result) else as_original(result))
+        results.append(result if bounded or worth_it(result) else as_original(result))
     return results
 
 

@@ -79,7 +79,8 @@ class Work:
 class Accuracy:
     """What was lost of one metric on the caller's labelled rows, and whether that is within the budget for certain.
 
-    `value` is the absolute loss, `upper` its one-sided 95 % bound, None where `evaluate` gives one number per model;
+    `value` is the absolute loss, `upper` its one-sided 95 % bound, None where `evaluate` gives one number per model; `allowed`
+    is None where nothing was said of this metric, and its loss is reported alone;
     `needed` the number of rows, about, that would certify it, None where none would.
     """
 
@@ -88,29 +89,33 @@ class Accuracy:
     after: float
     value: float
     upper: float | None
-    allowed: float
-    verdict: Literal["certified", "not certifiable", "exceeded", "exact"]
+    allowed: float | None
+    verdict: Literal["certified", "not certifiable", "exceeded", "exact", "measured"]
     rows: int
     needed: int | None
 
     @classmethod
-    def of(cls, loss: Loss, allowed: float, *, exact: bool = False) -> Accuracy:
+    def of(cls, loss: Loss, allowed: float | None, *, exact: bool = False) -> Accuracy:
         """The account of a loss under a budget; what is `exact` loses nothing but rounding, and asks for no certificate."""
-        verdict = "exact" if exact else loss.verdict(allowed)
+        verdict = "exact" if exact else "measured" if allowed is None else loss.verdict(allowed)
+        needed = None if allowed is None else loss.needed(allowed)
         return cls(
-            loss.metric, loss.before, loss.after, loss.value, loss.upper, allowed, verdict, loss.rows, loss.needed(allowed)
-        )  # fmt: skip
+            loss.metric, loss.before, loss.after, loss.value, loss.upper, allowed, verdict, loss.rows, needed
+        )
 
     @property
     def holds(self) -> bool:
-        """Whether the loss is certified, or none."""
-        return self.verdict in ("certified", "exact")
+        """Whether the loss is certified, or none, or any is allowed."""
+        return self.verdict in ("certified", "exact", "measured")
 
     def __str__(self) -> str:
         if self.verdict == "exact":
             return f"{self.metric} {self.before:.5f} before, {self.after:.5f} after: what serves is exact"
         bound = "" if self.upper is None else f", at most {self.upper:.2g} (95 %)"
-        said = f"{self.metric} {self.before:.5f} before, {self.after:.5f} after: lost {self.value:.2g}{bound}, {self.allowed:g} allowed: {self.verdict}"
+        said = f"{self.metric} {self.before:.5f} before, {self.after:.5f} after: lost {self.value:.2g}{bound}"
+        if self.allowed is None:
+            return said
+        said += f", {self.allowed:g} allowed: {self.verdict}"
         if self.verdict == "not certifiable":
             if self.upper is None:
                 said += ", as evaluate gives one number per model: make it with fastrec.measure.evaluator"
@@ -121,7 +126,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Report:
-    """The account of one `compress` call; `seconds` is what the call took.
+    """The account of one `compress` call; `seconds` is what the call took, `met` whether all that the budget asks is so.
 
     `print(report)` gives the short of it; `fastrec.render` the whole, for terminals and as Markdown.
     """
@@ -139,6 +144,7 @@ class Report:
     notes: tuple[str, ...] = ()
     work: Work | None = None
     accuracy: tuple[Accuracy, ...] = ()
+    met: bool = True
 
     @property
     def refused(self) -> tuple[Skip, ...]:
@@ -236,6 +242,7 @@ class _WithoutRecipe:
     notes: tuple[str, ...] = ()
     work: Work | None = None
     accuracy: tuple[Accuracy, ...] = ()
+    met: bool = True
 
 
 def worked(work: Work) -> str:

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, Self
 
 from torch import nn
 
+from ..budget import Budget
 from ..program import Program
 
 __all__ = ["Applied", "Change", "Skip", "Technique"]
@@ -69,6 +70,12 @@ class Technique(abc.ABC):
     @abc.abstractmethod
     def apply(self, program: Program) -> Applied:
         """Make the model cheaper."""
+
+    @classmethod
+    def asked_by(cls, budget: Budget | None) -> Technique | None:  # noqa: ARG003 - for those who override it
+        """The settings that serve where no recipe is given: its own if they are exact, unless overridden; None for none."""
+        plain = cls()
+        return plain if plain.exact else None
 
     def alternatives(self, changes: tuple[Change, ...]) -> dict[str, Technique]:  # noqa: ARG002 - for those who override it
         """Other settings worth measuring beside these, by name, after these made `changes`: none, unless overridden."""

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, Self
 
 from torch import fx
 
+from ...budget import Budget
 from ...cost import table_bytes
 from ...errors import InputError, TechniqueError
 from ...program import Program
@@ -59,6 +60,11 @@ class FitTables(Technique):
     def exact(self) -> bool:
         """Never."""
         return False
+
+    @classmethod
+    def asked_by(cls, budget: Budget | None) -> Self | None:
+        """Where tables have a limit."""
+        return None if budget is None or budget.bytes is None else cls(budget.bytes)
 
     @classmethod
     def ladder(cls) -> tuple[Self, ...]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial, update_wrapper
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, fx
 
+from ...budget import Budget
 from ...errors import InputError, TechniqueError
 from ...graph import copy_graph, sweep
 from ...program import Program
@@ -154,6 +155,11 @@ class Fuse(Technique):
     def exact(self) -> bool:
         """Always."""
         return True
+
+    @classmethod
+    def asked_by(cls, budget: Budget | None) -> Self:
+        """Where tables have a limit, none is made larger."""
+        return cls() if budget is None or budget.bytes is None else cls(fold_bytes=0)
 
     def apply(self, program: Program) -> Applied:
         """The rewritten graph; the program's own when no rule applies."""
