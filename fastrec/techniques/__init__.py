@@ -9,6 +9,7 @@ from .base import Applied, Change, Skip, Technique
 from .fitting import FitTables
 from .fusion import Fuse
 from .quantization import CastLinears, QuantizeLinears, QuantizeTables
+from .sharing import RelateTables, ShareEmbeddings
 
 __all__ = [
     "TECHNIQUES",
@@ -19,11 +20,24 @@ __all__ = [
     "Fuse",
     "QuantizeLinears",
     "QuantizeTables",
+    "RelateTables",
+    "ShareEmbeddings",
     "Skip",
     "Technique",
 ]
 
 TECHNIQUES: Mapping[str, type[Technique]] = MappingProxyType(
-    {kind.name: kind for kind in (Fuse, FitTables, QuantizeTables, QuantizeLinears, CastLinears)}
+    {
+        kind.name: kind
+        for kind in (
+            RelateTables,
+            Fuse,
+            ShareEmbeddings,
+            FitTables,
+            QuantizeTables,
+            QuantizeLinears,
+            CastLinears,
+        )
+    }
 )
 """Every technique by its name, in order of application."""

@@ -18,12 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from ...graph import add_constant, emit, value
+from ...graph import add_constant
 from ..reads import Table
 
-__all__ = ["Hot", "hold_exact", "hottest", "look_up"]
-
-aten = torch.ops.aten
+__all__ = ["Hot", "hold_exact", "hottest"]
 
 
 @dataclass(frozen=True)
@@ -61,17 +59,3 @@ def hold_exact(gm: fx.GraphModule, table: Table, rows: Tensor) -> tuple[fx.Node,
     # They are not to be quantised in their turn.
     gm.meta["hot"] = (*gm.meta.get("hot", ()), str(exact.target))
     return add_constant(gm, f"{table.name}_places", places), exact
-
-
-def look_up(gm: fx.GraphModule, places: fx.Node, exact: fx.Node, ids: fx.Node) -> fx.Node:
-    """E[p[ids]], at the insertion point: ids of any shape S, result (*S, d)."""
-    shape = value(ids).shape
-    flat = ids if len(shape) == 1 else emit(gm, aten.reshape.default, (ids, [-1]))
-    # `index_select` reads single elements twice as fast as an index of any shape.
-    place = emit(gm, aten.index_select.default, (places, 0, flat))
-    if flat is not ids:
-        sizes = [
-            n if isinstance(n, int) else emit(gm, aten.sym_size.int, (ids, k)) for k, n in enumerate(shape)
-        ]
-        place = emit(gm, aten.reshape.default, (place, sizes))
-    return emit(gm, aten.embedding.default, (exact, place))

@@ -14,11 +14,12 @@ from ...graph import add_constant, emit, evaluate, is_call, value
 from ...program import Program
 from ..base import Change, Skip, Technique
 from ..fusion.moves import allow_strides, reads_strides
+from ..indirect import look_up
 from ..reads import Table, added_up, ids_of, put_in_place
 from ..tables import OnTables, Traffic
 from .calibration import evenly
 from .forms import FORMS, Form
-from .hot_rows import Hot, hold_exact, hottest, look_up
+from .hot_rows import Hot, hold_exact, hottest
 
 __all__ = ["QuantizeTables"]
 
