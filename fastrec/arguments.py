@@ -21,7 +21,7 @@ __all__ = ["own_random_state", "read_backends", "read_recipe", "read_sizes"]
 def read_recipe(
     recipe: Technique | Sequence[Technique] | Recipe | None, budget: Budget | None = None
 ) -> Recipe:
-    """The recipe meant: for None every exact technique, and what the budget asks for. Raises `InputError`."""
+    """The recipe meant: for None every exact technique that saves time, and what the budget asks for. Raises `InputError`."""
     if recipe is None:
         asked = [kind.asked_by(budget) for kind in TECHNIQUES.values()]
         return Recipe(tuple(technique for technique in asked if technique is not None))

@@ -94,7 +94,7 @@ def compress(
     techniques then serve, whole or in milder settings, only where their loss is certified to be within `budget` (None:
     0.0002 of AUC, nothing of other metrics).
 
-    `recipe` names the techniques (None: every exact one), `backends` who may run them (None: those installed), `batch_sizes` the numbers of
+    `recipe` names the techniques (None: every exact one that saves time), `backends` who may run them (None: those installed), `batch_sizes` the numbers of
     rows to measure. `guards=False` drops the checks of ids and finiteness, `on_nonfinite="propagate"` those of
     finiteness alone. With `Budget(bytes=...)` the tables are brought under so many bytes, each in the form that moves the answers
     least, and what is small enough serves, faster or not. The compressed model falls back on the original where it has to, and so holds its tables; with

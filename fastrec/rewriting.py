@@ -164,13 +164,16 @@ def _uncaptured(
     fast, done, alternatives = _in_turn(work, plain, able, certifier, show)
     if not done:
         return None
-    work.notes.append("the model could not be captured, so its linear maps were quantised as modules")
+    work.notes.append(
+        f"the model could not be captured: {', '.join(t.name for t in done)} edited its modules"
+    )
     # Batches of one request hold its features once; the model's own code takes them repeated.
     once = Once(plain.layout.features)
     asked = replace(plain, layout=replace(plain.layout, features=once.candidates))
     whole = bool(once)
-    forms = [Form("modules", lambda: fast, whole=whole, exact=False, main=True)]
-    forms += [Form(f"modules, {name}", make, whole=whole, exact=False) for name, make in alternatives]
+    exact = not any(step.changes and not step.exact for step in work.steps)
+    forms = [Form("modules", lambda: fast, whole=whole, exact=exact, main=True)]
+    forms += [Form(f"modules, {name}", make, whole=whole, exact=exact) for name, make in alternatives]
     kept = tuple(technique for technique in recipe if technique.level == "module")
     return Rewritten(plain, asked, fast, tuple(forms), Recipe((*kept, *done)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, fx
@@ -58,6 +58,7 @@ class ShareEmbeddings(OnTables):
     name: ClassVar[str] = "share_embeddings"
     rule: ClassVar[str] = "share embeddings"
     modules: ClassVar[bool] = True
+    saves: ClassVar[Literal["time", "memory"]] = "memory"
 
     keep: float = 1.0
 
@@ -79,8 +80,8 @@ class ShareEmbeddings(OnTables):
 
     @classmethod
     def ladder(cls) -> tuple[Self, ...]:
-        """All different rows, half and a quarter of them."""
-        return cls(), cls(keep=0.5), cls(keep=0.25)
+        """All different rows, and a quarter of them."""
+        return cls(), cls(keep=0.25)
 
     def apply(self, program: Program) -> Applied:
         """The program's model with shared tables; its own where nothing is shared."""
@@ -155,8 +156,8 @@ def _together(gm: fx.GraphModule, members: Sequence[Table], pool: Pool, rule: st
     if pool.plain and not grown:
         rows = get(gm, first.name)
     else:
-        kept = torch.cat([table.tensor[mine] for table, mine in zip(members, pool.rows, strict=True)])
-        rows, added = add_constant(gm, f"{first.name}_rows", kept), kept.nbytes
+        every = torch.cat([table.tensor[mine] for table, mine in zip(members, pool.rows, strict=True)])
+        rows, added = add_constant(gm, f"{first.name}_rows", every), every.nbytes
     changes = []
     for table, mine, places in zip(members, pool.rows, pool.places, strict=True):
         size, width = table.tensor.shape
@@ -171,7 +172,12 @@ def _together(gm: fx.GraphModule, members: Sequence[Table], pool: Pool, rule: st
         else:
             continue
         beside = "" if table is first else f", the others are rows of {first.name}"
-        detail = f"{len(mine)} rows of ({size}, {width}) are kept{beside}: {before} -> {own} bytes"
+        kept = (
+            f"{len(mine)} rows of ({size}, {width}) are kept"
+            if places is not None
+            else "it is kept, others' rows behind it"
+        )
+        detail = f"{kept}{beside}: {before} -> {own} bytes"
         changes.append(Change(rule, table.name, detail, added))
         added = 0
     return changes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, fx
@@ -58,6 +58,7 @@ class RelateTables(OnTables):
 
     name: ClassVar[str] = "relate_tables"
     rule: ClassVar[str] = "relate tables"
+    saves: ClassVar[Literal["time", "memory"]] = "memory"
 
     worst: float = 0.0
 
