@@ -4,7 +4,8 @@
     by a map of its own    4 V + 4 d K               K different rows of V
     in a pool              4 V + 4 d (rows that the pool has not)
 
-A table that is cheaper plain may still begin a pool: it lies in front as it is, and its ids are places already.
+A table that is cheaper plain may still begin a pool: it lies in front as it is, and its ids are places already. To join one has
+to save a tenth: a row of zeros, which most tables have, is no reason.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from torch import Tensor
 from .equal import distinct
 
 __all__ = ["Pool", "pools"]
+
+_PAYS = 0.9
 
 
 @dataclass
@@ -69,7 +72,7 @@ def pools(labels: Sequence[Tensor], width: int) -> list[Pool]:
     for number in sorted(range(len(labels)), key=lambda k: -len(firsts[k])):
         mine, first = labels[number], firsts[number]
         plain, mapped = 4 * width * len(mine), 4 * len(mine) + 4 * width * len(first)
-        best, cost = None, min(plain, mapped)
+        best, cost = None, _PAYS * min(plain, mapped)
         for one in opened:
             joined = 4 * len(mine) + 4 * width * one.missing(mine[first])
             if joined < cost:
