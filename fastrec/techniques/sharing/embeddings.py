@@ -45,8 +45,8 @@ class ShareEmbeddings(OnTables):
     lookups, smaller than `least_bytes`, not float32, looked up by a map already or, with `keep` below 1, not finite. A model that could
     not be captured has its equal parameter matrices made one.
 
-    Raises `InputError` for other settings, `TechniqueError` for calibration that the model does not take. Cost: 1 s for a
-    million rows of 64; with `keep=0.25` half a minute.
+    Raises `InputError` for other settings, `TechniqueError` for calibration that the model does not take. Cost: 2 s for a
+    million rows of 64; with `keep=0.25` 40 s.
 
     Source: weight sharing by clusters as in Han et al., "Deep Compression", 2016, of rows in place of entries.
 

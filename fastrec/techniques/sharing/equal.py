@@ -30,7 +30,7 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 def row_labels(tables: Sequence[Tensor]) -> list[Tensor]:
     """A number for each row of float32 tables (V_i, d): the same exactly where rows are equal bit by bit.
 
-    Numbers count up from 0 in the order in which rows first appear. Cost: 1 s for a million rows of 64; a copy of the
+    Numbers count up from 0 in the order in which rows first appear. Cost: 2 s for a million rows of 64; a copy of the
     tables where they are several.
     """
     bits = torch.cat([_bits(table) for table in tables]) if len(tables) > 1 else _bits(tables[0])
