@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 import pytest
 
+from fastrec.arguments import read_recipe
 from fastrec.errors import InputError
 from fastrec.program import Program
 from fastrec.recipe import Recipe
@@ -100,6 +101,13 @@ def test_a_setting_json_cannot_hold_is_refused() -> None:
 def test_only_techniques_make_a_recipe(techniques: tuple[Technique, ...]) -> None:
     with pytest.raises(InputError, match="technique"):
         Recipe(techniques)
+
+
+def test_without_a_recipe_what_is_exact_and_saves_time_is_done() -> None:
+    made = read_recipe(None)
+    assert Fuse() in made.techniques and made.exact
+    assert all(technique.saves == "time" for technique in made)
+    assert {"share_embeddings", "relate_tables"}.isdisjoint(technique.name for technique in made)
 
 
 def test_every_technique_stands_under_its_own_name_and_survives_json() -> None:

@@ -15,6 +15,7 @@ from fastrec import compress
 from fastrec.backends import Backend, Eager, OnnxRuntime
 from fastrec.backends.split import split_lookups
 from fastrec.capture import capture
+from fastrec.compressed import release_moved
 from fastrec.cost import cost
 from fastrec.errors import InputError
 from fastrec.graph import constant
@@ -131,6 +132,11 @@ def test_tables_with_rows_in_common_share_them() -> None:
     moved = {old: new for old, new in graph.meta["moved"].items() if "tables.1" in old}
     assert list(moved.values()) == [("model_tables_1_weight_rows", 0, 40, 0, 8)]
     assert torch.equal(graph(ids(50, 3, 20))[0], model(ids(50, 3, 20)))
+    original = Program.read(model, ids(6, 3, 20))
+    original = original.with_model(original.draft())
+    assert release_moved(original, graph) == 1
+    shared = original.model.get_parameter("tables.1.weight").data_ptr()
+    assert shared == graph.get_buffer("model_tables_1_weight_rows").data_ptr()
     # A map that takes what it saves is not made.
     few = captured(Columns(table(40, 8, 36)), ids(6, 1, 20))
     (skip,) = SHARE.apply(few).skipped
