@@ -54,15 +54,13 @@ class Technique(abc.ABC):
     `program.draft()`; or "graph", a captured `fx.GraphModule`. `changes` is empty exactly when nothing
     was done. While `exact` holds, outputs are equal up to float rounding. `fitted` says that numbers of the result come
     from the calibration batches, `modules` that a technique of graphs takes a model that could not be captured as well,
-    and edits its modules on a draft. `saves` says what it is for: one that saves memory may take time, and is used where it
-    is asked for.
+    and edits its modules on a draft.
     """
 
     name: ClassVar[str]
     level: ClassVar[Literal["module", "graph"]]
     fitted: ClassVar[bool] = False
     modules: ClassVar[bool] = False
-    saves: ClassVar[Literal["time", "memory"]] = "time"
 
     @property
     @abc.abstractmethod

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, fx
 
+from ...budget import Budget
 from ...errors import InputError
 from ...graph import add_constant
 from ...program import Program
@@ -58,7 +59,6 @@ class ShareEmbeddings(OnTables):
     name: ClassVar[str] = "share_embeddings"
     rule: ClassVar[str] = "share embeddings"
     modules: ClassVar[bool] = True
-    saves: ClassVar[Literal["time", "memory"]] = "memory"
 
     keep: float = 1.0
 
@@ -73,6 +73,10 @@ class ShareEmbeddings(OnTables):
     def exact(self) -> bool:
         """Whether every row is kept as it is."""
         return self.keep == 1
+
+    @classmethod
+    def asked_by(cls, budget: Budget | None) -> None:
+        """Never: the second lookup takes time, so it is for those who ask for it."""
 
     def milder(self, program: Program, changes: tuple[Change, ...]) -> tuple[Technique, ...]:  # noqa: ARG002 - less is lost by these, whatever was changed
         """More rows, and in the end all."""

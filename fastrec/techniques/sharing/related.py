@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, fx
 
+from ...budget import Budget
 from ...errors import InputError
 from ...graph import add_constant, emit
 from ...program import Program
@@ -58,7 +59,6 @@ class RelateTables(OnTables):
 
     name: ClassVar[str] = "relate_tables"
     rule: ClassVar[str] = "relate tables"
-    saves: ClassVar[Literal["time", "memory"]] = "memory"
 
     worst: float = 0.0
 
@@ -77,6 +77,10 @@ class RelateTables(OnTables):
     def exact(self) -> bool:
         """Whether rows are off by rounding alone."""
         return self.worst == 0
+
+    @classmethod
+    def asked_by(cls, budget: Budget | None) -> None:
+        """Never: the map takes time, so it is for those who ask for it."""
 
     def milder(self, program: Program, changes: tuple[Change, ...]) -> tuple[Technique, ...]:  # noqa: ARG002 - less is lost by these, whatever was changed
         """A quarter of the error, and in the end none."""
