@@ -32,7 +32,7 @@ def model() -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def fast(model: nn.Module) -> CompressedModel:
+def fast(model: nn.Module, served_anyway: None) -> CompressedModel:
     made = compress(model, batch(4), batch_sizes=(1, 64), seconds=4, backends=Eager(), progress=False)
     assert made.report.status == "improved"
     return made
@@ -142,7 +142,7 @@ def ranker() -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def served(ranker: nn.Module) -> CompressedModel:
+def served(ranker: nn.Module, served_anyway: None) -> CompressedModel:
     made = compress(
         ranker,
         ranked(8),

@@ -138,19 +138,15 @@ def differing(session: Session, rows: Sequence[Tensor], times: int) -> int:
     )
 
 
-@pytest.mark.parametrize("trained", [False, True], ids=["untrained", "trained"])
 @pytest.mark.parametrize("name", ["hotel_bookings", "movietweetings"])
-def test_no_answer_in_int8_depends_on_the_batch(
-    name: str, trained: bool, example: Callable[[str], ModuleType]
-) -> None:
+def test_no_answer_in_int8_depends_on_the_batch(name: str, example: Callable[[str], ModuleType]) -> None:
     module = example(name)
     parts, sizes = module.load()
     torch.manual_seed(0)
     model = module.DeepFM(sizes, len(module.NUMBERS)) if name == "hotel_bookings" else module.Ranker(sizes)
-    if trained:
-        module.train(model, tuple(x[:8192] for x in parts["train"]))
+    module.train(model, tuple(x[:8192] for x in parts["train"]))
     session = in_int8(model, parts["train"][:-1])
-    assert differing(session, [x[:1000] for x in parts["test"][:-1]], times=20) == 0
+    assert differing(session, [x[:500] for x in parts["test"][:-1]], times=20) == 0
 
 
 def test_title_tower(

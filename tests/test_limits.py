@@ -69,7 +69,9 @@ def test_a_limit_that_the_model_keeps_changes_nothing() -> None:
 def test_losses_come_first_and_are_told() -> None:
     ids = torch.arange(ROWS).repeat(4)
     torch.manual_seed(0)
-    labels = (torch.rand(len(ids)) < Scores().eval()(ids)).float()
+    scores = Scores().eval()(ids).detach()
+    # Ranked without a fault, so that whatever moves the ranks loses.
+    labels = (scores > scores.median()).float()
     judge = evaluator([(ids,)], labels, ["auc"])
     told = served(Budget(bytes=FULL // 3), evaluate=judge)
     assert [one.verdict for one in told.report.accuracy] == ["measured"] and told.report.met

@@ -92,7 +92,7 @@ def test_the_original_may_go() -> None:
     assert fast(**entry.batch(3, torch.Generator())).shape == (3,)
 
 
-def test_tables_are_not_held_twice() -> None:
+def test_tables_are_not_held_twice(served_anyway: None) -> None:
     class Wide(nn.Module):
         def __init__(self) -> None:
             super().__init__()

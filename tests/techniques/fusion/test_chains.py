@@ -49,7 +49,7 @@ class Chain(nn.Module):
         return z.tanh().reshape(x.shape[0], -1)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     st.tuples(*[st.integers(1, 8)] * 3),
     st.lists(st.sampled_from(sorted(MOVES)), max_size=4),

@@ -94,7 +94,7 @@ def batch(mine: int, theirs: int) -> tuple[Tensor, Tensor]:
     return torch.randn(40, mine, generator=rng), torch.randn(40, theirs, generator=rng)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     st.sampled_from([Cross, Two, Tower]),
     st.integers(1, 40),

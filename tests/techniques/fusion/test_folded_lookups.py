@@ -221,7 +221,7 @@ def test_other_bags_and_weights_that_are_no_constants_do_not_fold() -> None:
     how=st.sampled_from(["cat", "stack", "wide"]),
     share=st.booleans(),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_any_mixture_of_fields_keeps_its_answer(
     rows: list[int], width: int, height: int, dense: int, how: str, share: bool
 ) -> None:

@@ -62,7 +62,7 @@ class Fields(nn.Module):
 KINDS = ["cat", "stack", "offsets", "fm", "mean", "dots"]
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(st.integers(2, 6), st.sampled_from(KINDS), st.randoms(use_true_random=False))
 def test_any_order_and_colour_of_fields(fields: int, kind: str, rng: random.Random) -> None:
     order = tuple(rng.sample(range(fields), fields))
@@ -110,7 +110,7 @@ class Activation(nn.Module):
         return (weights * k).sum(1)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(st.lists(st.sampled_from(["q", "k", "q-k", "k-q", "q*k"]), min_size=1, max_size=5))
 def test_activation_units(terms: list[str]) -> None:
     rng = torch.Generator().manual_seed(3)

@@ -129,7 +129,7 @@ def test_what_is_repeated_already_is_left() -> None:
     assert count(graph, aten.expand.default) <= 1
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     st.lists(
         st.sampled_from(["linear", "relu", "norm", "residual", "transpose", "softmax"]),
