@@ -31,6 +31,7 @@ from .contracted_heads import contract_heads
 from .cross_layers import split_cross_layers
 from .dot_products import multiply_by_vector
 from .factored_products import factor_products
+from .filter_products import multiply_filters
 from .filters import filter_one_position
 from .folded_lookups import FOLD_BYTES, fold_lookups
 from .linears import merge_linears
@@ -88,6 +89,7 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
         share_operands,
         multiply_by_vector,
     ),
+    (multiply_filters,),
     (fold_lookups,),
     (skip_masked, skip_padding),
     (stack_lookups, stack_bags, pack_columns),
@@ -104,6 +106,7 @@ RULES: tuple[Rule, ...] = tuple(rule for phase in PHASES for rule in phase)
 """Every rule, in order of application."""
 
 TRADES: tuple[Rule, ...] = (
+    multiply_filters,
     factor_products,
     split_cross_layers,
     split_linears,
@@ -111,7 +114,7 @@ TRADES: tuple[Rule, ...] = (
     skip_masked,
     skip_padding,
 )
-"""Rules that make more calls of less work: at few rows they may lose what they gain at many."""
+"""Rules that make more calls of less work, or more work that more backends do: what they gain depends on the number of rows."""
 
 _ROUNDS = 8
 

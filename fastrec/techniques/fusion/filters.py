@@ -6,7 +6,8 @@
 A product of spectra is a circular convolution, and h its answer to an impulse, whatever the norms; it is computed in
 float64. T d multiply-adds in place of two transforms of T log T, and no complex numbers, which few exporters know.
 
-When it does not apply: all positions are read, or one per row; w depends on the input; transforms that cut or pad.
+When it does not apply: all positions are read (`filter_products`), or one per row; w depends on the input; transforms
+that cut or pad.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ..base import Change
 from .one_position import selection
 from .purity import writes
 
-__all__ = ["filter_one_position"]
+__all__ = ["Filter", "filter_one_position", "find_filter"]
 
 aten = torch.ops.aten
 _DEFAULTS = (None, None, -1, None)
@@ -44,7 +45,7 @@ def filter_one_position(gm: fx.GraphModule) -> list[Change]:
         return []
     changes: list[Change] = []
     for node in list(gm.graph.nodes):
-        found = _filter(gm, node)
+        found = find_filter(gm, node)
         if (
             found is None
             or not node.users
@@ -59,7 +60,8 @@ def filter_one_position(gm: fx.GraphModule) -> list[Change]:
     return changes
 
 
-def _filter(gm: fx.GraphModule, node: fx.Node) -> Filter | None:
+def find_filter(gm: fx.GraphModule, node: fx.Node) -> Filter | None:
+    """The filter that ends in this node, if there is one."""
     if not is_call(node, aten.fft_irfft.default):
         return None
     product, _, back, norm = _arguments(node)
