@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "fastrec"
 FLOORS = {
     "errors": 0,
-    **dict.fromkeys(("inputs", "rows", "program", "graph", "capture", "guards", "fresh", "request", "declared", "cost", "plain", "wording", "quiet", "progress", "budget", "nonfinite", "as_called", "ops"), 1),
+    **dict.fromkeys(("inputs", "rows", "program", "graph", "capture", "guards", "fresh", "request", "declared", "cost", "plain", "wording", "quiet", "progress", "budget", "nonfinite", "as_called", "ops", "transforms"), 1),
     **dict.fromkeys(("techniques", "backends", "measure"), 2),
     "recipe": 3,
     "report": 4,
