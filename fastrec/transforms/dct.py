@@ -70,10 +70,10 @@ class DctTransform:
 
     def inverse_transform(self, z: Array, *, length: int) -> Array:
         """The histories (..., length, d) that come nearest to what is kept of them."""
-        values = self._kept(z, length)
-        low, recent = self._parts(values, length)
+        kept: Numbers = self._kept(z, length)
+        low, recent = self._parts(kept, length)
         older = self._older(length)
-        spectrum: Numbers = np.zeros((*values.shape[:-2], older, values.shape[-1]), values.dtype)
+        spectrum: Numbers = np.zeros((*kept.shape[:-2], older, kept.shape[-1]), dtype=kept.dtype)
         spectrum[..., : low.shape[-2], :] = low
         x: Array = as_kind(z)(np.concatenate([_dct(spectrum, back=True), recent], -2))
         return x
