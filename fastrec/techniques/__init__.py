@@ -8,6 +8,7 @@ from types import MappingProxyType
 from .base import Applied, Change, Skip, Technique
 from .fitting import FitTables
 from .fusion import Fuse
+from .history import TruncateHistory
 from .quantization import CastLinears, QuantizeLinears, QuantizeTables
 from .sharing import RelateTables, ShareEmbeddings
 
@@ -24,12 +25,14 @@ __all__ = [
     "ShareEmbeddings",
     "Skip",
     "Technique",
+    "TruncateHistory",
 ]
 
 TECHNIQUES: Mapping[str, type[Technique]] = MappingProxyType(
     {
         kind.name: kind
         for kind in (
+            TruncateHistory,
             RelateTables,
             Fuse,
             ShareEmbeddings,

@@ -12,7 +12,7 @@ from ..errors import TechniqueError
 from ..program import Program
 from .reads import Table
 
-__all__ = ["batches_of", "ids_seen", "row_counts"]
+__all__ = ["batches_of", "ids_seen", "row_counts", "values_seen"]
 
 
 def batches_of(program: Program) -> tuple[Sequence[Tensor], ...]:
@@ -25,6 +25,14 @@ def ids_seen(
 ) -> dict[fx.Node, Tensor]:
     """The ids (n,) that reach each lookup of these tables on the batches. Cost: what ids alone take of a run."""
     nodes = list(dict.fromkeys(read.ids for table in tables for read in table.reads))
+    found = values_seen(gm, nodes, batches)
+    return {node: torch.cat([ids.reshape(-1).long() for ids in found[node]]) for node in nodes}
+
+
+def values_seen(
+    gm: fx.GraphModule, nodes: Sequence[fx.Node], batches: Sequence[Sequence[Tensor]]
+) -> dict[fx.Node, list[Tensor]]:
+    """What these nodes give on each of the batches. Cost: what they alone take of a run."""
     graph = fx.Graph()
     copies: dict[fx.Node, Any] = {}
     graph.graph_copy(gm.graph, copies)
@@ -33,10 +41,7 @@ def ids_seen(
     alone = fx.GraphModule(gm, graph)
     with torch.no_grad(), torch.random.fork_rng(devices=()):
         found = [alone(*batch) for batch in batches]
-    return {
-        node: torch.cat([ids.reshape(-1).long() for ids in each])
-        for node, each in zip(nodes, zip(*found, strict=True), strict=True)
-    }
+    return {node: list(each) for node, each in zip(nodes, zip(*found, strict=True), strict=True)}
 
 
 def row_counts(table: Table, seen: Mapping[fx.Node, Tensor], technique: str) -> Tensor:

@@ -13,7 +13,7 @@ from torch import fx
 from fastrec.capture import capture
 from fastrec.plain import from_plain, to_plain
 from fastrec.program import Program
-from fastrec.techniques import TECHNIQUES, QuantizeTables, RelateTables, ShareEmbeddings, Technique
+from fastrec.techniques import TECHNIQUES, QuantizeTables, RelateTables, ShareEmbeddings, Technique, TruncateHistory
 from tests.checks import assert_as_good, assert_near, assert_unchanged, call, double, flat, snapshot
 from tests.zoo import ZOO, Entry, make
 
@@ -21,6 +21,8 @@ LADDER = [technique for kind in TECHNIQUES.values() for technique in kind.ladder
 # The zoo's tables are small.
 LADDER += [replace(technique, least_bytes=0) for technique in QuantizeTables.ladder()]
 LADDER += [ShareEmbeddings(keep=0.8, least_bytes=0), RelateTables(worst=0.3, least_bytes=0)]
+# And its histories short.
+LADDER += [TruncateHistory(recent=8, segments=2)]
 # How far off the answers of an approximate technique may be, by the bits that are left, calibrated on other rows of the
 # same kind, and the rows it takes to say.
 NEAR, MANY = {16: 0.002, 8: 0.1, 4: 0.5}, 32
