@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import sympy
 import torch
 from torch import fx
 
-from ...graph import is_call, operator_name, value
+from ...graph import is_call, operator_name
 from ..fusion.picked_positions import POSITION_MOVES
 from ..fusion.positions import Part
+from ..fusion.sizes import shape_of
 
 __all__ = ["Mask", "read_masks"]
 
@@ -35,15 +37,17 @@ class Mask:
 
 
 def read_masks(
-    masks: Mapping[fx.Node, Part], inner: Mapping[fx.Node, Part], left: type[Exception]
+    masks: Mapping[fx.Node, Part],
+    inner: Mapping[fx.Node, Part],
+    rows: Collection[sympy.Expr],
+    left: type[Exception],
 ) -> dict[fx.Node, Mask]:
-    """What these nodes mask, which all say the same. Raises `left` with the reason otherwise."""
+    """What these nodes (rows, T) mask, which all say the same. Raises `left` with the reason otherwise."""
     found: dict[fx.Node, Mask] = {}
     for node, part in masks.items():
-        shape, axis = value(node).shape, part.place.axis
-        if any(size != 1 for k, size in enumerate(shape) if k not in (0, len(shape) + axis)) or axis == -len(
-            shape
-        ):
+        shape, axis = shape_of(node), part.place.axis
+        others = [size for k, size in enumerate(shape) if k not in (0, len(shape) + axis)]
+        if axis == -len(shape) or shape[0] not in rows or any(size != 1 for size in others):
             raise left(f"{node.name} masks more than events: it has shape {tuple(map(str, shape))}")
         senses = set(_senses(node, _within(node, inner), inner))
         if len(senses) != 1 or None in senses:

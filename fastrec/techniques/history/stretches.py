@@ -20,6 +20,7 @@ from torch import fx
 from ...graph import ancestors, is_call, operator_name, value
 from ..fusion.picked_positions import POSITION_MOVES, is_tensor, parts_at, rebuilds
 from ..fusion.positions import Part, Place, arguments
+from ..fusion.sizes import shape_of
 from .masks import Mask, read_masks
 
 __all__ = ["Left", "Stretch", "Sum", "find_stretch", "has_events", "sums", "tensor_inputs"]
@@ -133,11 +134,14 @@ def find_stretch(gm: fx.GraphModule, end: Sum) -> Stretch:
             inner[node], read[node] = part, _read(node, part)
             left += read[node].items()
     inner = {node: inner[node] for node in gm.graph.nodes if node in inner}
-    found = Stretch(end, inner, read, leaves, read_masks(masks, inner, Left), None)
+    found = Stretch(end, inner, read, leaves, {}, None)
     if not found.lookups:
         raise Left("what is summed is not looked up")
     for lookup in found.lookups:
         _check_ids(lookup)
+    _check_apart(found)
+    rows = {shape_of(lookup)[0] for lookup in found.lookups}
+    found = replace(found, masks=read_masks(masks, inner, rows, Left))
     return replace(found, softmax=_weights(found))
 
 
@@ -173,6 +177,24 @@ def _check_ids(lookup: fx.Node) -> None:
             other.op == "get_attr" and value(other).numel() > 1 for other in node.all_input_nodes
         ):
             raise Left(f"{lookup.name} looks up fields: each position of its ids has an offset of its own")
+
+
+def _check_apart(found: Stretch) -> None:
+    """Raises `Left` where events are compared with all events, which are read whole for that."""
+    after = set(found.lookups)
+    for lookup in found.lookups:
+        left = [lookup]
+        while left:
+            users = [user for user in left.pop().users if user not in after and is_tensor(user)]
+            after.update(users)
+            left += users
+    for node in (*found.inner, found.end.node):
+        read = found.read.get(node, found.end.read)
+        whole = [one for one in node.all_input_nodes if one not in read and one in after]
+        if any(found.end.steps in value(one).shape for one in whole):
+            raise Left(
+                f"self-attention: in {node.name} each event meets all others, so none can stand for several"
+            )
 
 
 def tensor_inputs(node: fx.Node) -> set[fx.Node]:

@@ -98,7 +98,9 @@ class TruncateHistory(Technique):
                 _check_padding(gm, found, batches_of(program))
                 chosen.append(found)
             except Left as reason:
-                why = {**dict.fromkeys(ancestors([end.node]).intersection(lookups), str(reason)), **why}
+                behind = ancestors([end.node]).intersection(lookups)
+                mine = [lookup for lookup in behind if value(lookup).shape[-2] == end.steps]
+                why = {**dict.fromkeys(mine, str(reason)), **why}
         taken = {lookup for found in chosen for lookup in found.lookups}
         skips = tuple(
             Skip(RULE, node.name, why.get(node) or _mixing(node)) for node in lookups if node not in taken

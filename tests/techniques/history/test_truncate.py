@@ -169,6 +169,13 @@ def _differences(model: Any, query: Tensor, history: Tensor) -> Tensor:
     return (model.scores(query, keys.cumsum(1)) * keys).sum(1)
 
 
+def _met(model: Any, query: Tensor, history: Tensor) -> Tensor:
+    keys = model.items(history)
+    seen = torch.ones(STEPS, STEPS, dtype=torch.bool).tril()
+    weights = (keys @ keys.transpose(1, 2)).masked_fill(~seen, -1e9).softmax(-1)
+    return (weights @ keys)[:, -1] * query.squeeze(1)
+
+
 def _filtered(model: Any, query: Tensor, history: Tensor) -> Tensor:
     spectrum = torch.fft.rfft(model.items(history), dim=1)
     return torch.fft.irfft(spectrum * spectrum, n=STEPS, dim=1)[:, -1] * query.squeeze(1)
@@ -180,6 +187,7 @@ def _filtered(model: Any, query: Tensor, history: Tensor) -> Tensor:
         (lambda model, query, history: model.items(history).sum(1) * query.squeeze(1), "DctTransform"),
         (lambda model, query, history: model.items(history)[:, -1] * query.squeeze(1), "nothing sums"),
         (_attend, "one call of attention"),
+        (_met, "each event meets all others"),
         (_filtered, "filters"),
         (_fields, "offset of its own"),
         (_biased, "no multiple"),
