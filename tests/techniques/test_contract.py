@@ -13,7 +13,14 @@ from torch import fx
 from fastrec.capture import capture
 from fastrec.plain import from_plain, to_plain
 from fastrec.program import Program
-from fastrec.techniques import TECHNIQUES, QuantizeTables, RelateTables, ShareEmbeddings, Technique, TruncateHistory
+from fastrec.techniques import (
+    TECHNIQUES,
+    QuantizeTables,
+    RelateTables,
+    ShareEmbeddings,
+    Technique,
+    TruncateHistory,
+)
 from tests.checks import assert_as_good, assert_near, assert_unchanged, call, double, flat, snapshot
 from tests.zoo import ZOO, Entry, make
 
