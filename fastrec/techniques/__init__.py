@@ -9,6 +9,7 @@ from .base import Applied, Change, Skip, Technique
 from .fitting import FitTables
 from .fusion import Fuse
 from .history import TruncateHistory
+from .projection import ProjectPCA
 from .quantization import CastLinears, QuantizeLinears, QuantizeTables
 from .sharing import RelateTables, ShareEmbeddings
 
@@ -19,6 +20,7 @@ __all__ = [
     "Change",
     "FitTables",
     "Fuse",
+    "ProjectPCA",
     "QuantizeLinears",
     "QuantizeTables",
     "RelateTables",
@@ -34,6 +36,7 @@ TECHNIQUES: Mapping[str, type[Technique]] = MappingProxyType(
         for kind in (
             TruncateHistory,
             RelateTables,
+            ProjectPCA,
             Fuse,
             ShareEmbeddings,
             FitTables,

@@ -1,0 +1,340 @@
+"""Principal components of what calibration looks up: narrower tables, and thinner linear maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, fx
+
+from ...errors import InputError, TechniqueError
+from ...graph import constant, emit, sweep, value
+from ...program import Program
+from ..base import Applied, Change, Skip, Technique
+from ..fusion.purity import writes
+from ..quantization.calibration import inputs_of
+from ..quantization.layers import linear_maps, named
+from ..quantization.sensitivity import moved_by
+from ..reads import Table, find_tables
+from ..traffic import batches_of, ids_seen, row_counts
+from .bases import Basis, Moments, basis_of_maps, basis_of_products, row_moments, table_moments
+from .flows import Flows, Group, Leaf
+from .linears import split, thin
+from .rewrite import project
+
+__all__ = ["ProjectPCA"]
+
+aten = torch.ops.aten
+
+TABLES = "project tables"
+LINEARS = "project linears"
+_STEP = 4
+_LARGE = 64
+# Two products in place of one have to save a third of it: each is a call.
+_SHARE = 2 / 3
+_MILDER = (0.25, 0.0625)
+_META = "projected"
+
+Batches = Sequence[Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class ProjectPCA(Technique):
+    """Cut the columns that traffic does not use from embedding tables and from large linear maps.
+
+        x = E[id],  x ~ m + D z,  z = A^T (x - m) (r,):     E (V, d) -> (E - m) A (V, r)      W (O, d) -> W D (O, r)
+
+    A basis goes through all that treats columns alike: joins, reshapes, sums and weighted sums of rows. It ends at linear
+    maps, whose weights take it in, and at inner products of rows, which any rotation keeps: a table and the product that
+    reads it both shrink, and no call is added. Tables whose rows are added, laid over each other or multiplied with each
+    other (a factorisation machine, DLRM's products, two towers' tables) share one basis, the eigenvectors of E x x^T; where
+    linear maps alone read a table it has its own, of what these maps make of its rows (`bases`). The rows are those that
+    calibration looks up, as often as it does, and as many others as it is likely to have missed. Where the columns are
+    read one by one (ReLU, layer norm, softmax, a cross network) the tables stay. Put it before `Fuse`: fusion lays tables side by side.
+
+    Linear maps of at least `least` weights are two through the r columns of their results that the calibration uses
+    (`linears`), where that takes at most two thirds of the products; `linears=False` leaves them.
+
+    `energy` is the share of the energy that is kept, which the smallest r that is a multiple of 4 (8 from width 64 on and in maps)
+    does; `rank` is r itself, of tables. Groups of tables of less than `least_bytes` stay. `only` names the
+    sites to take (None: all), `without` those to leave: a group by its first table, a map by its node in the graph.
+
+    Raises `InputError` for other settings and for a site in `only` that the model does not have, `TechniqueError` for a
+    model that was not captured and ids that a table does not have. Cost: a run of each calibration batch, a pass over the tables, and
+    eigenvectors of matrices of the width of tables and maps.
+
+    Source: principal components; for maps, of what comes of them, as in Yu and Wu, "Compressing Transformers: Features
+    Are Low-Rank, but Weights Are Not!", 2023.
+
+    Example:
+        >>> ProjectPCA().exact, [step.energy for step in ProjectPCA.ladder()]
+        (False, [0.999, 0.99, 0.95])
+    """
+
+    name: ClassVar[str] = "project_pca"
+    level: ClassVar[Literal["module", "graph"]] = "graph"
+    fitted: ClassVar[bool] = True
+
+    rank: int | None = None
+    energy: float = 0.99
+    linears: bool = True
+    only: tuple[str, ...] | None = None
+    without: tuple[str, ...] = ()
+    least: int = 65536
+    least_bytes: int = 1 << 20
+
+    def __post_init__(self) -> None:
+        for setting, names in (("only", self.only), ("without", self.without)):
+            if names is not None and not (
+                isinstance(names, tuple) and all(isinstance(name, str) and name for name in names)
+            ):
+                raise InputError(f"ProjectPCA({setting}=...) takes a tuple of names, got {names!r:.80}")
+        if self.rank is not None and (not _whole(self.rank) or self.rank < 1):
+            raise InputError(f"ProjectPCA(rank=...) takes a whole number from 1, or None, got {self.rank!r:.80}")
+        number = isinstance(self.energy, (int, float)) and not isinstance(self.energy, bool)
+        if not number or not 0 < self.energy <= 1:
+            raise InputError(f"ProjectPCA(energy=...) takes a share above 0, at most 1, got {self.energy!r:.80}")
+        if not isinstance(self.linears, bool):
+            raise InputError(f"ProjectPCA(linears=...) takes True or False, got {self.linears!r:.80}")
+        for setting, size in (("least", self.least), ("least_bytes", self.least_bytes)):
+            if not _whole(size) or size < 0:
+                raise InputError(f"ProjectPCA({setting}=...) takes a whole number from 0, got {size!r:.80}")
+
+    @property
+    def exact(self) -> bool:
+        """Never."""
+        return False
+
+    def apply(self, program: Program) -> Applied:
+        """The graph with these tables and maps narrower; the program's own where none is."""
+        if not isinstance(program.model, fx.GraphModule):
+            raise TechniqueError("rewrites captured graphs: capture the program first", technique=self.name)
+        if writes(program.model):
+            reason = "the graph writes in place: values seen may change"
+            return Applied(program.model, skipped=(Skip(self.name, "", reason),))
+        gm = named(program.model)
+        changes, skipped = self._edit(gm, batches_of(program))
+        return Applied(gm if changes else program.model, tuple(changes), tuple(skipped))
+
+    def _edit(self, gm: fx.GraphModule, batches: Batches) -> tuple[list[Change], list[Skip]]:
+        """Edits the graph: tables first, then maps of what is left of them."""
+        done: set[str] = set(gm.meta.get(_META, ()))
+        names = {node.name for node in linear_maps(gm)}
+        changes, skipped, sites = self._tables(gm, batches, done)
+        self._check_names({*sites, *names})
+        more, left = self._linears(gm, batches, done) if self.linears else ([], [])
+        if changes or more:
+            sweep(gm)
+            held = dict(gm.named_buffers()) | dict(gm.named_parameters())
+            gm.meta[_META] = frozenset(done & held.keys())
+            # The tables that originals were moved into are gone.
+            gm.meta["moved"] = {old: new for old, new in gm.meta.get("moved", {}).items() if new[0] in held}
+        return changes + more, skipped + left
+
+    def _check_names(self, known: Iterable[str]) -> None:
+        for name in self.only or ():
+            if name not in known:
+                raise InputError(
+                    f"ProjectPCA(only=...) has {name!r:.80}, which is no group of tables and no linear map of this model: it "
+                    f"has {', '.join(sorted(known)) or 'none'}"
+                )
+
+    def _takes(self, site: str) -> bool:
+        return (self.only is None or site in self.only) and site not in self.without
+
+    def _tables(
+        self, gm: fx.GraphModule, batches: Batches, done: set[str]
+    ) -> tuple[list[Change], list[Skip], list[str]]:
+        """What became of each group of tables, and the sites there are."""
+        tables = [table for table in find_tables(gm) if table.tensor.shape[1] > 1]
+        reasons = {table.name: _unfit(table, done) for table in tables}
+        skipped = [Skip(TABLES, name, reason) for name, reason in reasons.items() if reason and self._takes(name)]
+        flows = Flows(gm, [table for table in tables if not reasons[table.name]])
+        groups = {root: group for root, group in flows.groups().items() if self._takes(group.tables[0].name)}
+        kept = {}
+        for root, group in groups.items():
+            reason = self._refusal(group)
+            if reason:
+                skipped.append(Skip(TABLES, group.tables[0].name, reason))
+            else:
+                kept[root] = group
+        bases = {}
+        for root, basis in self._bases(gm, kept, batches).items():
+            group, rank = kept[root], basis.encode.shape[1]
+            if rank < group.width:
+                bases[root] = basis
+            else:
+                reason = f"{self.energy:.2%} of its energy takes all of its {group.width} columns"
+                skipped.append(Skip(TABLES, group.tables[0].name, reason))
+        changes = []
+        if bases:
+            made = project(gm, flows, kept, bases)
+            done |= made.names
+            changes = [
+                Change(TABLES, kept[root].tables[0].name, _said(kept[root], basis), made.bytes[root])
+                for root, basis in bases.items()
+            ]
+        return changes, skipped, [*reasons]
+
+    def _refusal(self, group: Group) -> str:
+        """Why a group stays, whatever calibration says, or nothing."""
+        size = sum(table.tensor.nbytes for table in group.tables)
+        if group.reasons:
+            return group.reasons[0]
+        if not group.contracted and not group.maps:
+            return "nothing reads its rows"
+        if len(group.entries) >= group.lookups:
+            return f"{len(group.entries)} values that are not looked up would have to be turned for {group.lookups} that are"
+        if size < self.least_bytes:
+            return f"its {size} bytes are less than {self.least_bytes}"
+        if self.rank is not None and self.rank >= group.width:
+            return f"rank {self.rank} is not less than its width {group.width}"
+        if self.rank is None and group.width <= _STEP:
+            return f"its {group.width} columns are as few as can be"
+        return ""
+
+    def _bases(
+        self, gm: fx.GraphModule, groups: Mapping[int, Group], batches: Batches
+    ) -> dict[int, Basis]:
+        """The basis of each group on the calibration."""
+        if not groups:
+            return {}
+        tables = [table for group in groups.values() for table in group.tables]
+        seen = ids_seen(gm, tables, batches)
+        turned = {leaf: _rows_of(gm, leaf) for group in groups.values() for leaf in group.entries}
+        rows = inputs_of(gm, turned.values(), batches)
+        entered = {leaf: rows[node] for leaf, node in turned.items()}
+        found = {}
+        for root, group in groups.items():
+            moments = _moments(group, {table.name: row_counts(table, seen, self.name) for table in group.tables}, entered)
+            if not bool(moments.second.isfinite().all()):
+                raise TechniqueError(
+                    f"calibration gave values that are not finite beside the rows of {group.tables[0].name}: give batches "
+                    "without NaN and infinities",
+                    technique=self.name,
+                    site=group.tables[0].name,
+                )
+            step = 2 * _STEP if group.width >= _LARGE else _STEP
+            if group.contracted:
+                found[root] = basis_of_products(moments, self.energy, self.rank, step)
+            else:
+                gram = _gram(gm, group)
+                found[root] = basis_of_maps(moments, gram, self.energy, self.rank, step, centred=not group.bent)
+        return found
+
+    def _linears(self, gm: fx.GraphModule, batches: Batches, done: set[str]) -> tuple[list[Change], list[Skip]]:
+        changes: list[Change] = []
+        skipped: list[Skip] = []
+        chosen = []
+        for node in linear_maps(gm):
+            weight = constant(gm, node.args[1])
+            assert weight is not None
+            if not self._takes(node.name):
+                continue
+            if str(node.args[1].target) in done:  # type: ignore[union-attr]  # an argument of a node is of any type
+                skipped.append(Skip(LINEARS, node.name, "it is projected already"))
+            elif weight.numel() < self.least:
+                skipped.append(Skip(LINEARS, node.name, f"{weight.numel():,} weights: under {self.least:,}"))
+            else:
+                chosen.append((node, weight))
+        rows = inputs_of(gm, [node.args[0] for node, _ in chosen], batches) if chosen else {}  # type: ignore[misc]  # an argument of a node is of any type
+        for node, weight in chosen:
+            found = thin(weight, rows[node.args[0]], self.energy, _SHARE)  # type: ignore[index]
+            if isinstance(found, str):
+                skipped.append(Skip(LINEARS, node.name, found))
+                continue
+            names, size = split(gm, node, found)
+            done |= names
+            outputs, inputs = weight.shape
+            detail = f"({outputs}, {inputs}) through {found.rank} columns, {found.kept:.2%} of its result's energy"
+            changes.append(Change(LINEARS, node.name, detail, size))
+        return changes, skipped
+
+    def alternatives(self, changes: tuple[Change, ...]) -> dict[str, Technique]:
+        """The tables alone, where maps were taken too: two products in place of one gain at many rows."""
+        rules = {change.rule for change in changes}
+        return {"tables alone projected": replace(self, linears=False)} if rules == {TABLES, LINEARS} else {}
+
+    def milder(self, program: Program, changes: tuple[Change, ...]) -> tuple[Technique, ...]:
+        """Without the half of its sites that moves the answer most, and then with more of the energy, or more columns."""
+        found: list[Technique] = []
+        if len(changes) > 1 and isinstance(program.model, fx.GraphModule):
+            batches = batches_of(program)
+            edits = {
+                change.site: partial(replace(self, only=(change.site,), without=())._edit, batches=batches)
+                for change in changes
+            }
+            moved = moved_by(named(program.model), batches, edits)
+            order = sorted(moved, key=lambda site: -moved[site])
+            found.append(replace(self, without=(*self.without, *order[: math.ceil(len(order) / 2)])))
+        milder = [replace(self, energy=1 - (1 - self.energy) * part) for part in _MILDER if self.energy < 1]
+        if self.rank is not None:
+            milder = [replace(self, rank=self.rank + more) for more in (_STEP, 2 * _STEP)]
+        return (*found, *milder)
+
+    @classmethod
+    def ladder(cls) -> tuple[Self, ...]:
+        """99.9, 99 and 95 % of the energy."""
+        return cls(energy=0.999), cls(energy=0.99), cls(energy=0.95)
+
+
+def _whole(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool)
+
+
+def _unfit(table: Table, done: set[str]) -> str:
+    """Why rows of this table have no flow, or nothing."""
+    tensor = table.tensor
+    if table.reason:
+        return table.reason
+    if table.name in done:
+        return "it is projected already"
+    if tensor.dtype is not torch.float32:
+        return f"it holds {str(tensor.dtype).removeprefix('torch.')}"
+    return "" if bool(tensor.isfinite().all()) else "its numbers are not all finite"
+
+
+def _rows_of(gm: fx.GraphModule, leaf: Leaf) -> fx.Node:
+    """The value that enters with its columns last; what it takes to see that is swept with all that nothing reads."""
+    if leaf.axis == value(leaf.node).ndim - 1 or leaf.user is None:
+        return leaf.node
+    with gm.graph.inserting_before(leaf.user):
+        return emit(gm, aten.transpose.int, (leaf.node, leaf.axis, -1))
+
+
+def _moments(group: Group, counts: Mapping[str, Tensor], entered: Mapping[Leaf, Tensor]) -> Moments:
+    """Those of all rows of a group, looked up or entered; an entry counts as a lookup does."""
+    weights = {table.name: float(counts[table.name].sum()) for table in group.tables}
+    each = sum(weights.values()) / group.lookups
+    total = sum(weights.values()) + each * len(group.entries)
+    if not total:
+        weights, each = dict.fromkeys(weights, 1.0), 1.0
+        total = len(weights) + len(group.entries)
+    found = Moments(torch.zeros(group.width, dtype=torch.float64), torch.zeros(group.width, group.width, dtype=torch.float64))
+    for table in group.tables:
+        found += table_moments(table.tensor, counts[table.name]) * (weights[table.name] / total)
+    for leaf in group.entries:
+        found += row_moments(entered[leaf]) * (each / total)
+    return found
+
+
+def _gram(gm: fx.GraphModule, group: Group) -> Tensor:
+    """W^T W (d, d) over all columns of maps that read rows of the group."""
+    gram = torch.zeros(group.width, group.width, dtype=torch.float64)
+    for node, start in group.maps:
+        weight = constant(gm, node.args[1])
+        assert weight is not None
+        block = weight[:, start : start + group.width].double()
+        gram += block.t() @ block
+    return gram
+
+
+def _said(group: Group, basis: Basis) -> str:
+    tables = f"{len(group.tables)} tables" if len(group.tables) > 1 else str(tuple(group.tables[0].tensor.shape))
+    kind = "of the energy of their products" if group.contracted else "of the energy of what maps make of them"
+    entries = f"; {len(group.entries)} values beside them turned" if group.entries else ""
+    return f"{tables}, width {group.width} -> {basis.encode.shape[1]}: {basis.kept:.2%} {kind}{entries}"
