@@ -91,7 +91,9 @@ def _unsqueezed(node: fx.Node, shape: torch.Size, axis: int) -> Moved | None:
 def _squeezed(node: fx.Node, shape: torch.Size, axis: int) -> Moved | None:
     given: Any = node.args[1]
     dims = {place(dim, len(shape)) for dim in (given if isinstance(given, (list, tuple)) else [given])}
-    return axis - sum(1 for dim in dims if dim < axis and isinstance(shape[dim], int) and shape[dim] == 1), True
+    return axis - sum(
+        1 for dim in dims if dim < axis and isinstance(shape[dim], int) and shape[dim] == 1
+    ), True
 
 
 def _picked(node: fx.Node, shape: torch.Size, axis: int) -> Moved | None:

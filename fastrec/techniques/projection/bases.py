@@ -20,7 +20,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Basis", "Moments", "balanced", "basis_of_maps", "basis_of_products", "rank_for", "row_moments", "table_moments"]
+__all__ = [
+    "Basis",
+    "Moments",
+    "balanced",
+    "basis_of_maps",
+    "basis_of_products",
+    "rank_for",
+    "row_moments",
+    "table_moments",
+]
 
 _PARTS = 1 << 16
 # Directions of less than this share of the largest are rounding.
@@ -103,7 +112,9 @@ def basis_of_products(moments: Moments, energy: float, rank: int | None, step: i
     return Basis(turned, turned, torch.zeros_like(moments.mean), _share(found, kept))
 
 
-def basis_of_maps(moments: Moments, gram: Tensor, energy: float, rank: int | None, step: int, *, centred: bool) -> Basis:
+def basis_of_maps(
+    moments: Moments, gram: Tensor, energy: float, rank: int | None, step: int, *, centred: bool
+) -> Basis:
     """That of rows that maps of W^T W = `gram` (d, d) read; `centred` where the mean may be taken off."""
     covariance = moments.covariance if centred else moments.second
     spread, vectors = _descending(covariance)

@@ -180,7 +180,7 @@ class Flows:
     def _asks_shape(self, node: fx.Node, source: fx.Node) -> bool:
         """Whether a node reads no more than sizes: of another axis, or of all to repeat one number, for the row itself."""
         if is_call(node, aten.sym_size.int):
-            return node.args[1] != self.of[source].axis
+            return bool(node.args[1] != self.of[source].axis)
         if not is_call(node, aten.expand_as.default) or node.args[0] in self.of:
             return False
         at = self.of[source].axis
@@ -208,9 +208,15 @@ class Flows:
             return None
         dims: Any = node.args[1] if len(node.args) > 1 else None
         if is_call(node, aten.sum.dim_IntList) and flow.products and not node.kwargs:
-            return None if flow.axis in {place(dim, len(shape)) for dim in dims} else "adds up products otherwise"
+            return (
+                None
+                if flow.axis in {place(dim, len(shape)) for dim in dims}
+                else "adds up products otherwise"
+            )
         if is_call(node, aten.slice.Tensor) and place(dims, len(shape)) == flow.axis:
-            return "cuts its columns: where fusion laid tables side by side in one, ProjectPCA goes before Fuse"
+            return (
+                "cuts its columns: where fusion laid tables side by side in one, ProjectPCA goes before Fuse"
+            )
         return "reads its columns one by one"
 
     def _bend(self, flow: Flow) -> None:
@@ -260,7 +266,12 @@ class Flows:
         assert isinstance(x, fx.Node)
         flow, weight = self.of.get(x), constant(self.gm, held)
         bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
-        if flow is None or weight is None or weight.ndim != 2 or (isinstance(bias, fx.Node) and bias in self.of):
+        if (
+            flow is None
+            or weight is None
+            or weight.ndim != 2
+            or (isinstance(bias, fx.Node) and bias in self.of)
+        ):
             return "has weights that are not constant"
         if flow.axis != value(x).ndim - 1:
             if bias is not None:
@@ -291,7 +302,7 @@ class Flows:
             if not (inner_left and inner_right and self._paired(left, right)):
                 return "multiplies its rows otherwise than by an inner product"
             self._contract(left, right)
-        elif left and inner_left or right and inner_right:
+        elif (left and inner_left) or (right and inner_right):
             flow = left or right
             assert flow is not None
             if not (self._enter(node, b, lb - 1, flow) if left else self._enter(node, a, la, flow)):
@@ -327,7 +338,7 @@ class Flows:
         flow = self._aligned(node, one, own)
         if isinstance(other, fx.Node) and isinstance(other.meta["val"], torch.Tensor):
             at = flow.axis - (value(node).ndim - value(other).ndim)
-            repeated = even_source(other, at) is not None and shape_of(one) == shape_of(node)
+            repeated = even_source(other, at) is not None and _as_large(one, node)
             if at >= 0 and value(other).shape[at] != 1 and not repeated:
                 summed = node.users and all(_sums(user, flow.axis, value(node).ndim) for user in node.users)
                 if own.products or not summed or not self._enter(node, other, at, own):
@@ -355,7 +366,11 @@ class Flows:
             self._bend(right)
         else:
             other = b if left else a
-            dims = value(other).ndim if isinstance(other, fx.Node) and isinstance(other.meta["val"], torch.Tensor) else 0
+            dims = (
+                value(other).ndim
+                if isinstance(other, fx.Node) and isinstance(other.meta["val"], torch.Tensor)
+                else 0
+            )
             at = flow.axis - (value(node).ndim - dims)
             if at != dims - 1 or not self._enter(node, other, at, own):
                 return "adds numbers to its columns"
@@ -372,7 +387,7 @@ class Flows:
 
     def _squared(self, node: fx.Node) -> str | None:
         flow = self._flow(node.args[0])
-        if flow is None or flow.products or node.args[1] != 2:
+        if flow is None or flow.products or node.args[1:] not in ((), (2,), (2.0,)):
             return "reads its columns one by one"
         self._contract(flow)
         self.of[node] = replace(flow, products=True)
@@ -423,6 +438,11 @@ class Flows:
         return None
 
 
+def _as_large(source: Any, node: fx.Node) -> bool:
+    """Whether a value is of the shape of what is made of it."""
+    return shape_of(source) == shape_of(node)
+
+
 def _sums(node: fx.Node, axis: int, dims: int) -> bool:
     """Whether a node sums over this axis."""
     given: Any = node.args[1] if len(node.args) > 1 else None
@@ -437,7 +457,7 @@ _READERS: Mapping[Any, Callable[[Flows, fx.Node], str | None]] = {
     **dict.fromkeys((aten.matmul.default, aten.bmm.default, aten.mm.default), Flows._product),
     **dict.fromkeys((aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar), Flows._times),
     **dict.fromkeys((aten.add.Tensor, aten.sub.Tensor), Flows._plus),
-    aten.pow.Tensor_Scalar: Flows._squared,
+    **dict.fromkeys((aten.pow.Tensor_Scalar, aten.square.default), Flows._squared),
     aten.linalg_vector_norm.default: Flows._norm,
     **dict.fromkeys((aten.cat.default, aten.stack.default), Flows._laid),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Literal, Self
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from ...errors import InputError, TechniqueError
-from ...graph import constant, emit, sweep, value
+from ...graph import constant, sweep
 from ...program import Program
 from ..base import Applied, Change, Skip, Technique
 from ..fusion.purity import writes
@@ -20,20 +20,17 @@ from ..quantization.calibration import inputs_of
 from ..quantization.layers import linear_maps, named
 from ..quantization.sensitivity import moved_by
 from ..reads import Table, find_tables
-from ..traffic import batches_of, ids_seen, row_counts
-from .bases import Basis, Moments, basis_of_maps, basis_of_products, row_moments, table_moments
-from .flows import Flows, Group, Leaf
+from ..traffic import batches_of
+from .bases import Basis
+from .fit import STEP, fitted
+from .flows import Flows, Group
 from .linears import split, thin
 from .rewrite import project
 
 __all__ = ["ProjectPCA"]
 
-aten = torch.ops.aten
-
 TABLES = "project tables"
 LINEARS = "project linears"
-_STEP = 4
-_LARGE = 64
 # Two products in place of one have to save a third of it: each is a call.
 _SHARE = 2 / 3
 _MILDER = (0.25, 0.0625)
@@ -94,10 +91,14 @@ class ProjectPCA(Technique):
             ):
                 raise InputError(f"ProjectPCA({setting}=...) takes a tuple of names, got {names!r:.80}")
         if self.rank is not None and (not _whole(self.rank) or self.rank < 1):
-            raise InputError(f"ProjectPCA(rank=...) takes a whole number from 1, or None, got {self.rank!r:.80}")
+            raise InputError(
+                f"ProjectPCA(rank=...) takes a whole number from 1, or None, got {self.rank!r:.80}"
+            )
         number = isinstance(self.energy, (int, float)) and not isinstance(self.energy, bool)
         if not number or not 0 < self.energy <= 1:
-            raise InputError(f"ProjectPCA(energy=...) takes a share above 0, at most 1, got {self.energy!r:.80}")
+            raise InputError(
+                f"ProjectPCA(energy=...) takes a share above 0, at most 1, got {self.energy!r:.80}"
+            )
         if not isinstance(self.linears, bool):
             raise InputError(f"ProjectPCA(linears=...) takes True or False, got {self.linears!r:.80}")
         for setting, size in (("least", self.least), ("least_bytes", self.least_bytes)):
@@ -152,7 +153,9 @@ class ProjectPCA(Technique):
         """What became of each group of tables, and the sites there are."""
         tables = [table for table in find_tables(gm) if table.tensor.shape[1] > 1]
         reasons = {table.name: _unfit(table, done) for table in tables}
-        skipped = [Skip(TABLES, name, reason) for name, reason in reasons.items() if reason and self._takes(name)]
+        skipped = [
+            Skip(TABLES, name, reason) for name, reason in reasons.items() if reason and self._takes(name)
+        ]
         flows = Flows(gm, [table for table in tables if not reasons[table.name]])
         groups = {root: group for root, group in flows.groups().items() if self._takes(group.tables[0].name)}
         kept = {}
@@ -163,7 +166,7 @@ class ProjectPCA(Technique):
             else:
                 kept[root] = group
         bases = {}
-        for root, basis in self._bases(gm, kept, batches).items():
+        for root, basis in fitted(gm, kept, batches, self.energy, self.rank).items():
             group, rank = kept[root], basis.encode.shape[1]
             if rank < group.width:
                 bases[root] = basis
@@ -193,40 +196,13 @@ class ProjectPCA(Technique):
             return f"its {size} bytes are less than {self.least_bytes}"
         if self.rank is not None and self.rank >= group.width:
             return f"rank {self.rank} is not less than its width {group.width}"
-        if self.rank is None and group.width <= _STEP:
+        if self.rank is None and group.width <= STEP:
             return f"its {group.width} columns are as few as can be"
         return ""
 
-    def _bases(
-        self, gm: fx.GraphModule, groups: Mapping[int, Group], batches: Batches
-    ) -> dict[int, Basis]:
-        """The basis of each group on the calibration."""
-        if not groups:
-            return {}
-        tables = [table for group in groups.values() for table in group.tables]
-        seen = ids_seen(gm, tables, batches)
-        turned = {leaf: _rows_of(gm, leaf) for group in groups.values() for leaf in group.entries}
-        rows = inputs_of(gm, turned.values(), batches)
-        entered = {leaf: rows[node] for leaf, node in turned.items()}
-        found = {}
-        for root, group in groups.items():
-            moments = _moments(group, {table.name: row_counts(table, seen, self.name) for table in group.tables}, entered)
-            if not bool(moments.second.isfinite().all()):
-                raise TechniqueError(
-                    f"calibration gave values that are not finite beside the rows of {group.tables[0].name}: give batches "
-                    "without NaN and infinities",
-                    technique=self.name,
-                    site=group.tables[0].name,
-                )
-            step = 2 * _STEP if group.width >= _LARGE else _STEP
-            if group.contracted:
-                found[root] = basis_of_products(moments, self.energy, self.rank, step)
-            else:
-                gram = _gram(gm, group)
-                found[root] = basis_of_maps(moments, gram, self.energy, self.rank, step, centred=not group.bent)
-        return found
-
-    def _linears(self, gm: fx.GraphModule, batches: Batches, done: set[str]) -> tuple[list[Change], list[Skip]]:
+    def _linears(
+        self, gm: fx.GraphModule, batches: Batches, done: set[str]
+    ) -> tuple[list[Change], list[Skip]]:
         changes: list[Change] = []
         skipped: list[Skip] = []
         chosen = []
@@ -250,7 +226,9 @@ class ProjectPCA(Technique):
             names, size = split(gm, node, found)
             done |= names
             outputs, inputs = weight.shape
-            detail = f"({outputs}, {inputs}) through {found.rank} columns, {found.kept:.2%} of its result's energy"
+            detail = (
+                f"({outputs}, {inputs}) through {found.rank} columns, {found.kept:.2%} of its result's energy"
+            )
             changes.append(Change(LINEARS, node.name, detail, size))
         return changes, skipped
 
@@ -273,7 +251,7 @@ class ProjectPCA(Technique):
             found.append(replace(self, without=(*self.without, *order[: math.ceil(len(order) / 2)])))
         milder = [replace(self, energy=1 - (1 - self.energy) * part) for part in _MILDER if self.energy < 1]
         if self.rank is not None:
-            milder = [replace(self, rank=self.rank + more) for more in (_STEP, 2 * _STEP)]
+            milder = [replace(self, rank=self.rank + more) for more in (STEP, 2 * STEP)]
         return (*found, *milder)
 
     @classmethod
@@ -298,43 +276,12 @@ def _unfit(table: Table, done: set[str]) -> str:
     return "" if bool(tensor.isfinite().all()) else "its numbers are not all finite"
 
 
-def _rows_of(gm: fx.GraphModule, leaf: Leaf) -> fx.Node:
-    """The value that enters with its columns last; what it takes to see that is swept with all that nothing reads."""
-    if leaf.axis == value(leaf.node).ndim - 1 or leaf.user is None:
-        return leaf.node
-    with gm.graph.inserting_before(leaf.user):
-        return emit(gm, aten.transpose.int, (leaf.node, leaf.axis, -1))
-
-
-def _moments(group: Group, counts: Mapping[str, Tensor], entered: Mapping[Leaf, Tensor]) -> Moments:
-    """Those of all rows of a group, looked up or entered; an entry counts as a lookup does."""
-    weights = {table.name: float(counts[table.name].sum()) for table in group.tables}
-    each = sum(weights.values()) / group.lookups
-    total = sum(weights.values()) + each * len(group.entries)
-    if not total:
-        weights, each = dict.fromkeys(weights, 1.0), 1.0
-        total = len(weights) + len(group.entries)
-    found = Moments(torch.zeros(group.width, dtype=torch.float64), torch.zeros(group.width, group.width, dtype=torch.float64))
-    for table in group.tables:
-        found += table_moments(table.tensor, counts[table.name]) * (weights[table.name] / total)
-    for leaf in group.entries:
-        found += row_moments(entered[leaf]) * (each / total)
-    return found
-
-
-def _gram(gm: fx.GraphModule, group: Group) -> Tensor:
-    """W^T W (d, d) over all columns of maps that read rows of the group."""
-    gram = torch.zeros(group.width, group.width, dtype=torch.float64)
-    for node, start in group.maps:
-        weight = constant(gm, node.args[1])
-        assert weight is not None
-        block = weight[:, start : start + group.width].double()
-        gram += block.t() @ block
-    return gram
-
-
 def _said(group: Group, basis: Basis) -> str:
-    tables = f"{len(group.tables)} tables" if len(group.tables) > 1 else str(tuple(group.tables[0].tensor.shape))
-    kind = "of the energy of their products" if group.contracted else "of the energy of what maps make of them"
+    tables = (
+        f"{len(group.tables)} tables" if len(group.tables) > 1 else str(tuple(group.tables[0].tensor.shape))
+    )
+    kind = (
+        "of the energy of their products" if group.contracted else "of the energy of what maps make of them"
+    )
     entries = f"; {len(group.entries)} values beside them turned" if group.entries else ""
     return f"{tables}, width {group.width} -> {basis.encode.shape[1]}: {basis.kept:.2%} {kind}{entries}"

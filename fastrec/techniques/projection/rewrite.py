@@ -30,7 +30,9 @@ class Projected:
     bytes: dict[int, int] = field(default_factory=dict)
 
 
-def project(gm: fx.GraphModule, flows: Flows, groups: Mapping[int, Group], bases: Mapping[int, Basis]) -> Projected:
+def project(
+    gm: fx.GraphModule, flows: Flows, groups: Mapping[int, Group], bases: Mapping[int, Basis]
+) -> Projected:
     """Gives the groups of these roots their bases; edits `gm`, whose flows these are."""
     made = Projected(bytes=dict.fromkeys(bases, 0))
     changed: set[fx.Node] = set()
@@ -62,7 +64,9 @@ def constant_bytes(gm: fx.GraphModule, node: fx.Node) -> int:
 
 def _rows(table: Tensor, basis: Basis) -> Tensor:
     """(E - m) A, (V, r)."""
-    return torch.cat([((part.double() - basis.mean) @ basis.encode).to(table.dtype) for part in table.split(_PARTS)])
+    starts = range(0, len(table), _PARTS)
+    parts = [table[start : start + _PARTS].double() for start in starts]
+    return torch.cat([((part - basis.mean) @ basis.encode).to(table.dtype) for part in parts])
 
 
 def _read_instead(table: Table, name: fx.Node) -> None:
@@ -96,7 +100,9 @@ def _width(flows: Flows, flow: Flow, bases: Mapping[int, Basis]) -> int:
     return sum(bases[root].encode.shape[1] if root in bases else width for width, root in roots)
 
 
-def _resize(gm: fx.GraphModule, node: fx.Node, flows: Flows, bases: Mapping[int, Basis], made: Projected) -> None:
+def _resize(
+    gm: fx.GraphModule, node: fx.Node, flows: Flows, bases: Mapping[int, Basis], made: Projected
+) -> None:
     """The sizes and weights that a node names, where they are of columns that changed."""
     source: Any = node.args[0] if node.args else None
     flow = flows.of.get(node)
@@ -125,7 +131,9 @@ def _with(sizes: Any, at: int, size: int) -> list[Any]:
     return [size if i == at and given != -1 else given for i, given in enumerate(sizes)]
 
 
-def _remap(gm: fx.GraphModule, node: fx.Node, flows: Flows, bases: Mapping[int, Basis], made: Projected) -> None:
+def _remap(
+    gm: fx.GraphModule, node: fx.Node, flows: Flows, bases: Mapping[int, Basis], made: Projected
+) -> None:
     """W D for the columns of each part, W m into the bias."""
     source, held = node.args[:2]
     assert isinstance(source, fx.Node) and isinstance(held, fx.Node)
@@ -157,7 +165,9 @@ def shifted(gm: fx.GraphModule, node: fx.Node, bias: Any, shift: Tensor) -> fx.N
     """A bias, which a map may have, and this (O,) more."""
     held = constant(gm, bias)
     if bias is None or held is not None:
-        return add_constant(gm, f"{node.name}_bias", (shift if held is None else held.double() + shift).float())
+        return add_constant(
+            gm, f"{node.name}_bias", (shift if held is None else held.double() + shift).float()
+        )
     more = add_constant(gm, f"{node.name}_bias", shift.float())
     with gm.graph.inserting_before(node):
         return emit(gm, aten.add.Tensor, (bias, more))
