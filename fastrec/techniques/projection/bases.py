@@ -32,8 +32,8 @@ __all__ = [
 ]
 
 _PARTS = 1 << 16
-# Directions of less than this share of the largest are rounding.
-_TINY = 1e-12
+# Energies of less than this share of all, and of the largest, are rounding.
+_TINY, _FLOOR = 1e-10, 1e-13
 
 
 @dataclass(frozen=True)
@@ -113,23 +113,28 @@ def basis_of_products(moments: Moments, energy: float, rank: int | None, step: i
 
 
 def basis_of_maps(
-    moments: Moments, gram: Tensor, energy: float, rank: int | None, step: int, *, centred: bool
+    moments: Moments, maps: Tensor, energy: float, rank: int | None, step: int, *, centred: bool
 ) -> Basis:
-    """That of rows that maps of W^T W = `gram` (d, d) read; `centred` where the mean may be taken off."""
-    covariance = moments.covariance if centred else moments.second
-    spread, vectors = _descending(covariance)
+    """That of rows that linear maps of these columns W (k, d) read; `centred` where the mean may be taken off."""
+    spread, vectors = _descending(moments.covariance if centred else moments.second)
     top = float(spread[0])
     # Rows off the support of the calibration are mapped as they are, as far as the rank goes.
-    root = vectors * (spread.clamp(min=_TINY * top) if top > 0 else torch.ones_like(spread)).sqrt()
-    found, right = _descending(root.t() @ gram @ root)
-    kept = rank_for(found, energy, step) if rank is None else rank
-    size = found[:kept].sqrt()
-    good = size > math.sqrt(_TINY) * size[0] if kept else size > 0
-    decode = torch.where(good, root @ right[:, :kept] / size.clamp(min=1e-300), 0.0)
-    encode = torch.where(good, gram @ decode, 0.0)
-    turn = balanced(found[:kept])
+    root = vectors * (spread.clamp(min=_FLOOR * top) if top > 0 else torch.ones_like(spread)).sqrt()
+    left, sizes, right = torch.linalg.svd(maps @ root, full_matrices=False)
+    energies = torch.zeros(len(spread), dtype=torch.float64)
+    energies[: len(sizes)] = sizes.square()
+    kept = rank_for(energies, energy, step) if rank is None else rank
+    encode, decode = (
+        torch.zeros(len(spread), kept, dtype=torch.float64),
+        torch.zeros(len(spread), kept, dtype=torch.float64),
+    )
+    # No more directions than the maps read.
+    read = min(kept, int((sizes > _FLOOR * sizes[0]).sum()))
+    encode[:, :read] = maps.t() @ left[:, :read]
+    decode[:, :read] = root @ right[:read].t() / sizes[:read]
+    turn = balanced(energies[:kept])
     mean = moments.mean if centred else torch.zeros_like(moments.mean)
-    return Basis(encode @ turn, decode @ turn, mean, _share(found, kept))
+    return Basis(encode @ turn, decode @ turn, mean, _share(energies, kept))
 
 
 def _descending(symmetric: Tensor) -> tuple[Tensor, Tensor]:

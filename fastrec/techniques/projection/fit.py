@@ -38,13 +38,16 @@ def fitted(
     if not groups:
         return {}
     seen = ids_seen(gm, [table for group in groups.values() for table in group.tables], batches)
+    counts = {
+        root: {table.name: row_counts(table, seen, _TECHNIQUE) for table in group.tables}
+        for root, group in groups.items()
+    }
     turned = {leaf: _rows_of(gm, leaf) for group in groups.values() for leaf in group.entries}
-    rows = inputs_of(gm, turned.values(), batches)
+    rows = inputs_of(gm, turned.values(), batches) if turned else {}
     entered = {leaf: rows[node] for leaf, node in turned.items()}
     found = {}
     for root, group in groups.items():
-        counts = {table.name: row_counts(table, seen, _TECHNIQUE) for table in group.tables}
-        moments = _moments(group, counts, entered)
+        moments = _moments(group, counts[root], entered)
         if not bool(moments.second.isfinite().all()):
             raise TechniqueError(
                 f"calibration gave values that are not finite beside the rows of {group.tables[0].name}: give batches "
@@ -56,8 +59,8 @@ def fitted(
         if group.contracted:
             found[root] = basis_of_products(moments, energy, rank, step)
         else:
-            gram = _gram(gm, group)
-            found[root] = basis_of_maps(moments, gram, energy, rank, step, centred=not group.bent)
+            maps = _maps(gm, group)
+            found[root] = basis_of_maps(moments, maps, energy, rank, step, centred=not group.bent)
     return found
 
 
@@ -88,12 +91,12 @@ def _moments(group: Group, counts: Mapping[str, Tensor], entered: Mapping[Leaf, 
     return found
 
 
-def _gram(gm: fx.GraphModule, group: Group) -> Tensor:
-    """W^T W (d, d) over all columns of maps that read rows of the group."""
-    gram = torch.zeros(group.width, group.width, dtype=torch.float64)
+def _maps(gm: fx.GraphModule, group: Group) -> Tensor:
+    """R (d, d) or less with R^T R = W^T W over all columns of maps that read rows of the group."""
+    blocks = []
     for node, start in group.maps:
         weight = constant(gm, node.args[1])
         assert weight is not None
-        block = weight[:, start : start + group.width].double()
-        gram += block.t() @ block
-    return gram
+        blocks.append(weight[:, start : start + group.width].double())
+    held: Tensor = torch.linalg.qr(torch.cat(blocks), "r").R
+    return held

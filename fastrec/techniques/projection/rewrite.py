@@ -45,12 +45,14 @@ def project(
             changed |= {read.node for read in table.reads}
         changed |= _enter(gm, groups[root], basis)
     for node in list(gm.graph.nodes):
-        if node in changed or any(source in changed for source in node.all_input_nodes):
+        if node in flows.of or any(
+            source in changed or source in flows.of for source in node.all_input_nodes
+        ):
             _resize(gm, node, flows, bases, made)
             if node.op == "call_function":
                 before = _shapes(node.meta["val"])
                 node.meta["val"] = evaluate(gm, node)
-                if node in changed or _shapes(node.meta["val"]) != before:
+                if _shapes(node.meta["val"]) != before:
                     changed.add(node)
     return made
 
