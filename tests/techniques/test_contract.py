@@ -15,6 +15,8 @@ from fastrec.plain import from_plain, to_plain
 from fastrec.program import Program
 from fastrec.techniques import (
     TECHNIQUES,
+    FitTables,
+    ProjectPCA,
     QuantizeTables,
     RelateTables,
     ShareEmbeddings,
@@ -30,18 +32,22 @@ LADDER += [replace(technique, least_bytes=0) for technique in QuantizeTables.lad
 LADDER += [ShareEmbeddings(keep=0.8, least_bytes=0), RelateTables(worst=0.3, least_bytes=0)]
 # And its histories short.
 LADDER += [TruncateHistory(recent=8, segments=2)]
+LADDER.append(ProjectPCA(rank=5, energy=0.9, least_bytes=0, least=0))
 # How far off the answers of an approximate technique may be, by the bits that are left, calibrated on other rows of the
-# same kind, and the rows it takes to say.
+# same kind, and the rows it takes to say. The zoo's tables were never trained: few of their columns can go.
 NEAR, MANY = {16: 0.002, 8: 0.1, 4: 0.5}, 32
+# Rows of random tables have nothing in common: another in place of one of them is off by its size.
+OF_ROWS = (ShareEmbeddings, RelateTables, FitTables)
 PAIRS = [(t, entry) for entry in ZOO for t in LADDER if entry.capturable or t.modules]
 
 
 def near(technique: Technique, rows: int) -> float:
     """How far off the answers for so many rows may be."""
-    if isinstance(technique, (ShareEmbeddings, RelateTables)):
-        # Rows of random tables have nothing in common: another in place of one of them is off by its size.
-        return 0.6 if rows >= MANY else 100.0
-    return NEAR[getattr(technique, "bits", 8)] if rows >= MANY else 10.0
+    if rows < MANY:
+        return 100.0
+    if isinstance(technique, OF_ROWS):
+        return 0.6
+    return NEAR[4 if isinstance(technique, ProjectPCA) else getattr(technique, "bits", 8)]
 
 
 @cache

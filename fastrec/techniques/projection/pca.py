@@ -69,7 +69,7 @@ class ProjectPCA(Technique):
 
     Example:
         >>> ProjectPCA().exact, [step.energy for step in ProjectPCA.ladder()]
-        (False, [0.999, 0.99, 0.95])
+        (False, [0.99, 0.95])
     """
 
     name: ClassVar[str] = "project_pca"
@@ -256,8 +256,8 @@ class ProjectPCA(Technique):
 
     @classmethod
     def ladder(cls) -> tuple[Self, ...]:
-        """99.9, 99 and 95 % of the energy."""
-        return cls(energy=0.999), cls(energy=0.99), cls(energy=0.95)
+        """99 and 95 % of the energy."""
+        return cls(energy=0.99), cls(energy=0.95)
 
 
 def _whole(number: object) -> bool:
