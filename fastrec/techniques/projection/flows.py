@@ -93,13 +93,15 @@ class Flows:
         self._contracted: set[int] = set()
         self._bent: set[int] = set()
         self._maps: list[fx.Node] = []
-        rows = {read.node: table for table in tables for read in table.reads}
+        rows = {read.node: (table, read.bag) for table in tables for read in table.reads}
         first: dict[int, int] = {}
         for node in gm.graph.nodes:
             if node in rows:
-                table = rows[node]
+                table, bag = rows[node]
                 leaf = self._leaf(Leaf(node, self._last(node), table.tensor.shape[1], table))
                 self._join(leaf, first.setdefault(id(table), leaf))
+                if bag:
+                    self._bend(self.of[node])
             else:
                 self._visit(node)
 

@@ -139,25 +139,20 @@ def _remap(
     """W D for the columns of each part, W m into the bias."""
     source, held = node.args[:2]
     assert isinstance(source, fx.Node) and isinstance(held, fx.Node)
+    parts = [(part.width, flows.root(part.leaf)) for part in flows.of[source].parts]
+    known = [root for _, root in parts if root in bases]
+    if not known:
+        return  # a map of rows that stay, by weights of any kind
     weight = constant(gm, held)
     assert weight is not None
-    wide = weight.double()
-    shift = torch.zeros(len(wide), dtype=torch.float64)
-    columns, start, roots = [], 0, []
-    for part in flows.of[source].parts:
-        block, root = wide[:, start : start + part.width], flows.root(part.leaf)
-        start += part.width
+    columns, shift = [], torch.zeros(len(weight), dtype=torch.float64)
+    for block, (_, root) in zip(weight.double().split([width for width, _ in parts], 1), parts, strict=True):  # type: ignore[no-untyped-call]
+        columns.append(block @ bases[root].decode if root in bases else block)
         if root in bases:
-            columns.append(block @ bases[root].decode)
             shift += block @ bases[root].mean
-            roots.append(root)
-        else:
-            columns.append(block)
-    if not roots:
-        return
     bias: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
     name = add_constant(gm, f"{held.target}_projected", torch.cat(columns, 1).to(weight.dtype))
-    made.bytes[roots[0]] += constant_bytes(gm, name)
+    made.bytes[known[0]] += constant_bytes(gm, name)
     if bool(shift.any()):
         bias = shifted(gm, node, bias, shift)
     node.args, node.kwargs = ((source, name) if bias is None else (source, name, bias)), {}

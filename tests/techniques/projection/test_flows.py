@@ -14,8 +14,10 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from fastrec.capture import capture
+from fastrec.declared import read_program
 from fastrec.graph import sweep
 from fastrec.program import Program
+from fastrec.request import ask
 from fastrec.techniques import Fuse
 from fastrec.techniques.projection.fit import fitted
 from fastrec.techniques.projection.flows import Flows
@@ -52,6 +54,8 @@ class Model(nn.Module):
         self.mixed = nn.Parameter(torch.randn(3, 3))
 
     def pool(self, past: Tensor) -> Tensor:
+        if self.drawn.pooled == "bag":
+            return F.embedding_bag(past, self.watched.weight, mode="sum")
         rows = self.watched(past)
         if self.drawn.pooled == "mean":
             return rows.mean(1)
@@ -97,7 +101,7 @@ DRAWN = st.builds(
     kind=st.sampled_from(["mlp", "fm", "dlrm", "towers"]),
     width=st.sampled_from([2, 3, 6]),
     laid=st.sampled_from(["stack", "view", "cat"]),
-    pooled=st.sampled_from(["mean", "masked", "weighted"]),
+    pooled=st.sampled_from(["mean", "masked", "weighted", "bag"]),
     product=st.sampled_from(["mul", "matmul", "cosine", "foreign"]),
 )
 
@@ -128,7 +132,7 @@ def turned(program: Program) -> tuple[fx.GraphModule, int]:
 
 
 @settings(
-    max_examples=16,
+    max_examples=12,
     deadline=None,
     derandomize=True,
     phases=[Phase.generate],
@@ -152,6 +156,21 @@ def test_a_basis_of_full_width_is_exact(drawn: Drawn, fused: bool) -> None:
             got = gm(ids, past, dense)[0]
         assert got.shape == right.shape
         assert float((got - right).abs().max()) <= 2e-5 * max(1.0, float(right.abs().max())), drawn
+
+
+@pytest.mark.parametrize(
+    "drawn", [Drawn("mlp", 6, "cat", "bag", "mul"), Drawn("dlrm", 6, "cat", "mean", "mul")]
+)
+def test_what_one_request_shares_is_turned_once(drawn: Drawn) -> None:
+    model = Model(drawn).eval()
+    ids, past, dense = batch_of(5, 1)
+    batch = (torch.cat([ids[:1, :1].expand(5, 1), ids[:, 1:]], 1), past[:1].expand(5, -1).contiguous(), dense)
+    asked = ask(capture(read_program(model, batch, [], {"ids": (0,), "past": True})))
+    for first in (asked.model, Fuse().apply(asked).model):
+        assert isinstance(asked.batch, tuple)
+        gm, _ = turned(replace(asked, model=first, calibration=(tuple(asked.batch),)))
+        with torch.no_grad():
+            assert torch.allclose(gm(*asked.batch)[0], model(*batch), atol=1e-5)
 
 
 class Reads(nn.Module):
