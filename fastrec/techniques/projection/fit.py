@@ -12,7 +12,7 @@ from ...graph import constant, emit, value
 from ..quantization.calibration import inputs_of
 from ..traffic import ids_seen, row_counts
 from .bases import Basis, Moments, basis_of_maps, basis_of_products, row_moments, table_moments
-from .flows import Group, Leaf
+from .groups import Group, Leaf
 
 __all__ = ["STEP", "fitted"]
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,82 +26,28 @@ from ...graph import constant, is_call, operator_name, value
 from ..fusion.sizes import shape_of
 from ..reads import Table
 from .axes import RESHAPES, even_source, followed, place, reshaped
+from .groups import Flow, Groups, Leaf, Part
 
-__all__ = ["Flow", "Flows", "Group", "Leaf"]
+__all__ = ["Flows"]
 
 aten = torch.ops.aten
 
 
-@dataclass(frozen=True)
-class Part:
-    """Columns of a row of one leaf's group."""
-
-    width: int
-    leaf: int
-
-
-@dataclass(frozen=True)
-class Flow:
-    """An axis made of parts; `products` where each element is a product of two columns, to be summed over all of the axis."""
-
-    axis: int
-    parts: tuple[Part, ...]
-    products: bool = False
-
-    @property
-    def width(self) -> int:
-        """The size of the axis."""
-        return sum(part.width for part in self.parts)
-
-
-@dataclass(frozen=True, eq=False)
-class Leaf:
-    """Where rows come from: a table, or a value that `user` reads along `axis` beside rows of tables."""
-
-    node: fx.Node
-    axis: int
-    width: int
-    table: Table | None = None
-    user: fx.Node | None = None
-
-
-@dataclass
-class Group:
-    """Tables and entries of one basis, and what reads them."""
-
-    width: int
-    leaves: list[int] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-    lookups: int = 0
-    entries: list[Leaf] = field(default_factory=list)
-    reasons: list[str] = field(default_factory=list)
-    contracted: bool = False
-    bent: bool = False
-    maps: list[tuple[fx.Node, int]] = field(default_factory=list)
-    """Linear maps that read rows of it, each with the first column of their weights that does."""
-
-
-class Flows:
+class Flows(Groups):
     """The flows of the rows of these tables in a graph."""
 
     def __init__(self, gm: fx.GraphModule, tables: Sequence[Table]) -> None:
         self.gm = gm
-        self.of: dict[fx.Node, Flow] = {}
-        self.leaves: list[Leaf] = []
-        self._above: list[int] = []
-        self._reasons: dict[int, list[str]] = {}
-        self._contracted: set[int] = set()
-        self._bent: set[int] = set()
-        self._maps: list[fx.Node] = []
+        super().__init__()
         rows = {read.node: (table, read.bag) for table in tables for read in table.reads}
         first: dict[int, int] = {}
         for node in gm.graph.nodes:
             if node in rows:
                 table, bag = rows[node]
-                leaf = self._leaf(Leaf(node, self._last(node), table.tensor.shape[1], table))
-                self._join(leaf, first.setdefault(id(table), leaf))
+                leaf = self.add(Leaf(node, self._last(node), table.tensor.shape[1], table))
+                self.join(leaf, first.setdefault(id(table), leaf))
                 if bag:
-                    self._bend(self.of[node])
+                    self.bend(self.of[node])
             else:
                 self._visit(node)
 
@@ -112,51 +58,6 @@ class Flows:
         width = (lookup.meta["val"][0] if bag else value(lookup)).shape[-1]
         self.of[lookup] = Flow(axis, (Part(int(width), len(self.leaves)),))
         return axis
-
-    def _leaf(self, leaf: Leaf) -> int:
-        self.leaves.append(leaf)
-        self._above.append(len(self._above))
-        return len(self.leaves) - 1
-
-    def root(self, leaf: int) -> int:
-        """The leaf that stands for the group."""
-        while self._above[leaf] != leaf:
-            leaf = self._above[leaf]
-        return leaf
-
-    def _join(self, *leaves: int) -> None:
-        first, *others = sorted({self.root(leaf) for leaf in leaves})
-        for other in others:
-            self._above[other] = first
-
-    def _block(self, flow: Flow, reason: str) -> None:
-        for part in flow.parts:
-            self._reasons.setdefault(part.leaf, []).append(reason)
-
-    def groups(self) -> dict[int, Group]:
-        """Every group with a table in it, by the leaf that stands for it, in the graph's order."""
-        found: dict[int, Group] = {}
-        for index, leaf in enumerate(self.leaves):
-            group = found.setdefault(self.root(index), Group(leaf.width))
-            group.leaves.append(index)
-            group.reasons += self._reasons.get(index, [])
-            group.contracted |= index in self._contracted
-            group.bent |= index in self._bent
-            if leaf.table is None:
-                group.entries.append(leaf)
-                if value(leaf.node).ndim - leaf.axis > 2 or value(leaf.node).dtype is not torch.float32:
-                    group.reasons.append(f"meets {leaf.node.name}, which no product of matrices would turn")
-            else:
-                group.lookups += 1
-                if all(leaf.table is not table for table in group.tables):
-                    group.tables.append(leaf.table)
-        for node in self._maps:
-            start = 0
-            source: Any = node.args[0]
-            for part in self.of[source].parts:
-                found[self.root(part.leaf)].maps.append((node, start))
-                start += part.width
-        return {root: group for root, group in found.items() if group.tables}
 
     def _visit(self, node: fx.Node) -> None:
         """The flow of what a node gives, from those of what it reads."""
@@ -176,7 +77,7 @@ class Flows:
         if reason:
             for source in read:
                 name = operator_name(node)
-                self._block(self.of[source], f"{name} {reason}" if name else reason)
+                self.block(self.of[source], f"{name} {reason}" if name else reason)
             self.of.pop(node, None)
 
     def _asks_shape(self, node: fx.Node, source: fx.Node) -> bool:
@@ -205,7 +106,7 @@ class Flows:
         if found is not None:
             axis, even = found
             if not even:
-                self._bend(flow)
+                self.bend(flow)
             self.of[node] = replace(flow, axis=axis)
             return None
         dims: Any = node.args[1] if len(node.args) > 1 else None
@@ -221,9 +122,6 @@ class Flows:
             )
         return "reads its columns one by one"
 
-    def _bend(self, flow: Flow) -> None:
-        self._bent |= {part.leaf for part in flow.parts}
-
     def _reshaped(self, node: fx.Node, source: fx.Node) -> str | None:
         flow = self.of[source]
         found = reshaped(value(source).shape, value(node).shape, flow.axis)
@@ -235,7 +133,7 @@ class Flows:
             return None
         if any(part.width != size for part in flow.parts):
             return "takes its columns apart"
-        self._join(*(part.leaf for part in flow.parts))
+        self.join(*(part.leaf for part in flow.parts))
         self.of[node] = replace(flow, axis=axis, parts=flow.parts[:1])
         return None
 
@@ -248,20 +146,9 @@ class Flows:
             return False
         if value(source).dtype is not torch.float32:
             return False
-        self._bend(flow)
-        self._join(flow.parts[0].leaf, self._leaf(Leaf(source, axis, flow.width, user=node)))
+        self.bend(flow)
+        self.join(flow.parts[0].leaf, self.add(Leaf(source, axis, flow.width, user=node)))
         return True
-
-    def _paired(self, left: Flow, right: Flow) -> bool:
-        """Whether the parts of two flows are of the same widths: they have one basis then."""
-        if [part.width for part in left.parts] != [part.width for part in right.parts]:
-            return False
-        for one, other in zip(left.parts, right.parts, strict=True):
-            self._join(one.leaf, other.leaf)
-        return True
-
-    def _contract(self, *flows: Flow) -> None:
-        self._contracted |= {part.leaf for flow in flows for part in flow.parts}
 
     def _linear(self, node: fx.Node) -> str | None:
         x, held = node.args[:2]
@@ -278,14 +165,14 @@ class Flows:
         if flow.axis != value(x).ndim - 1:
             if bias is not None:
                 return "adds a bias to each of its columns"
-            self._bend(flow)
+            self.bend(flow)
             self.of[node] = flow
             return None
         if flow.products:
             return "reads products of its columns one by one"
         if weight.dtype is not torch.float32 or not bool(weight.isfinite().all()):
             return "has weights that are not finite float32"
-        self._maps.append(node)
+        self.maps.append(node)
         return None
 
     def _product(self, node: fx.Node) -> str | None:
@@ -301,19 +188,19 @@ class Flows:
         inner_left = left is not None and left.axis == la
         inner_right = right is not None and right.axis == lb - 1
         if left and right:
-            if not (inner_left and inner_right and self._paired(left, right)):
+            if not (inner_left and inner_right and self.pair(left, right)):
                 return "multiplies its rows otherwise than by an inner product"
-            self._contract(left, right)
+            self.contract(left, right)
         elif (left and inner_left) or (right and inner_right):
             flow = left or right
             assert flow is not None
             if not (self._enter(node, b, lb - 1, flow) if left else self._enter(node, a, la, flow)):
                 return "multiplies its columns by a matrix that is not constant"
-            self._contract(flow)
+            self.contract(flow)
         elif (left and left.axis == la - 1) or (right and right.axis == lb):
             flow = left or right
             assert flow is not None
-            self._bend(flow)
+            self.bend(flow)
             self.of[node] = replace(flow, axis=out - 2 if left else out - 1)
         else:
             return "multiplies its rows otherwise than by an inner product"
@@ -327,9 +214,9 @@ class Flows:
             flow = self._aligned(node, a, left)
             if left.products or right.products or flow.axis != self._aligned(node, b, right).axis:
                 return "multiplies its columns otherwise than row by row"
-            if not self._paired(left, right):
+            if not self.pair(left, right):
                 return "multiplies columns of different tables"
-            self._contract(left, right)
+            self.contract(left, right)
             self.of[node] = replace(flow, products=True)
             return None
         one, other = (a, b) if left else (b, a)
@@ -345,10 +232,10 @@ class Flows:
                 summed = node.users and all(_sums(user, flow.axis, value(node).ndim) for user in node.users)
                 if own.products or not summed or not self._enter(node, other, at, own):
                     return "multiplies each of its columns by a number of its own"
-                self._contract(own)
+                self.contract(own)
                 self.of[node] = replace(flow, products=True)
                 return None
-        self._bend(own)
+        self.bend(own)
         self.of[node] = flow
         return None
 
@@ -359,13 +246,13 @@ class Flows:
         one, own = (a, left) if left else (b, right)
         assert own is not None
         flow = self._aligned(node, one, own)
-        self._bend(flow)
+        self.bend(flow)
         if left and right:
             if left.products != right.products or flow.axis != self._aligned(node, b, right).axis:
                 return "adds its rows to values of another kind"
-            if not self._paired(left, right):
+            if not self.pair(left, right):
                 return "adds columns of different tables"
-            self._bend(right)
+            self.bend(right)
         else:
             other = b if left else a
             dims = (
@@ -391,7 +278,7 @@ class Flows:
         flow = self._flow(node.args[0])
         if flow is None or flow.products or node.args[1:] not in ((), (2,), (2.0,)):
             return "reads its columns one by one"
-        self._contract(flow)
+        self.contract(flow)
         self.of[node] = replace(flow, products=True)
         return None
 
@@ -402,7 +289,7 @@ class Flows:
             return "reads its columns one by one"
         if flow.axis not in {place(dim, value(node.args[0]).ndim) for dim in dims}:  # type: ignore[arg-type]  # an argument of a node is of any type
             return "reads its columns one by one"
-        self._contract(flow)
+        self.contract(flow)
         return None
 
     def _laid(self, node: fx.Node) -> str | None:
@@ -417,7 +304,7 @@ class Flows:
             return "lays its columns beside values of another kind"
         if not stacked and dim == first.axis:
             return self._side_by_side(node, given, first)
-        if not all(self._paired(first, flow) for flow in known[1:]):
+        if not all(self.pair(first, flow) for flow in known[1:]):
             return "lays columns of different tables over each other"
         for source, flow in zip(given, flows, strict=True):
             if not flow and not self._enter(node, source, first.axis, first):
@@ -435,7 +322,7 @@ class Flows:
             width = value(source).shape[first.axis]
             if not isinstance(width, int) or first.products:
                 return "lays its columns beside values of another kind"
-            parts.append(Part(width, self._leaf(Leaf(source, first.axis, width, user=node))))
+            parts.append(Part(width, self.add(Leaf(source, first.axis, width, user=node))))
         self.of[node] = replace(first, parts=tuple(parts))
         return None
 

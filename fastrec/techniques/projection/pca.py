@@ -23,7 +23,8 @@ from ..reads import Table, find_tables
 from ..traffic import batches_of
 from .bases import Basis
 from .fit import STEP, fitted
-from .flows import Flows, Group
+from .flows import Flows
+from .groups import Group
 from .linears import split, thin
 from .rewrite import project
 
@@ -58,7 +59,7 @@ class ProjectPCA(Technique):
 
     `energy` is the share of the energy that is kept, which the smallest r that is a multiple of 4 (8 from width 64 on and in maps)
     does; `rank` is r itself, of tables. Groups of tables of less than `least_bytes` stay. `only` names the
-    sites to take (None: all), `without` those to leave: a group by its first table, a map by its node in the graph.
+    sites to take (None: all), `without` those to leave: a group by any of its tables, a map by its node in the graph.
 
     Raises `InputError` for other settings and for a site in `only` that the model does not have, `TechniqueError` for a
     model that was not captured and ids that a table does not have. Cost: a run of each calibration batch, a pass over the tables, and
@@ -144,8 +145,10 @@ class ProjectPCA(Technique):
                     f"has {', '.join(sorted(known)) or 'none'}"
                 )
 
-    def _takes(self, site: str) -> bool:
-        return (self.only is None or site in self.only) and site not in self.without
+    def _takes(self, *names: str) -> bool:
+        """Whether a site of these names is to be taken: a group has those of all of its tables."""
+        chosen = self.only is None or any(name in self.only for name in names)
+        return chosen and not any(name in self.without for name in names)
 
     def _tables(
         self, gm: fx.GraphModule, batches: Batches, done: set[str]
@@ -157,7 +160,11 @@ class ProjectPCA(Technique):
             Skip(TABLES, name, reason) for name, reason in reasons.items() if reason and self._takes(name)
         ]
         flows = Flows(gm, [table for table in tables if not reasons[table.name]])
-        groups = {root: group for root, group in flows.groups().items() if self._takes(group.tables[0].name)}
+        groups = {
+            root: group
+            for root, group in flows.groups().items()
+            if self._takes(*(table.name for table in group.tables))
+        }
         kept = {}
         for root, group in groups.items():
             reason = self._refusal(group)

@@ -13,7 +13,8 @@ from ...graph import add_constant, constant, emit, evaluate, is_call, value
 from ..reads import Table
 from .axes import RESHAPES, even_source, place
 from .bases import Basis
-from .flows import Flow, Flows, Group
+from .flows import Flows
+from .groups import Flow, Group
 
 __all__ = ["Projected", "project"]
 
