@@ -14,9 +14,7 @@ FIELDS = ("user", "item", "country", "hour", "dow", "month", "price_bin", "bough
 LAST = 20
 """How many of the items bought last are looked at."""
 REQUEST = {
-    "ids": [
-        i for i, name in enumerate(FIELDS) if name not in ("item", "price_bin", "bought_before")
-    ],
+    "ids": [i for i, name in enumerate(FIELDS) if name not in ("item", "price_bin", "bought_before")],
     "history": True,
 }
 """What belongs to the customer and the moment: the same for all items that one request is shown."""
