@@ -17,7 +17,6 @@ from fastrec.techniques import (
     TECHNIQUES,
     FitTables,
     ProjectPCA,
-    QuantizeTables,
     RelateTables,
     ShareEmbeddings,
     Technique,
