@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .pipeline import compress
     from .recipe import Recipe
     from .report import Report
+    from .retrieval import TopK
     from .serving import Scorer
     from .techniques import Fuse
 
@@ -34,6 +35,7 @@ _HOMES = {
     "Recipe": "recipe",
     "Report": "report",
     "Scorer": "serving",
+    "TopK": "retrieval",
     "compress": "pipeline",
     "BackendError": "errors",
     "BackendUnavailable": "errors",
@@ -62,6 +64,7 @@ __all__ = [
     "RequestMismatchError",
     "Scorer",
     "TechniqueError",
+    "TopK",
     "compress",
 ]
 

@@ -1,0 +1,137 @@
+"""One walk over the blocks, longest rows first, that finds each query's best rows.
+
+least       a score that k rows of a query are known to reach: it only rises
+a block     is left out where |longest row| |q| < least, and so is all behind it
+a row       is looked at where its estimate reaches the limit that belongs to `least`, and then scored exactly
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .best import Best
+from .stored import EPS, Stored
+from .ways import HIDDEN, Asked, Way
+
+__all__ = ["LeftOut", "scan"]
+
+_SPAN = 1 << 18
+"""Estimates computed at a time."""
+
+_GROWTH, _AT_ONCE = 4, 4096
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Pairs of a query's number and the place of a row that it must not be given, by place."""
+
+    asked: Tensor
+    places: Tensor
+
+    def between(self, low: int, high: int) -> LeftOut:
+        """Those at the places `low` to `high - 1`."""
+        start, stop = torch.searchsorted(self.places, torch.tensor([low, high])).tolist()
+        return LeftOut(self.asked[start:stop], self.places[start:stop])
+
+
+def scan(stored: Stored, way: Way, queries: Tensor, k: int, left_out: LeftOut | None) -> Best:
+    """The k best rows of each query (Q, d): by exact scores where the way is exact, else by its estimates."""
+    best = Best(len(queries), k)
+    lengths = queries.double().norm(dim=1) * (1 + EPS)
+    walk = _Walk(stored, way, queries, best, torch.full((len(queries),), -torch.inf, dtype=torch.float64))
+    who, asked = torch.arange(len(queries)), way.ask(queries)
+    most = max(1, _SPAN // (stored.size * len(queries)))
+    first, step = 0, min(stored.blocks, -(-2 * k // stored.size))
+    while first < stored.blocks:
+        reached = stored.caps[first] * lengths[who] >= walk.least[who]
+        left = int(reached.sum())
+        if not left:
+            break
+        if left <= 0.8 * len(who):
+            who, asked = who[reached], asked.take(reached)
+            most = max(1, _SPAN // (stored.size * len(who)))
+        last = min(first + step, stored.blocks)
+        # What no query can reach at the end of the span need not be computed.
+        within = (stored.caps[first:last] >= (walk.least[who] / lengths[who].clamp(min=1e-300)).min()).sum()
+        last = first + max(1, int(within))
+        walk.span(asked, who, first, last, left_out)
+        first, step = last, min(step * _GROWTH, most)
+    return best
+
+
+@dataclass
+class _Walk:
+    stored: Stored
+    way: Way
+    queries: Tensor
+    best: Best
+    least: Tensor
+
+    def span(self, asked: Asked, who: Tensor, first: int, last: int, left_out: LeftOut | None) -> None:
+        """Looks at the blocks `first` to `last - 1` for the queries `who`."""
+        stored = self.stored
+        estimates = asked.estimates(first, last)
+        hidden = HIDDEN[estimates.dtype]
+        if last == stored.blocks:
+            estimates[stored.count - first * stored.size :] = hidden
+        if left_out is not None:
+            self._hide(estimates, who, first, last, left_out)
+        if first == 0:
+            self._start(asked, who, estimates)
+        in_groups = estimates.view(last - first, stored.group, -1, len(who))
+        limits = asked.limits(first, last, self.least[who])
+        block, group, query = (in_groups.amax(1) >= limits[:, None]).nonzero().unbind(1)
+        members = in_groups[block, :, group, query]
+        found, member = (members >= limits[block, query][:, None]).nonzero().unbind(1)
+        block, group, query = block[found], group[found], query[found]
+        estimate = members[found, member]
+        place = (first + block) * stored.size + member * in_groups.shape[2] + group
+        while len(place):
+            now = slice(0, max(_AT_ONCE, len(who) * self.best.rows.shape[1]))
+            self._take(asked, who, place[now], query[now], estimate[now])
+            rest = slice(now.stop, None)
+            block, query, place, estimate = block[rest], query[rest], place[rest], estimate[rest]
+            if len(place):
+                limits = asked.limits(first, last, self.least[who])
+                still = estimate >= limits[block, query]
+                block, query, place, estimate = block[still], query[still], place[still], estimate[still]
+
+    def _hide(self, estimates: Tensor, who: Tensor, first: int, last: int, left_out: LeftOut) -> None:
+        start = first * self.stored.size
+        here = left_out.between(start, last * self.stored.size)
+        column = torch.full((len(self.queries),), -1)
+        column[who] = torch.arange(len(who))
+        columns = column[here.asked]
+        asked = columns >= 0
+        estimates[here.places[asked] - start, columns[asked]] = HIDDEN[estimates.dtype]
+
+    def _start(self, asked: Asked, who: Tensor, estimates: Tensor) -> None:
+        """A first bound: what the k rows of the first span with the highest estimates reach."""
+        k = self.best.rows.shape[1]
+        if k > len(estimates):
+            return
+        top = estimates.T.contiguous().topk(k, dim=1)
+        scores = self._scores(
+            asked,
+            who,
+            # Places beyond the last row are hidden, and only come where rows lack.
+            top.indices.flatten().clamp(max=self.stored.count - 1),
+            torch.arange(len(who)).repeat_interleave(k),
+            top.values.flatten(),
+        )
+        known = (top.values > HIDDEN[estimates.dtype]).all(1)
+        least = scores.view(len(who), k).amin(1).double()
+        self.least[who] = torch.where(known, least, self.least[who])
+
+    def _take(self, asked: Asked, who: Tensor, places: Tensor, query: Tensor, estimates: Tensor) -> None:
+        scores = self._scores(asked, who, places, query, estimates)
+        self.best.add(who[query], scores, self.stored.order[places])
+        self.least = torch.maximum(self.least, self.best.least)
+
+    def _scores(self, asked: Asked, who: Tensor, places: Tensor, query: Tensor, estimates: Tensor) -> Tensor:
+        if self.way.exact:
+            return self.stored.scores(self.queries, who[query], self.stored.order[places])
+        return asked.scores(places // self.stored.size, query, estimates)
