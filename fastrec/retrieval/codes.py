@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..quiet import reason_of
-from .stored import EPS, Stored
+from .stored import EPS, LOST, Stored
 
 __all__ = ["Codes", "integer_products"]
 
@@ -95,8 +95,9 @@ class _AskedCodes:
         limits = least
         if self.way.exact:
             caps, left = self.way.stored.caps[first:last, None], self.way.left[first:last, None]
-            # The last term is for what rounding to float32 may add to a score.
-            limits = least - (caps + left) * self.left - left * self.lengths - EPS * caps * self.lengths
+            # The last two are for what rounding to float32 may add to a score.
+            limits = least - (caps + left) * self.left - left * self.lengths
+            limits = limits - EPS * caps * self.lengths - LOST
         units = self.way.scales[first:last, None] * self.scales
         whole = (limits / units.clamp(min=_TINY)).floor() - 1
         return whole.clamp(-(2.0**31) + 1, 2.0**31 - 1).int()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .best import Best
-from .stored import EPS, Stored
+from .stored import EPS, LOST, Stored
 from .ways import HIDDEN, Asked, Way
 
 __all__ = ["LeftOut", "scan"]
@@ -46,7 +46,7 @@ def scan(stored: Stored, way: Way, queries: Tensor, k: int, left_out: LeftOut | 
     most = max(1, _SPAN // (stored.size * len(queries)))
     first, step = 0, min(stored.blocks, -(-2 * k // stored.size))
     while first < stored.blocks:
-        reached = stored.caps[first] * lengths[who] >= walk.least[who]
+        reached = stored.caps[first] * lengths[who] + LOST >= walk.least[who]
         left = int(reached.sum())
         if not left:
             break
@@ -55,8 +55,8 @@ def scan(stored: Stored, way: Way, queries: Tensor, k: int, left_out: LeftOut | 
             most = max(1, _SPAN // (stored.size * len(who)))
         last = min(first + step, stored.blocks)
         # What no query can reach at the end of the span need not be computed.
-        within = (stored.caps[first:last] >= (walk.least[who] / lengths[who].clamp(min=1e-300)).min()).sum()
-        last = first + max(1, int(within))
+        within = (stored.caps[first:last, None] * lengths[who] + LOST >= walk.least[who]).any(1)
+        last = first + int(within.sum())
         walk.span(asked, who, first, last, left_out)
         first, step = last, min(step * _GROWTH, most)
     return best

@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["EPS", "Stored"]
+__all__ = ["EPS", "LOST", "Stored"]
 
 EPS = 2.0**-23
 """The distance from 1 to the next float32."""
+
+LOST = 2.0**-110
+"""More than a product in float32 loses to numbers too small for it, flushed to zero or not."""
 
 _BLOCK, _GROUP = 4096, 32
 _RESCORED = 1 << 22

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .stored import Stored
+from .stored import LOST, Stored
 
 __all__ = ["HIDDEN", "Asked", "Way", "float_limits"]
 
@@ -54,5 +54,5 @@ def float_limits(
     stored: Stored, first: int, last: int, least: Tensor, lengths: Tensor, slack: float
 ) -> Tensor:
     """Limits in float32 of estimates that are off by up to `slack` |x| |q|."""
-    limits = least - slack * stored.caps[first:last, None] * lengths
+    limits = least - slack * stored.caps[first:last, None] * lengths - LOST
     return limits.clamp(min=torch.finfo(torch.float32).min).float()
