@@ -31,6 +31,11 @@ class LeftOut:
     asked: Tensor
     places: Tensor
 
+    def of(self, start: int, stop: int) -> LeftOut:
+        """Those of the queries `start` to `stop - 1`, numbered anew."""
+        mine = (self.asked >= start) & (self.asked < stop)
+        return LeftOut(self.asked[mine] - start, self.places[mine])
+
     def between(self, low: int, high: int) -> LeftOut:
         """Those at the places `low` to `high - 1`."""
         start, stop = torch.searchsorted(self.places, torch.tensor([low, high])).tolist()
@@ -83,21 +88,22 @@ class _Walk:
             self._start(asked, who, estimates)
         in_groups = estimates.view(last - first, stored.group, -1, len(who))
         limits = asked.limits(first, last, self.least[who])
-        block, group, query = (in_groups.amax(1) >= limits[:, None]).nonzero().unbind(1)
+        block, group, query = (in_groups.amax(1) >= limits[:, None]).nonzero(as_tuple=True)
+        if not len(block):
+            return
         members = in_groups[block, :, group, query]
-        found, member = (members >= limits[block, query][:, None]).nonzero().unbind(1)
+        found, member = (members >= limits[block, query][:, None]).nonzero(as_tuple=True)
         block, group, query = block[found], group[found], query[found]
         estimate = members[found, member]
         place = (first + block) * stored.size + member * in_groups.shape[2] + group
-        while len(place):
-            now = slice(0, max(_AT_ONCE, len(who) * self.best.rows.shape[1]))
-            self._take(asked, who, place[now], query[now], estimate[now])
-            rest = slice(now.stop, None)
-            block, query, place, estimate = block[rest], query[rest], place[rest], estimate[rest]
-            if len(place):
-                limits = asked.limits(first, last, self.least[who])
-                still = estimate >= limits[block, query]
-                block, query, place, estimate = block[still], query[still], place[still], estimate[still]
+        at_once = max(_AT_ONCE, len(who) * self.best.rows.shape[1])
+        while len(place) > at_once:
+            self._take(asked, who, place[:at_once], query[:at_once], estimate[:at_once])
+            limits = asked.limits(first, last, self.least[who])
+            still = (estimate[at_once:] >= limits[block[at_once:], query[at_once:]]).nonzero()[:, 0] + at_once
+            block, query, place, estimate = block[still], query[still], place[still], estimate[still]
+        if len(place):
+            self._take(asked, who, place, query, estimate)
 
     def _hide(self, estimates: Tensor, who: Tensor, first: int, last: int, left_out: LeftOut) -> None:
         start = first * self.stored.size

@@ -12,15 +12,13 @@ from torch import Tensor
 
 from ..errors import InputError, MeasurementError
 from ..measure import interleaved
-from .best import Best
 from .codes import Codes, integer_products
 from .pq import Centroids
 from .products import Prefix, Products
 from .read import Seen, read_count, read_matrix, read_seen
 from .report import TopKReport, WayTimed
-from .scan import LeftOut, scan
+from .searches import AllScores, Reranked, Scanned, Search
 from .stored import Stored
-from .ways import Way
 
 __all__ = ["TopK"]
 
@@ -31,7 +29,8 @@ _HOPELESS = 3.0
 _LEAST_ROUNDS, _MOST_ROUNDS = 5, 100
 _ENERGY = 0.9
 
-Wayname = Literal["products", "prefix", "int8 bounds"]
+Wayname = Literal["all scores", "products", "prefix", "int8 bounds"]
+_WAYS = ("all scores", "products", "prefix", "int8 bounds")
 
 
 class TopK:
@@ -40,10 +39,11 @@ class TopK:
         index(Q, k)  =  k highest of  Q X^T  (Q, M), row by row          X (M, d), Q (n, d), float32
 
     A score is added up in float64 and rounded to float32 once; equal ones come in the order of their rows. It depends on
-    its own query alone. Three exact ways are measured on `queries` (items are drawn for want of them), at each number of
-    queries in `batches`, and the fastest serves calls of about that many; `way` asks for one instead. All walk the rows by falling
-    length, and end where |x| |q| cannot reach the k-th score:
+    its own query alone. Four exact ways are measured on `queries` (items are drawn for want of them), at each number of
+    queries in `batches`, and the fastest serves calls of about that many; `way` asks for one instead. All but the first walk the
+    rows by falling length, and end where |x| |q| cannot reach the k-th score:
 
+    - "all scores": one product, and two passes over the scores;
     - "products": products in float32 and, of rows near the k-th score, again in float64;
     - "prefix": products of the first singular directions; of the rest the Cauchy-Schwarz bound;
     - "int8 bounds": products of 8-bit integers, with a bound on what the rounding hides.
@@ -82,8 +82,8 @@ class TopK:
         matrix = read_matrix(items, "items")
         if 0 in matrix.shape:
             raise InputError(f"items: got shape {tuple(matrix.shape)}, expected at least one row and column")
-        if way not in (None, "products", "prefix", "int8 bounds"):
-            raise InputError(f"way: got {way!r:.80}, expected 'products', 'prefix' or 'int8 bounds'")
+        if way is not None and way not in _WAYS:
+            raise InputError(f"way: got {way!r:.80}, expected one of {', '.join(_WAYS)}")
         if prefilter not in (None, "int8", "pq") or (prefilter is not None and way is not None):
             raise InputError(f"prefilter: got {prefilter!r:.80}, expected 'int8' or 'pq', and no `way` then")
         if candidates is not None:
@@ -96,9 +96,10 @@ class TopK:
             raise InputError("batches: got none, expected numbers of queries")
         self._seconds = seconds
         self._stored = Stored(matrix)
-        self._serving: dict[int, Way] = {}
+        self._serving: dict[int, Search] = {}
         self.report = self.tune(queries, min(k, len(matrix)))
 
+    @torch.no_grad()
     def tune(self, queries: Tensor | None = None, k: int = 10) -> TopKReport:
         """Measures the ways on these queries (n, d) and keeps the fastest; gives, and keeps, the report.
 
@@ -116,7 +117,7 @@ class TopK:
         ways = self._ways(absent)
         self._compare(ways, sample[:16], k)
         timed: list[WayTimed] = []
-        serving: dict[int, Way] = {}
+        serving: dict[int, Search] = {}
         tried = dict(ways)
         for batch in self._batches:
             found = self._timed(tried, sample, batch, k, generator)
@@ -145,6 +146,7 @@ class TopK:
         )
         return self.report
 
+    @torch.no_grad()
     def __call__(self, queries: Tensor, k: int, seen: Seen | None = None) -> tuple[Tensor, Tensor]:
         """The k best items for each query (n, d): their scores (n, k), highest first, and their rows (n, k).
 
@@ -164,7 +166,9 @@ class TopK:
         for start in range(0, len(matrix), most):
             part = matrix[start : start + most]
             way = self._serving[min(self._batches, key=lambda b: abs(math.log(b / len(part))))]
-            found.append(self._search(way, part, k, _part_of(left_out, start, start + len(part))))
+            found.append(
+                way.find(part, k, None if left_out is None else left_out.of(start, start + len(part)))
+            )
         return torch.cat([best.scores for best in found]), torch.cat([best.rows for best in found])
 
     @property
@@ -187,36 +191,27 @@ class TopK:
             )
         return matrix
 
-    @torch.no_grad()
-    def _search(self, way: Way, queries: Tensor, k: int, left_out: LeftOut | None) -> Best:
-        if way.exact:
-            return scan(self._stored, way, queries, k, left_out)
-        wanted = min(self._stored.count, max(k, self._candidates or 10 * k))
-        rows = scan(self._stored, way, queries, wanted, left_out).rows
-        asked, column = (rows >= 0).nonzero().unbind(1)
-        best = Best(len(queries), k)
-        rows = rows[asked, column]
-        best.add(asked, self._stored.scores(queries, asked, rows), rows)
-        return best
-
-    def _ways(self, absent: dict[str, str]) -> dict[str, Way]:
+    def _ways(self, absent: dict[str, str]) -> dict[str, Search]:
         """The ways that this index may use; why not, of the others."""
         stored = self._stored
         integers = integer_products(stored.width)
         if self._prefilter == "pq":
-            return {"pq": Centroids(stored)}
+            return {"pq": Reranked(stored, Centroids(stored), self._candidates)}
         if integers is not None and (self._prefilter == "int8" or self._asked == "int8 bounds"):
             raise InputError(
                 f"8-bit products cannot be had here: {integers}. Leave out the way or prefilter."
             )
         if self._prefilter == "int8":
-            return {"int8": Codes(stored, bounded=False)}
-        makers: dict[str, Callable[[], Way]] = {"products": lambda: Products(stored)}
+            return {"int8": Reranked(stored, Codes(stored, bounded=False), self._candidates)}
+        makers: dict[str, Callable[[], Search]] = {
+            "all scores": lambda: AllScores(stored),
+            "products": lambda: Scanned(stored, Products(stored)),
+        }
         kept = _prefix(stored)
         if kept is not None:
-            makers["prefix"] = lambda: Prefix(stored, kept)
+            makers["prefix"] = lambda: Scanned(stored, Prefix(stored, kept))
         if integers is None:
-            makers["int8 bounds"] = lambda: Codes(stored)
+            makers["int8 bounds"] = lambda: Scanned(stored, Codes(stored))
         for name, reason in (
             ("prefix", "the rows are too narrow" if kept is None else None),
             ("int8 bounds", integers),
@@ -227,9 +222,13 @@ class TopK:
                 absent[name] = reason
         return {name: make() for name, make in makers.items() if self._asked in (None, name)}
 
-    def _compare(self, ways: dict[str, Way], sample: Tensor, k: int) -> None:
+    def _compare(self, ways: dict[str, Search], sample: Tensor, k: int) -> None:
         """Raises `MeasurementError` unless all exact ways find the same."""
-        exact = {name: self._search(way, sample, k, None).rows for name, way in ways.items() if way.exact}
+        exact = (
+            {name: way.find(sample, k, None).rows for name, way in ways.items()}
+            if not self._prefilter
+            else {}
+        )
         first = next(iter(exact.values()), None)
         for name, rows in exact.items():
             if first is not None and not torch.equal(rows, first):
@@ -238,14 +237,14 @@ class TopK:
                 )
 
     def _timed(
-        self, ways: dict[str, Way], sample: Tensor, batch: int, k: int, generator: torch.Generator
+        self, ways: dict[str, Search], sample: Tensor, batch: int, k: int, generator: torch.Generator
     ) -> dict[str, tuple[float, int]]:
         """The median of a call of `batch` queries, in seconds, and the number of rounds."""
 
         def draw(_: int) -> Tensor:
             return sample[torch.randint(len(sample), (batch,), generator=generator)]
 
-        calls = {name: partial(self._search, way, k=k, left_out=None) for name, way in ways.items()}
+        calls = {name: partial(way.find, k=k, left_out=None) for name, way in ways.items()}
         samples = interleaved(
             calls,
             draw,
@@ -257,16 +256,9 @@ class TopK:
         return {name: (float(torch.tensor(samples.seconds[name]).median()), samples.rounds) for name in ways}
 
     def _recall(self, sample: Tensor, k: int) -> float:
-        exact = scan(self._stored, Products(self._stored), sample, k, None).rows
-        found = self._search(self._serving[self._batches[-1]], sample, k, None).rows
+        exact = AllScores(self._stored).find(sample, k, None).rows
+        found = self._serving[self._batches[-1]].find(sample, k, None).rows
         return float((exact[:, :, None] == found[:, None, :]).any(2).float().mean())
-
-
-def _part_of(left_out: LeftOut | None, start: int, stop: int) -> LeftOut | None:
-    if left_out is None:
-        return None
-    mine = (left_out.asked >= start) & (left_out.asked < stop)
-    return LeftOut(left_out.asked[mine] - start, left_out.places[mine])
 
 
 def _prefix(stored: Stored) -> int | None:

@@ -20,8 +20,8 @@ from ..errors import IdOutOfRangeError, InputError, MeasurementError
 from ..guards import Guard
 from ..inputs import Feature, describe
 from ..program import Program
+from ..retrieval.best_rows import best_rows
 from ..rows import take_rows
-from .best import best_rows
 from .catalogue import Catalogue
 from .sides import Sides, split_sides
 

@@ -17,10 +17,11 @@ from fastrec.retrieval.pq import Centroids
 from fastrec.retrieval.products import Prefix, Products
 from fastrec.retrieval.read import read_seen
 from fastrec.retrieval.scan import scan
+from fastrec.retrieval.searches import AllScores, Scanned, Search
 from fastrec.retrieval.stored import Stored
 from fastrec.retrieval.ways import Way
 
-EXACT = ("products", "prefix", "int8 bounds")
+EXACT = ("all scores", "products", "prefix", "int8 bounds")
 
 
 def brute(items: Tensor, queries: Tensor, k: int, seen: Any = None) -> tuple[Tensor, Tensor]:
@@ -61,6 +62,10 @@ def ways(stored: Stored) -> list[Way]:
     return [*made, Prefix(stored, stored.width // 2)] if stored.width > 1 else made
 
 
+def searches(stored: Stored) -> list[Search]:
+    return [AllScores(stored), *(Scanned(stored, way) for way in ways(stored))]
+
+
 KINDS = ("random", "clustered", "tied", "constant", "whole", "skewed", "spikes", "zero", "tiny")
 
 
@@ -81,8 +86,8 @@ def test_each_exact_way_is_brute_force(data: st.DataObject) -> None:
     expected = brute(items, queries, k, seen)
     stored = Stored(items)
     left_out = None if seen is None else read_seen(seen, stored, number)
-    for way in ways(stored):
-        found = scan(stored, way, queries, k, left_out)
+    for way in searches(stored):
+        found = way.find(queries, k, left_out)
         assert torch.equal(found.rows, expected[1]), way.name
         assert torch.equal(found.scores, expected[0]), way.name
 
@@ -92,8 +97,8 @@ def test_of_each_kind_of_matrix_at_many_blocks(kind: str) -> None:
     generator = torch.Generator().manual_seed(3)
     items, queries = matrix(kind, 20_000, 24, generator), torch.randn(5, 24, generator=generator)
     expected, stored = brute(items, queries, 10), Stored(items)
-    for way in ways(stored):
-        found = scan(stored, way, queries, 10, None)
+    for way in searches(stored):
+        found = way.find(queries, 10, None)
         assert torch.equal(found.rows, expected[1]), way.name
         assert torch.equal(found.scores, expected[0]), way.name
 
@@ -153,7 +158,9 @@ def test_the_index_serves_what_it_measured() -> None:
     items, queries = films()
     index = TopK(items, queries=queries, batches=(1, 8), seconds=0.01)
     assert index.report.exact and index.report.recall == 1.0 and not index.report.drawn
-    assert {timed.way for timed in index.report.timed} >= set(EXACT if integer_products(32) is None else EXACT[:2]) - set(index.report.absent)
+    assert {timed.way for timed in index.report.timed} >= set(
+        EXACT if integer_products(32) is None else EXACT[:3]
+    ) - set(index.report.absent)
     for batch in (1, 8):
         there = [timed for timed in index.report.timed if timed.batch == batch]
         (serving,) = [timed for timed in there if timed.serves]

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastrec.serving.best import best_rows
+from fastrec.retrieval.best_rows import best_rows
 
 
 @settings(max_examples=200, deadline=None)
