@@ -190,29 +190,46 @@ class Scorer:
         flat = self._catalogue.read_request(request)
         return self._layout.result(self._answer(flat, self._read_rows(rows)))
 
-    def topk(self, request: Any, k: int, output: int | str | None = None) -> tuple[Tensor, Tensor]:
+    def topk(
+        self,
+        request: Any,
+        k: int,
+        output: int | str | None = None,
+        *,
+        seen: Tensor | Sequence[int] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """The k best candidates of all: their scores (k,), best first, and their rows (k,).
 
         Exact: the rows are those that scoring the whole catalogue by the model itself would find best, equal scores by
-        row. `output` names the output that holds one score per candidate where there are several such.
+        row. `output` names the output that holds one score per candidate where there are several such. `seen` are rows
+        (s,) not to be given; where fewer than k are left, the last ones have row -1 and score -inf (of whole numbers,
+        the least there is).
 
         Raises `InputError` for a request that does not fit, a k that is not from 1 to M, or an output that is not a
-        score. Cost: what needs both sides, for M candidates, and two passes over the scores.
+        score, and `IdOutOfRangeError` for seen rows that the catalogue does not have. Cost: what needs both sides, for M candidates, and two passes over the scores.
         """
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= self.candidates:
             raise InputError(f"k is a number from 1 to the {self.candidates:,} candidates, got {k!r:.80}")
         place = self._place(output)
         flat = self._catalogue.read_request(request)
-        scores = self._scores(flat, place)
+        scores, left = self._scores(flat, place), None
+        wanted = k
+        if seen is not None:
+            unseen = torch.ones(self.candidates, dtype=torch.bool)
+            unseen[self._read_rows(seen, "seen")] = False
+            left = unseen.nonzero()[:, 0]
+            scores, k = scores[left], min(k, len(left))
+            if not k:
+                return _filled(scores, left, wanted)
         within = 2 * self._rounding[place] if self._layout.independent else 0.0
         rows = best_rows(scores, k, within=within)
-        best = scores[rows]
+        best, rows = scores[rows], rows if left is None else left[rows]
         if within and len(rows) > 1 and len(rows) <= _RESCORED and bool((best.diff() > -within).any()):
             # Nearer than rounding: the model itself decides which comes first.
             rows = rows.sort().values
             order = self._rescored(flat, rows, place).sort(descending=True, stable=True)
             best, rows = order.values, rows[order.indices]
-        return best[:k], rows[:k]
+        return _filled(best[:k], rows[:k], wanted)
 
     def agrees(self) -> bool:
         """Whether the answers are the model's, up to rounding, for the example's request and some candidates."""
@@ -305,25 +322,37 @@ class Scorer:
         )
         raise InputError(f"{what}: output={able or 'none'} holds one number per candidate.")
 
-    def _read_rows(self, rows: Tensor | Sequence[int]) -> Tensor:
+    def _read_rows(self, rows: Tensor | Sequence[int], name: str = "rows") -> Tensor:
         found = torch.as_tensor(rows)
         if found.shape == (0,):
             found = found.long()
         if found.dim() != 1 or found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
             raise InputError(
-                f"rows is a vector of row numbers, got {found.dtype} of shape {tuple(found.shape)}",
-                feature="rows",
+                f"{name} is a vector of row numbers, got {found.dtype} of shape {tuple(found.shape)}",
+                feature=name,
             )
         found = found.long()
         bad = (found < 0) | (found >= self.candidates)
         if bool(bad.any()):
             place = int(bad.nonzero()[0])
             raise IdOutOfRangeError(
-                f"rows, position {place}: got {int(found[place])}, expected 0 <= row < {self.candidates:,}.",
-                feature="rows",
+                f"{name}, position {place}: got {int(found[place])}, expected 0 <= row < {self.candidates:,}.",
+                feature=name,
                 row=place,
             )
         return found
+
+
+def _filled(scores: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The scores and rows, filled up to k with none."""
+    lacking = k - len(rows)
+    if not lacking:
+        return scores, rows
+    floating = scores.is_floating_point()
+    none = -math.inf if floating else torch.iinfo(scores.dtype).min
+    return torch.cat([scores, scores.new_full((lacking,), none)]), torch.cat(
+        [rows, rows.new_full((lacking,), -1)]
+    )
 
 
 def _short(name: str) -> str:

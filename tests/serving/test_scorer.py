@@ -436,3 +436,19 @@ def test_cosine_similarity_over_towers_keeps_vectors_alone() -> None:
     case = known(Cosine().eval(), (torch.randn(1, 3).repeat(20, 1), torch.randn(20, 4)), ["user"])
     check(case, torch.arange(20))
     assert case.scorer.resident_bytes == 20 * (5 + 4) * 4
+
+
+def test_seen_rows_are_left_out_of_the_best() -> None:
+    case = dot()
+    request = {"user": torch.tensor([1])}
+    size = case.scorer.candidates
+    scores, rows = case.scorer.topk(request, size, "logit")
+    for seen in (rows[::2], rows[::2].tolist()):
+        found = case.scorer.topk(request, len(rows[1::2]), "logit", seen=seen)
+        assert torch.equal(found[1], rows[1::2]) and torch.allclose(found[0], scores[1::2])
+    assert torch.equal(case.scorer.topk(request, 3, "logit", seen=[])[1], rows[:3])
+    found = case.scorer.topk(request, 3, "logit", seen=rows[1:])
+    assert found[1].tolist() == [int(rows[0]), -1, -1] and found[0].isneginf().tolist() == [False, True, True]
+    assert case.scorer.topk(request, 2, "logit", seen=rows)[1].tolist() == [-1, -1]
+    with pytest.raises(IdOutOfRangeError, match=f"seen, position 1: got {size}"):
+        case.scorer.topk(request, 2, "logit", seen=[0, size])
