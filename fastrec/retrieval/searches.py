@@ -16,6 +16,7 @@ from .ways import Way
 __all__ = ["AllScores", "Reranked", "Scanned", "Search"]
 
 _AT_ONCE = 1 << 22
+_MORE = 8
 
 
 class Search(Protocol):
@@ -38,7 +39,7 @@ class AllScores:
         self.stored = stored
 
     def find(self, queries: Tensor, k: int, left_out: LeftOut | None) -> Best:
-        """See `Search`. Cost: one product, two passes over the scores."""
+        """See `Search`. Cost: one product, and one or two passes over the scores."""
         stored, best = self.stored, Best(len(queries), k)
         # Both the k-th score and the one compared with it may be off.
         within = 2 * (2 * (stored.width + 8) * EPS * queries.double().norm(dim=1) * stored.caps[0] + LOST)
@@ -49,13 +50,22 @@ class AllScores:
             if left_out is not None:
                 part = left_out.of(start, start + len(some))
                 scores[part.asked, stored.order[part.places]] = -torch.inf
-            for number, one in enumerate(scores, start):
-                rows = best_rows(one, k, within=float(within[number]))
-                if left_out is not None:
-                    rows = rows[one[rows] > -torch.inf]
-                asked = torch.full((len(rows),), number)
-                best.add(asked, stored.scores(queries, asked, rows), rows)
+            few = scores.topk(min(stored.count, k + k // 2 + _MORE), dim=1)
+            far = few.values[:, -1] < few.values[:, k - 1] - within[start : start + step]
+            ending = far | (few.values.shape[1] == stored.count)
+            known = ending[:, None] & (few.values > -torch.inf)
+            asked, column = known.nonzero(as_tuple=True)
+            self._add(best, queries, asked + start, few.indices[asked, column])
+            for number in (~ending).nonzero()[:, 0].tolist():
+                # Many are as good as the k-th.
+                one = scores[number]
+                rows = best_rows(one, k, within=float(within[start + number]))
+                rows = rows[one[rows] > -torch.inf]
+                self._add(best, queries, torch.full((len(rows),), start + number), rows)
         return best
+
+    def _add(self, best: Best, queries: Tensor, asked: Tensor, rows: Tensor) -> None:
+        best.add(asked, self.stored.scores(queries, asked, rows), rows)
 
 
 class Scanned:
