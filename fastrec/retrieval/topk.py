@@ -28,6 +28,8 @@ _HOPELESS = 3.0
 
 _LEAST_ROUNDS, _MOST_ROUNDS = 5, 100
 _ENERGY = 0.9
+_LONGEST = 2.0**126
+"""Products, and lengths, up to here are numbers in float32, and so are their sums."""
 
 Wayname = Literal["all scores", "products", "prefix", "int8 bounds"]
 _WAYS = ("all scores", "products", "prefix", "int8 bounds")
@@ -96,8 +98,11 @@ class TopK:
             raise InputError("batches: got none, expected numbers of queries")
         self._seconds = seconds
         self._stored = Stored(matrix)
+        if float(self._stored.caps[0]) > _LONGEST:
+            row = int(self._stored.order[0])
+            raise InputError(f"items, row {row}: its length would overflow float32", feature="items", row=row)
         self._serving: dict[int, Search] = {}
-        self.report = self.tune(queries, min(k, len(matrix)))
+        self.report = self.tune(queries, min(read_count(k, "k"), len(matrix)))
 
     @torch.no_grad()
     def tune(self, queries: Tensor | None = None, k: int = 10) -> TopKReport:
@@ -113,6 +118,9 @@ class TopK:
         if not len(source):
             raise InputError("queries: got none, expected at least one to measure with")
         sample = source[torch.randperm(len(source), generator=generator)[:_SAMPLE]]
+        if queries is None:
+            # A query's length changes no order; theirs might overflow.
+            sample = sample / float(stored.caps[0].clamp(min=1e-30))
         absent: dict[str, str] = {}
         ways = self._ways(absent)
         self._compare(ways, sample[:16], k)
@@ -184,7 +192,7 @@ class TopK:
         matrix = read_matrix(queries, "queries", self._stored.width)
         most = float(self._stored.caps[0])
         lengths = matrix.double().norm(dim=1)
-        if bool((lengths * most > torch.finfo(torch.float32).max / 4).any()):
+        if bool((lengths * most > _LONGEST).any()):
             row = int(lengths.argmax())
             raise InputError(
                 f"queries, row {row}: its scores would overflow float32", feature="queries", row=row

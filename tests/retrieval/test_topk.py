@@ -235,6 +235,8 @@ def test_what_does_not_fit_is_said() -> None:
         (lambda: TopK(items[:0]), "at least one"),
         (lambda: TopK(items.numpy()), "ndarray"),  # type: ignore[arg-type]  # the point of it
         (lambda: TopK(torch.cat([items, items[:1] * torch.inf])), "items, row 7000"),
+        (lambda: TopK(items * 5e37), "row [0-9]+: its length"),
+        (lambda: TopK(items, k="2"), "k: got"),  # type: ignore[arg-type]  # the point of it
         (lambda: TopK(items, way="best"), "'best'"),  # type: ignore[arg-type]  # the point of it
         (lambda: TopK(items[:, :4], way="prefix"), "narrow"),
         (lambda: TopK(items, prefilter="float"), "'float'"),  # type: ignore[arg-type]  # the point of it
@@ -247,6 +249,12 @@ def test_what_does_not_fit_is_said() -> None:
     for row in (7000, -2):
         with pytest.raises(IdOutOfRangeError, match=f"query 1: got row {row}"):
             index(queries[:2], 1, [[0], [row]])
+
+
+def test_without_queries_even_long_items_can_be_measured() -> None:
+    items, queries = films()
+    found = TopK(items * 1e30, batches=(2,), seconds=0.01)(queries, 10)
+    assert torch.equal(found[1], brute(items * 1e30, queries, 10)[1])
 
 
 def test_a_query_is_answered_alike_in_any_company() -> None:
