@@ -45,8 +45,8 @@ class Row:
     way: str
     latency: Latency
     speedup: Ratio
-    recall: float
-    equal: int
+    recall: float | None
+    equal: int | None
     seconds_to_build: float
     chosen: str = ""
 
@@ -140,8 +140,8 @@ def measure(run: Run, users: Tensor, items: Tensor, asked: argparse.Namespace) -
                     name,
                     samples.latency(name),
                     samples.ratio(name, OURS),
-                    float("nan") if rows is None else recall(exact, rows),
-                    -1 if rows is None else int((rows.sort(1).values == exact.sort(1).values).all(1).sum()),
+                    None if rows is None else recall(exact, rows),
+                    None if rows is None else int((rows.sort(1).values == exact.sort(1).values).all(1).sum()),
                     seconds,
                     timed[0] if timed and name == OURS else "",
                 )
@@ -235,7 +235,7 @@ def recall(exact: Tensor, found: Tensor) -> float:
 
 
 def line(row: Row) -> str:
-    found = "" if row.equal < 0 else f"{row.recall:.4f}"
+    found = "" if row.recall is None else f"{row.recall:.4f}"
     cells = [
         f"{row.items:,}",
         f"{row.queries:,}",
