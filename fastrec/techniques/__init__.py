@@ -11,15 +11,17 @@ from .fusion import Fuse
 from .history import TruncateHistory
 from .projection import ProjectPCA
 from .quantization import CastLinears, QuantizeLinears, QuantizeTables
-from .sharing import RelateTables, ShareEmbeddings
+from .sharing import ComposeTables, ProductQuantizeTables, RelateTables, ShareEmbeddings
 
 __all__ = [
     "TECHNIQUES",
     "Applied",
     "CastLinears",
     "Change",
+    "ComposeTables",
     "FitTables",
     "Fuse",
+    "ProductQuantizeTables",
     "ProjectPCA",
     "QuantizeLinears",
     "QuantizeTables",
@@ -40,6 +42,8 @@ TECHNIQUES: Mapping[str, type[Technique]] = MappingProxyType(
             Fuse,
             ShareEmbeddings,
             FitTables,
+            ProductQuantizeTables,
+            ComposeTables,
             QuantizeTables,
             QuantizeLinears,
             CastLinears,

@@ -93,6 +93,8 @@ class OnTables(Technique):
             return table.reason
         if table.name in gm.meta.get("hot", ()):
             return "it holds the exact rows of another table"
+        if table.name in gm.meta.get("codebooks", ()):
+            return "its rows are what codes of other tables stand for"
         if tensor.dtype is not torch.float32:
             return f"it holds {str(tensor.dtype).removeprefix('torch.')}"
         if tensor.nbytes < self.least_bytes:
