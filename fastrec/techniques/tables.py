@@ -89,12 +89,12 @@ class OnTables(Technique):
     def _unfit(self, gm: fx.GraphModule, table: Table) -> str:
         """Why the table stays, or nothing."""
         tensor = table.tensor
+        if table.name in gm.meta.get("codebooks", ()):
+            return "its rows are what codes of other tables stand for"
         if table.reason:
             return table.reason
         if table.name in gm.meta.get("hot", ()):
             return "it holds the exact rows of another table"
-        if table.name in gm.meta.get("codebooks", ()):
-            return "its rows are what codes of other tables stand for"
         if tensor.dtype is not torch.float32:
             return f"it holds {str(tensor.dtype).removeprefix('torch.')}"
         if tensor.nbytes < self.least_bytes:

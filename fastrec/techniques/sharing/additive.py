@@ -13,11 +13,13 @@ are solved at once: A by B from the first, and B from r equations. Quotients and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from .code_lookups import Coded
-from .codebooks import centres, evened, means, nearest, sample
+from .codebooks import added_up, centres, evened, means, nearest, sample
 from .coded_tables import Plan
 
 __all__ = ["fit_codes", "fit_quotients"]
@@ -28,12 +30,15 @@ _ROWS = 1 << 15
 _RIDGE = 1e-9
 
 
-def fit_codes(plan: Plan, parts: int, count: int) -> Coded:
-    """The table as sums of so many rows, each of a codebook of `count`. Cost: 0.2 s for each part of 100,000 rows of 16."""
+def fit_codes(plan: Plan, tried: Sequence[tuple[int, int]]) -> Coded:
+    """The table as sums of m rows, each of a codebook of k, for the (m, k) of those to be tried that loses least."""
     table = plan.table.tensor
     x, mass = sample([table], [plan.coarse])
     size = evened(x, mass)
-    books = _codebooks(x / size, mass, parts, count)
+    x /= size
+    found = [_codebooks(x, mass, parts, count) for parts, count in tried]
+    _, books = min(found, key=lambda one: one[0])
+    count = books.shape[1]
     codes = torch.cat([_codes(table[part] / size, books) for part in _parts(table)])
     if plan.hot:
         codes[plan.hot.rows] = 0
@@ -41,8 +46,8 @@ def fit_codes(plan: Plan, parts: int, count: int) -> Coded:
     return Coded(book, (len(table), table.shape[1]), True, codes.to(torch.uint8), count)
 
 
-def _codebooks(x: Tensor, mass: Tensor, parts: int, count: int) -> Tensor:
-    """Codebooks (m, k, d) for rows x (n, d)."""
+def _codebooks(x: Tensor, mass: Tensor, parts: int, count: int) -> tuple[float, Tensor]:
+    """Codebooks (m, k, d) for rows x (n, d), and the squared error that they leave."""
     books = torch.zeros(parts, count, x.shape[1])
     codes = []
     left = x.clone()
@@ -57,7 +62,7 @@ def _codebooks(x: Tensor, mass: Tensor, parts: int, count: int) -> Tensor:
             books[k] = means(left, mass, codes[k], books[k])
             codes[k] = nearest(left, books[k])
             left -= books[k, codes[k]]
-    return books
+    return float((left.square().sum(1) * mass).sum()), books
 
 
 def _codes(x: Tensor, books: Tensor) -> Tensor:
@@ -89,8 +94,8 @@ def fit_quotients(table: Tensor, weights: Tensor, divisor: int) -> Coded:
     ids = torch.arange(size)
     for part in _parts(table):
         weighed = table[part].double() * weights[part, None]
-        by_quotient.index_add_(0, ids[part] // divisor, weighed)
-        by_remainder.index_add_(0, ids[part] % divisor, weighed)
+        by_quotient += added_up(weighed, ids[part] // divisor, quotients)
+        by_remainder += added_up(weighed, ids[part] % divisor, divisor)
     zeros = ids[(table == 0).all(1)]
     inverse = torch.where(mass.sum(1) > 0, 1 / mass.sum(1), 0.0)
     inverse[zeros // divisor] = 0

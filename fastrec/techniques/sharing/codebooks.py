@@ -23,10 +23,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["centres", "evened", "nearest", "sample", "weights_of"]
+__all__ = ["added_up", "centres", "evened", "means", "nearest", "sample", "weights_of"]
 
 _SAMPLE = 1 << 15
-_SWEEPS = 25
+_SWEEPS = 12
 _SETTLED = 1e-4
 # Distances worked out at once: they stay in the cache.
 _ENTRIES = 1 << 18
@@ -76,11 +76,14 @@ def centres(x: Tensor, weights: Tensor, count: int, seed: int) -> Tensor:
     rng = torch.Generator().manual_seed(seed)
     found = torch.zeros(count, x.shape[1])
     left = x.square().sum(1)
+    if not len(x):
+        return found[:1]
     for place in range(1, count):
-        chances = weights * left
-        if not float(chances.sum()) > 0:
+        ends = (weights * left).double().cumsum(0)
+        if not float(ends[-1]) > 0:
             return found[:place]  # every row is a centre
-        found[place] = x[int(torch.multinomial(chances, 1, generator=rng))]
+        drawn = torch.rand(1, generator=rng, dtype=torch.float64) * ends[-1]
+        found[place] = x[torch.searchsorted(ends, drawn, right=True).clamp_(max=len(x) - 1)]
         left = torch.minimum(left, (x - found[place]).square_().sum(1))
     before = torch.inf
     for _ in range(_SWEEPS):
@@ -97,13 +100,19 @@ def centres(x: Tensor, weights: Tensor, count: int, seed: int) -> Tensor:
 
 def means(x: Tensor, weights: Tensor, codes: Tensor, old: Tensor) -> Tensor:
     """What stands best for the rows of each code (k, d): their weighted mean; 0 for code 0, the old row for codes of none."""
-    sums = torch.zeros_like(old).index_add_(0, codes, x * weights[:, None])
-    mass = torch.zeros(len(old)).index_add_(0, codes, weights)
-    made = torch.where(
-        mass[:, None] > 0, sums / mass.clamp_min(torch.finfo(torch.float32).tiny)[:, None], old
-    )
+    sums = added_up(x * weights[:, None], codes, len(old))
+    mass = added_up(weights[:, None], codes, len(old))
+    made = torch.where(mass > 0, sums / mass.clamp_min(1e-300), old.double()).float()
     made[0] = 0
     return made
+
+
+def added_up(x: Tensor, codes: Tensor, count: int) -> Tensor:
+    """The sum (count, d) float64 of the rows of each code, in their order."""
+    # `index_add_` makes a call for each row.
+    return torch.stack(
+        [torch.bincount(codes, weights=column.double(), minlength=count) for column in x.unbind(1)], 1
+    )
 
 
 def _fill(found: Tensor, x: Tensor, codes: Tensor, off: Tensor) -> None:

@@ -20,8 +20,8 @@ from .coded_tables import OnCodes, Plan
 
 __all__ = ["ComposeTables"]
 
-# More small tables make a fit slow; fewer rows in each make them worthless.
-_MOST_PARTS = 16
+# How many codes a row may have; more make a fit slow, and fewer rows for each are worthless.
+_PARTS = (1, 2, 4, 8, 16)
 _LEAST_ROWS = 8
 
 
@@ -29,12 +29,13 @@ _LEAST_ROWS = 8
 class ComposeTables(OnCodes):
     """Hold embedding tables as sums of rows of small ones, in at most `ratio` of their bytes.
 
-        x_v  =  C_0[c_v0] + ... + C_m-1[c_v,m-1]        learned: m >= 2 codes of one byte for each row, k <= 256
+        x_v  =  C_0[c_v0] + ... + C_m-1[c_v,m-1]        learned: m codes of one byte for each row, k <= 256
         x_v  =  A[v // r] + B[v % r]                    otherwise: no codes at all, quotients and remainders of ids
 
         x (V, d) float32   ->   V m + 4 m k d bytes, or 4 d (ceil(V / r) + r)
 
-    Learned codes say which rows are added, and cost a byte each; arithmetic ones come from the id, so that what neither
+    Learned codes say which rows are added, and cost a byte each; how many codes, and so of how many rows each, is what
+    loses least of the same bytes. Arithmetic ones come from the id, so that what neither
     its quotient nor its remainder says of a row is lost. Both are fitted to the trained table by weighted least squares, where rows weigh what
     calibration looks them up, and half of it all alike (`codebooks`, `additive`); `distil` then fits the small tables to
     the program's answers on the calibration, for so many steps (`distillation`). Rows of zeros (padding) stay exactly zero. The `hot` share of rows that calibration looks up
@@ -120,8 +121,11 @@ class ComposeTables(OnCodes):
             if not divisor:
                 return f"{room} bytes are fewer than quotients and remainders of its {size} rows take"
             return fit_quotients(plan.table.tensor, plan.coarse, divisor)
-        parts = min(max(2, room // (size + 4 * 256 * width)), _MOST_PARTS)
-        count = min(256, (room // parts - size) // (4 * width))
-        if count < _LEAST_ROWS:
+        counts = {
+            parts: min(256, (room // parts - size) // (4 * width)) for parts in range(1, _PARTS[-1] + 1)
+        }
+        tried = [(parts, counts[parts]) for parts in _PARTS if _LEAST_ROWS <= counts[parts] < 256]
+        tried += [(parts, 256) for parts, count in counts.items() if count == 256][-1:]
+        if not tried:
             return f"{room} bytes leave no room for codes of its {size} rows: learned=False takes none"
-        return fit_codes(plan, parts, count)
+        return fit_codes(plan, tried)

@@ -116,12 +116,15 @@ class ProductQuantizeTables(OnCodes):
         """Puts the tables of a group into the graph, but those that would be worthless."""
         reasons = [error.refusal for error in group.errors]
         rows = sum(coded.shape[0] for coded, reason in zip(group.coded, reasons, strict=True) if not reason)
-        left = group.book.nbytes
+        book, past = group.book.nbytes, 0
         done: dict[str, Change | Skip] = {}
         for plan, coded, error, reason in zip(group.plans, group.coded, group.errors, reasons, strict=True):
             name, table = plan.table.name, plan.table.tensor
-            part = 0 if reason else left * len(table) // rows  # of what the codebook takes, by rows
-            nbytes = coded.nbytes + plan.hot_bytes + part
+            mine = 0 if reason else len(table)
+            nbytes = coded.nbytes + plan.hot_bytes
+            if mine:  # of what the codebook takes, by rows
+                nbytes += book * (past + mine) // rows - book * past // rows
+            past += mine
             form = f"{coded.parts} parts of {coded.codebook.shape[1]} columns"
             if len(group.plans) > 1:
                 form += f", a codebook for {len(group.plans)} tables"
