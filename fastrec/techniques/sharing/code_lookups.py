@@ -132,7 +132,8 @@ class Holder:
 
     def __init__(self, gm: fx.GraphModule) -> None:
         self._gm = gm
-        self._held: dict[object, fx.Node] = {}
+        # With the tensors: an address alone may come again.
+        self._held: dict[object, tuple[fx.Node, Tensor]] = {}
 
     def hold(self, table: Table, coded: Coded, hot: Hot | None) -> None:
         """Every lookup of the table as one by its codes; hot rows, whose codes are those of zeros, as exact ones."""
@@ -160,8 +161,8 @@ class Holder:
 
     def _once(self, key: object, name: str, tensor: Tensor) -> fx.Node:
         if key not in self._held:
-            self._held[key] = add_constant(self._gm, name, tensor)
-        return self._held[key]
+            self._held[key] = add_constant(self._gm, name, tensor), tensor
+        return self._held[key][0]
 
     def _places(self, coded: Coded, codes: fx.Node | None, offsets: fx.Node | None, ids: fx.Node) -> fx.Node:
         """The rows of the codebook that stand for these ids: ids of any shape S, result (*S, m)."""
