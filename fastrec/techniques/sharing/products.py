@@ -42,7 +42,7 @@ class ProductQuantizeTables(OnCodes):
     read by more than lookups (tied weights), smaller than `least_bytes`, not float32, not finite, that codes
     leave no smaller, or of which a column would be off by more than four fifths of its size.
 
-    Raises `InputError` for other settings, `TechniqueError` for a model that was not captured. Cost: two seconds for
+    Raises `InputError` for other settings, `TechniqueError` for a model that was not captured. Cost: a second for
     each part of a million rows. A lookup takes two to four times as long as one of float32 (`code_lookups`).
 
     Source: Jégou, Douze and Schmid, "Product Quantization for Nearest Neighbor Search", 2011.
