@@ -8,13 +8,11 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from fastrec import compress
 from fastrec.backends import Backend, Eager, OnnxRuntime, OpenVino
 from fastrec.backends.split import split_lookups, split_picks
 from fastrec.capture import capture
 from fastrec.cost import cost
 from fastrec.declared import read_request
-from fastrec.errors import IdOutOfRangeError
 from fastrec.graph import constant
 from fastrec.program import Program
 from fastrec.request import ask
@@ -156,16 +154,3 @@ def test_lookups_are_the_candidates_and_are_counted(technique: Technique, lookup
     torch.testing.assert_close(found, asked.model(ids[rows], *asked.batch[1:])[0])
     # Some rows of a codebook for each id, of codes the row itself, of hot ones two more.
     assert before.lookups == 30 and cost(asked, 10).lookups == 30 * lookups
-
-
-@pytest.mark.parametrize("technique", [FORMS[0][0], FORMS[3][0]], ids=str)
-def test_ids_that_no_table_has_are_refused(technique: Technique) -> None:
-    steps = torch.arange(ROWS - 3)
-    model = Rows(trained(8)[steps // 20] + trained(8, seed=1)[steps % 20]).eval()
-    fast = compress(
-        model, (torch.arange(32).view(16, 2),), recipe=[technique], backends=[Eager()], batch_sizes=(8,), seconds=5,
-        progress=False,
-    )  # fmt: skip
-    for bad in (-1, ROWS - 3):
-        with pytest.raises(IdOutOfRangeError):
-            fast(torch.tensor([[bad, 1]]))
