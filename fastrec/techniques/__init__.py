@@ -9,7 +9,7 @@ from .base import Applied, Change, Skip, Technique
 from .fitting import FitTables
 from .fusion import Fuse
 from .history import TruncateHistory
-from .projection import ProjectPCA
+from .projection import FactorTables, ProjectPCA
 from .quantization import CastLinears, QuantizeLinears, QuantizeTables
 from .sharing import ComposeTables, ProductQuantizeTables, RelateTables, ShareEmbeddings
 
@@ -19,6 +19,7 @@ __all__ = [
     "CastLinears",
     "Change",
     "ComposeTables",
+    "FactorTables",
     "FitTables",
     "Fuse",
     "ProductQuantizeTables",
@@ -42,6 +43,7 @@ TECHNIQUES: Mapping[str, type[Technique]] = MappingProxyType(
             Fuse,
             ShareEmbeddings,
             FitTables,
+            FactorTables,
             ProductQuantizeTables,
             ComposeTables,
             QuantizeTables,

@@ -23,6 +23,8 @@ __all__ = ["FitTables"]
 _RULE = "fit tables"
 _MORE = (1.25, 1.6, 2.0, 3.0)
 _BATCHES = 16
+# An answer that moves by less of its spread has not moved: finer forms are not tried.
+_NOTHING = 1e-4
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,8 @@ def _options(program: Program, table: Table) -> list[_Option]:
         size = table.tensor.nbytes + table_bytes(made.model) - before
         off = max(map(moved, answers(made.model, batches), right), default=0.0)
         options.append(_Option(way, Cost(size, off * off)))
+        if off < _NOTHING:
+            break
     return options
 
 

@@ -1,4 +1,4 @@
-"""The forms worth measuring for a table, from as many bytes as it has to a few."""
+"""The forms worth measuring for a table, the coarsest first."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from dataclasses import replace
 from torch import fx
 
 from ...program import Program
+from ..projection import FactorTables
 from ..quantization import QuantizeTables
 from ..reads import find_tables
+from ..sharing import ComposeTables, ProductQuantizeTables, ShareEmbeddings
 from ..tables import OnTables
 
 __all__ = ["WAYS", "Way", "in_form"]
@@ -16,13 +18,27 @@ __all__ = ["WAYS", "Way", "in_form"]
 Way = tuple[OnTables, ...]
 """Techniques applied one after the other: each to what the one before made of the table."""
 
-_HOT = (0.02, 0.05, 0.1, 0.2)
+_HOT = 0.05
 
 WAYS: tuple[Way, ...] = tuple(
     tuple(replace(technique, least_bytes=0) for technique in way)
     for way in (
-        *((QuantizeTables(bits),) for bits in (16, 8, 4)),
-        *((QuantizeTables(bits, hot=hot),) for bits in (8, 4) for hot in _HOT),
+        *((ShareEmbeddings(keep=keep), QuantizeTables(8)) for keep in (0.03, 0.06)),
+        (ComposeTables(1 / 16),),
+        *((ShareEmbeddings(keep=keep), QuantizeTables(8)) for keep in (0.125, 0.25)),
+        (ComposeTables(1 / 8),),
+        (ProductQuantizeTables(4),),
+        (FactorTables(0.5), QuantizeTables(4)),
+        (ProductQuantizeTables(2),),
+        (QuantizeTables(4),),
+        (FactorTables(0.5), QuantizeTables(8)),
+        (ShareEmbeddings(keep=0.5), QuantizeTables(8)),
+        (QuantizeTables(4, hot=_HOT),),
+        (QuantizeTables(8),),
+        (FactorTables(0.5),),
+        (QuantizeTables(8, hot=_HOT),),
+        (ShareEmbeddings(),),
+        (QuantizeTables(16),),
     )
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .factored import FactorTables
 from .pca import ProjectPCA
 
-__all__ = ["ProjectPCA"]
+__all__ = ["FactorTables", "ProjectPCA"]

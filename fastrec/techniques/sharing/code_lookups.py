@@ -30,7 +30,8 @@ from torch import Tensor, fx
 
 from ...graph import add_constant, emit, value
 from ..fusion.moves import allow_strides
-from ..quantization.hot_rows import Hot, hold_exact, look_up
+from ..indirect import look_up
+from ..quantization.hot_rows import Hot, hold_exact
 from ..reads import Table, read_otherwise
 
 __all__ = ["Coded", "Error", "Holder", "error_of", "unfit", "whole"]
