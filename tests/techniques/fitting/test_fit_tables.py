@@ -49,17 +49,17 @@ def test_what_matters_least_becomes_coarsest() -> None:
     full = table_bytes(program.model)
     assert full == 2 * ROWS * WIDTH * 4
     ids = torch.randint(ROWS, (64, 2))
-    right = program.model(ids)[0]
-    off = []
-    for share in (0.9, 0.7, 0.5, 0.3):
+    right = program.model(ids)[0].detach()
+    off, sites = [], []
+    for share in (0.9, 0.7, 0.4, 0.2):
         graph, technique = fitted(program, int(share * full))
         assert table_bytes(graph) <= share * full
-        changes = {change.site: change for change in technique.apply(program).changes}
-        assert "model.quiet.weight" in changes
-        off.append(float((graph(ids)[0] - right).abs().max()))
-    # Down to half nothing is taken from the loud table.
-    assert max(off[:2]) < 1e-5 * float(right.detach().std()) < off[3]
-    assert off == sorted(off)
+        sites.append({change.site for change in technique.apply(program).changes})
+        off.append(float((graph(ids)[0].detach() - right).abs().max()))
+    # While the quiet table alone saves enough, the loud one stays.
+    quiet, both = {"model.quiet.weight"}, {"model.quiet.weight", "model.loud.weight"}
+    assert sites == [quiet, quiet, both, both]
+    assert off == sorted(off) and off[1] < 1e-3 * float(right.std()) < off[3]
 
 
 def test_a_limit_that_nothing_reaches_gives_the_smallest_and_says_so() -> None:
