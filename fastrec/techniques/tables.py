@@ -15,7 +15,9 @@ from ..errors import InputError, TechniqueError
 from ..graph import copy_graph, sweep
 from ..program import Program
 from .base import Applied, Change, Skip, Technique
+from .fusion.moves import forget_moved
 from .reads import Table, find_tables
+from .settings import check_names, check_whole
 from .traffic import batches_of, ids_seen, row_counts
 
 __all__ = ["OnTables", "Traffic"]
@@ -39,14 +41,8 @@ class OnTables(Technique):
     only: tuple[str, ...] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        own = type(self).__name__
-        size = self.least_bytes
-        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-            raise InputError(f"{own}(least_bytes=...) takes 0 or more, got {size!r:.80}")
-        if self.only is not None and not (
-            isinstance(self.only, tuple) and all(isinstance(name, str) and name for name in self.only)
-        ):
-            raise InputError(f"{own}(only=...) takes a tuple of names, got {self.only!r:.80}")
+        check_whole(self, "least_bytes")
+        check_names(self, "only")
 
     def refusal(self, gm: fx.GraphModule, table: Table) -> str:  # noqa: ARG002 - for those who override it
         """Why this form is not for the table, or nothing: nothing, unless overridden."""
@@ -73,9 +69,7 @@ class OnTables(Technique):
         if not changes:
             return Applied(program.model, (), (*skipped, *left))
         sweep(gm)
-        held = dict(gm.named_buffers()) | dict(gm.named_parameters())
-        # The float tables that originals were moved into are gone.
-        gm.meta["moved"] = {old: new for old, new in gm.meta.get("moved", {}).items() if new[0] in held}
+        forget_moved(gm)
         return Applied(gm, tuple(changes), (*skipped, *left))
 
     def _check_names(self, known: Sequence[str]) -> None:

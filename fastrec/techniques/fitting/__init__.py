@@ -9,11 +9,12 @@ from torch import fx
 
 from ...budget import Budget
 from ...cost import table_bytes
-from ...errors import InputError, TechniqueError
+from ...errors import TechniqueError
 from ...program import Program
 from ..base import Applied, Change, Skip, Technique
 from ..quantization.sensitivity import answers, moved
 from ..reads import Table, find_tables
+from ..settings import check_whole
 from ..traffic import batches_of
 from .choice import Cost, cheapest
 from .ways import WAYS, Way, in_form
@@ -54,9 +55,7 @@ class FitTables(Technique):
     least_bytes: int = 1 << 10
 
     def __post_init__(self) -> None:
-        for setting, size in (("bytes", self.bytes), ("least_bytes", self.least_bytes)):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-                raise InputError(f"FitTables({setting}=...) takes a whole number from 0, got {size!r:.80}")
+        check_whole(self, "bytes", "least_bytes")
 
     @property
     def exact(self) -> bool:

@@ -13,7 +13,7 @@ from ...graph import is_call
 from .lookup_tables import mutated
 from .table_layout import Segment
 
-__all__ = ["allow_strides", "hoist", "reads_strides", "record_moves"]
+__all__ = ["allow_strides", "forget_moved", "hoist", "reads_strides", "record_moves"]
 
 aten = torch.ops.aten
 _STRIDES = (
@@ -65,3 +65,9 @@ def allow_strides(gm: fx.GraphModule) -> None:
     for node in gm.graph.nodes:
         if is_call(node, aten.view.default) and node not in written:
             node.target = aten.reshape.default
+
+
+def forget_moved(gm: fx.GraphModule) -> None:
+    """Of the tables that originals were moved into, those that are gone are no longer named."""
+    held = dict(gm.named_buffers()) | dict(gm.named_parameters())
+    gm.meta["moved"] = {old: new for old, new in gm.meta.get("moved", {}).items() if new[0] in held}

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, fx
 
 from ...cost import costs
-from ...errors import InputError, TechniqueError
+from ...errors import TechniqueError
 from ...graph import ancestors, copy_graph, emit, is_call, is_free, operator_name, sweep, value
 from ...program import Program
 from ..base import Applied, Change, Skip, Technique
 from ..fusion.positions import Part, Place
 from ..fusion.purity import writes
+from ..settings import check_whole
 from ..traffic import batches_of, values_seen
 from .segments import Segments
 from .stretches import Left, Stretch, find_stretch, has_events, sums, tensor_inputs
@@ -62,9 +63,7 @@ class TruncateHistory(Technique):
     segments: int = 16
 
     def __post_init__(self) -> None:
-        for name, size in (("recent", self.recent), ("segments", self.segments)):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise InputError(f"TruncateHistory({name}=...) takes a whole number from 1, got {size!r:.80}")
+        check_whole(self, "recent", "segments", least=1)
 
     @property
     def exact(self) -> bool:

@@ -9,11 +9,11 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, fx
 
-from ...errors import InputError
 from ...graph import add_constant, emit
 from ...program import Program
 from ..base import Change, Skip, Technique
 from ..reads import Table, read_otherwise
+from ..settings import check_share
 from ..tables import OnTables, Traffic
 
 __all__ = ["FactorTables"]
@@ -53,9 +53,7 @@ class FactorTables(OnTables):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        number = isinstance(self.share, (int, float)) and not isinstance(self.share, bool)
-        if not number or not 0 < self.share < 1:
-            raise InputError(f"FactorTables(share=...) takes a share between 0 and 1, got {self.share!r:.80}")
+        check_share(self, "share")
 
     @property
     def exact(self) -> bool:

@@ -15,11 +15,13 @@ from ...errors import InputError, TechniqueError
 from ...graph import constant, sweep
 from ...program import Program
 from ..base import Applied, Change, Skip, Technique
+from ..fusion.moves import forget_moved
 from ..fusion.purity import writes
 from ..quantization.calibration import inputs_of
 from ..quantization.layers import linear_maps, named
 from ..quantization.sensitivity import moved_by
 from ..reads import Table, find_tables
+from ..settings import check_names, check_share, check_switch, check_whole
 from ..traffic import batches_of
 from .bases import Basis
 from .fit import STEP, fitted
@@ -86,25 +88,12 @@ class ProjectPCA(Technique):
     least_bytes: int = 1 << 20
 
     def __post_init__(self) -> None:
-        for setting, names in (("only", self.only), ("without", self.without)):
-            if names is not None and not (
-                isinstance(names, tuple) and all(isinstance(name, str) and name for name in names)
-            ):
-                raise InputError(f"ProjectPCA({setting}=...) takes a tuple of names, got {names!r:.80}")
-        if self.rank is not None and (not _whole(self.rank) or self.rank < 1):
-            raise InputError(
-                f"ProjectPCA(rank=...) takes a whole number from 1, or None, got {self.rank!r:.80}"
-            )
-        number = isinstance(self.energy, (int, float)) and not isinstance(self.energy, bool)
-        if not number or not 0 < self.energy <= 1:
-            raise InputError(
-                f"ProjectPCA(energy=...) takes a share above 0, at most 1, got {self.energy!r:.80}"
-            )
-        if not isinstance(self.linears, bool):
-            raise InputError(f"ProjectPCA(linears=...) takes True or False, got {self.linears!r:.80}")
-        for setting, size in (("least", self.least), ("least_bytes", self.least_bytes)):
-            if not _whole(size) or size < 0:
-                raise InputError(f"ProjectPCA({setting}=...) takes a whole number from 0, got {size!r:.80}")
+        check_names(self, "only", "without")
+        if self.rank is not None:
+            check_whole(self, "rank", least=1)
+        check_share(self, "energy", one=True)
+        check_switch(self, "linears")
+        check_whole(self, "least", "least_bytes")
 
     @property
     def exact(self) -> bool:
@@ -133,8 +122,7 @@ class ProjectPCA(Technique):
             sweep(gm)
             held = dict(gm.named_buffers()) | dict(gm.named_parameters())
             gm.meta[_META] = frozenset(done & held.keys())
-            # The tables that originals were moved into are gone.
-            gm.meta["moved"] = {old: new for old, new in gm.meta.get("moved", {}).items() if new[0] in held}
+            forget_moved(gm)
         return changes + more, skipped + left
 
     def _check_names(self, known: Iterable[str]) -> None:
@@ -265,10 +253,6 @@ class ProjectPCA(Technique):
     def ladder(cls) -> tuple[Self, ...]:
         """99 and 95 % of the energy."""
         return cls(energy=0.99), cls(energy=0.95)
-
-
-def _whole(number: object) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool)
 
 
 def _unfit(table: Table, done: set[str]) -> str:

@@ -18,6 +18,7 @@ from ...ops.linears import INT8_LINEAR
 from ...program import Program
 from ..base import Applied, Change, Skip, Technique
 from ..fusion.purity import writes
+from ..settings import check_names, check_whole
 from .layers import is_convolution, named, uses
 
 __all__ = ["OnLayers"]
@@ -48,14 +49,8 @@ class OnLayers(Technique):
     least: int = 4096
 
     def __post_init__(self) -> None:
-        own = type(self).__name__
-        for setting, names in (("only", self.only), ("without", self.without)):
-            if names is not None and not (
-                isinstance(names, tuple) and all(isinstance(name, str) and name for name in names)
-            ):
-                raise InputError(f"{own}({setting}=...) takes a tuple of names, got {names!r:.80}")
-        if isinstance(self.least, bool) or not isinstance(self.least, int) or self.least < 0:
-            raise InputError(f"{own}(least=...) takes a whole number from 0, got {self.least!r:.80}")
+        check_names(self, "only", "without")
+        check_whole(self, "least")
 
     @property
     def exact(self) -> bool:

@@ -16,6 +16,7 @@ from ..base import Change, Skip, Technique
 from ..fusion.moves import allow_strides, reads_strides
 from ..indirect import look_up
 from ..reads import Table, added_up, ids_of, put_in_place
+from ..settings import check_share
 from ..tables import OnTables, Traffic
 from .calibration import evenly
 from .forms import FORMS, Form
@@ -66,8 +67,7 @@ class QuantizeTables(OnTables):
         if self.bits not in FORMS:
             raise InputError(f"QuantizeTables(bits=...) takes 16, 8 or 4, got {self.bits!r:.80}")
         super().__post_init__()
-        if not isinstance(self.hot, (int, float)) or not 0 <= self.hot < 1:
-            raise InputError(f"QuantizeTables(hot=...) takes a share from 0 to below 1, got {self.hot!r:.80}")
+        check_share(self, "hot", zero=True)
 
     @property
     def exact(self) -> bool:

@@ -7,11 +7,11 @@ from typing import Self
 
 from torch import Tensor, fx
 
-from ...errors import InputError
 from ...program import Program
 from ..base import Applied, Skip, Technique
 from ..quantization.hot_rows import Hot, hottest
 from ..reads import Table
+from ..settings import check_share, check_whole
 from ..tables import OnTables
 from .code_lookups import Coded, Error, error_of, unfit
 from .codebooks import weights_of
@@ -64,11 +64,8 @@ class OnCodes(OnTables):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        own = type(self).__name__
-        if isinstance(self.hot, bool) or not isinstance(self.hot, (int, float)) or not 0 <= self.hot < 1:
-            raise InputError(f"{own}(hot=...) takes a share from 0 to below 1, got {self.hot!r:.80}")
-        if isinstance(self.distil, bool) or not isinstance(self.distil, int) or self.distil < 0:
-            raise InputError(f"{own}(distil=...) takes 0 or more steps, got {self.distil!r:.80}")
+        check_share(self, "hot", zero=True)
+        check_whole(self, "distil")
 
     @property
     def exact(self) -> bool:

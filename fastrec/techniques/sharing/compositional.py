@@ -13,6 +13,7 @@ from ...errors import InputError
 from ...program import Program
 from ..base import Change, Skip, Technique
 from ..reads import Table
+from ..settings import check_share, check_switch
 from ..tables import Traffic
 from .additive import fit_codes, fit_quotients
 from .code_lookups import Coded, Holder
@@ -63,12 +64,8 @@ class ComposeTables(OnCodes):
     learned: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.ratio, bool) or not isinstance(self.ratio, (int, float)) or not 0 < self.ratio < 1:
-            raise InputError(
-                f"ComposeTables(ratio=...) takes a share between 0 and 1, got {self.ratio!r:.80}"
-            )
-        if not isinstance(self.learned, bool):
-            raise InputError(f"ComposeTables(learned=...) takes True or False, got {self.learned!r:.80}")
+        check_share(self, "ratio")
+        check_switch(self, "learned")
         super().__post_init__()
         if self.hot and not self.learned:
             raise InputError(

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, fx
 
 from ...budget import Budget
-from ...errors import InputError
 from ...graph import add_constant
 from ...program import Program
 from ..base import Applied, Change, Skip, Technique
 from ..indirect import is_place, look_up
 from ..reads import Table, read_otherwise
+from ..settings import check_share
 from ..tables import OnTables, Traffic
 from .equal import row_labels
 from .fewer import Fewer, fewer_rows
@@ -64,10 +64,7 @@ class ShareEmbeddings(OnTables):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.keep, bool) or not isinstance(self.keep, (int, float)) or not 0 < self.keep <= 1:
-            raise InputError(
-                f"ShareEmbeddings(keep=...) takes a share above 0, up to 1, got {self.keep!r:.80}"
-            )
+        check_share(self, "keep", one=True)
 
     @property
     def exact(self) -> bool:

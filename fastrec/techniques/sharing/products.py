@@ -9,10 +9,10 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, fx
 
-from ...errors import InputError
 from ...program import Program
 from ..base import Change, Skip, Technique
 from ..reads import Table
+from ..settings import check_switch, check_whole
 from ..tables import Traffic
 from .code_lookups import Coded, Error, Holder, whole
 from .codebooks import centres, evened, nearest, sample
@@ -60,15 +60,10 @@ class ProductQuantizeTables(OnCodes):
     share: bool = True
 
     def __post_init__(self) -> None:
-        for name, least, most in (("columns", 1, 1 << 16), ("codes", 2, 256)):
-            given = getattr(self, name)
-            if isinstance(given, bool) or not isinstance(given, int) or not least <= given <= most:
-                raise InputError(
-                    f"ProductQuantizeTables({name}=...) takes {least} to {most}, got {given!r:.80}"
-                )
-        if not isinstance(self.share, bool):
-            raise InputError(f"ProductQuantizeTables(share=...) takes True or False, got {self.share!r:.80}")
         super().__post_init__()
+        check_whole(self, "columns", least=1, most=1 << 16)
+        check_whole(self, "codes", least=2, most=256)
+        check_switch(self, "share")
 
     def milder(self, program: Program, changes: tuple[Change, ...]) -> tuple[Technique, ...]:  # noqa: ARG002 - less is lost by these, whatever was changed
         """More hot rows, where calibration says which are, and then narrower parts."""

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, fx
 
 from ...budget import Budget
-from ...errors import InputError
 from ...graph import add_constant, emit
 from ...program import Program
 from ..base import Change, Skip, Technique
@@ -18,6 +17,7 @@ from ..fusion.id_columns import IdReader
 from ..fusion.lookup_tables import mutated
 from ..indirect import look_up
 from ..reads import Table, added_up, ids_of, put_in_place
+from ..settings import check_share
 from ..tables import OnTables, Traffic
 from .linear_maps import linear_map, residuals
 from .parts import parts
@@ -64,14 +64,7 @@ class RelateTables(OnTables):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (
-            isinstance(self.worst, bool)
-            or not isinstance(self.worst, (int, float))
-            or not 0 <= self.worst < 1
-        ):
-            raise InputError(
-                f"RelateTables(worst=...) takes a share from 0 to below 1, got {self.worst!r:.80}"
-            )
+        check_share(self, "worst", zero=True)
 
     @property
     def exact(self) -> bool:

@@ -74,5 +74,5 @@ def test_tables_with_no_column_to_spare_stay() -> None:
 
 @pytest.mark.parametrize("wrong", [0, 1, -0.5, True, "half"])
 def test_wrong_settings_are_named(wrong: object) -> None:
-    with pytest.raises(InputError, match=r"FactorTables\(share=...\) takes a share between 0 and 1"):
+    with pytest.raises(InputError, match=r"FactorTables\(share=...\) takes a share above 0 to below 1"):
         FactorTables(share=wrong)  # type: ignore[arg-type]

@@ -1,0 +1,50 @@
+"""What settings of techniques take: an `InputError` names the technique, the setting, what it takes and what it got."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import InputError
+
+__all__ = ["check_names", "check_share", "check_switch", "check_whole"]
+
+
+def check_whole(technique: Any, *settings: str, least: int = 0, most: int | None = None) -> None:
+    """Whole numbers from `least`, up to `most` if there is such a limit."""
+    takes = f"a whole number from {least}" if most is None else f"a whole number from {least} to {most}"
+    for setting in settings:
+        value = getattr(technique, setting)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or value < least or (most is not None and value > most):
+            raise _wrong(technique, setting, takes, value)
+
+
+def check_share(technique: Any, *settings: str, zero: bool = False, one: bool = False) -> None:
+    """Numbers between 0 and 1, themselves among them if `zero` and `one` say so."""
+    takes = f"a share {'from' if zero else 'above'} 0 {'up to' if one else 'to below'} 1"
+    for setting in settings:
+        value = getattr(technique, setting)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not 0 <= value <= 1 or (value == 0 and not zero) or (value == 1 and not one):
+            raise _wrong(technique, setting, takes, value)
+
+
+def check_names(technique: Any, *settings: str) -> None:
+    """Tuples of names, or None."""
+    for setting in settings:
+        value = getattr(technique, setting)
+        names = isinstance(value, tuple) and all(isinstance(name, str) and name for name in value)
+        if value is not None and not names:
+            raise _wrong(technique, setting, "a tuple of names", value)
+
+
+def check_switch(technique: Any, *settings: str) -> None:
+    """True or False."""
+    for setting in settings:
+        value = getattr(technique, setting)
+        if not isinstance(value, bool):
+            raise _wrong(technique, setting, "True or False", value)
+
+
+def _wrong(technique: Any, setting: str, takes: str, value: Any) -> InputError:
+    return InputError(f"{type(technique).__name__}({setting}=...) takes {takes}, got {value!r:.80}")
