@@ -31,7 +31,8 @@ from tests.zoo import ZOO, Entry, make
 # What the zoo's small tables and short histories leave of the ladders; forms are chosen for a few tables alone, which takes time.
 OWN: dict[type[Technique], tuple[Technique, ...]] = {
     ComposeTables: (ComposeTables(1 / 2, least_bytes=0),),
-    FitTables: (FitTables(bytes=0, least_bytes=1200),),
+    FactorTables: (FactorTables(0.9, least_bytes=0),),
+    FitTables: (FitTables(bytes=0, least_bytes=2000),),
     ProductQuantizeTables: (ProductQuantizeTables(1, codes=16, least_bytes=0),),
     ProjectPCA: (ProjectPCA(rank=5, energy=0.9, least=0, least_bytes=0),),
     RelateTables: (RelateTables(least_bytes=0), RelateTables(worst=0.3, least_bytes=0)),
