@@ -1,6 +1,6 @@
 """`python -m benchmarks.trade_offs`: what each approximate technique saves and loses on models trained on real data.
 
-Writes `benchmarks/results/<machine>-trade-offs.json` and the table in `docs/trade-offs.md`.
+Writes `benchmarks/results/trade-offs/<machine>.json` and the table in `docs/trade-offs.md`.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from fastrec.wording import amount, times
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "trade-offs.md"
+RESULTS = ROOT / "benchmarks" / "results" / "trade-offs"
 MARKS = "<!-- trade-offs -->", "<!-- /trade-offs -->"
 SCHEMA = 1
 SIZES = (1, 100, 1000)
@@ -256,7 +257,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     found = measure(given.seconds, given.only)
-    path = given.out or ROOT / "benchmarks" / "results" / "trade-offs.json"
+    path = given.out or RESULTS / f"{found.machine.slug}.json"
+    path.parent.mkdir(exist_ok=True)
     path.write_text(dumps({"schema": SCHEMA, **to_plain(found, "trade-offs")}) + "\n")
     if not given.only:
         PAGE.write_text(with_table(PAGE.read_text(), found))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import trade_offs
 from benchmarks.results import Results
 from benchmarks.tables import brief
 from fastrec import compress
@@ -26,6 +27,12 @@ def test_the_tables_are_the_committed_results(mark: str) -> None:
         brief(results).strip() for results in found if (results.request, results.int8, results.bf16) == kind
     ]
     assert table.strip() in (expected or [""])
+
+
+def test_the_page_of_trade_offs_is_the_committed_results() -> None:
+    page = (ROOT / "docs" / "trade-offs.md").read_text()
+    (path,) = (ROOT / "benchmarks" / "results" / "trade-offs").glob("*.json")
+    assert page == trade_offs.with_table(page, trade_offs.read(path))
 
 
 def test_the_page_of_joins_is_what_the_rules_do() -> None:
