@@ -9,7 +9,7 @@ from .base import Applied, Change, Skip, Technique
 from .fitting import FitTables
 from .fusion import Fuse
 from .history import TruncateHistory
-from .projection import FactorTables, ProjectPCA
+from .projection import FactorTables, ProjectPCA, RotateTowers
 from .quantization import CastLinears, QuantizeLinears, QuantizeTables
 from .sharing import ComposeTables, ProductQuantizeTables, RelateTables, ShareEmbeddings
 
@@ -27,6 +27,7 @@ __all__ = [
     "QuantizeLinears",
     "QuantizeTables",
     "RelateTables",
+    "RotateTowers",
     "ShareEmbeddings",
     "Skip",
     "Technique",
@@ -39,6 +40,7 @@ TECHNIQUES: Mapping[str, type[Technique]] = MappingProxyType(
         for kind in (
             TruncateHistory,
             RelateTables,
+            RotateTowers,
             ProjectPCA,
             Fuse,
             ShareEmbeddings,

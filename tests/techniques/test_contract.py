@@ -21,6 +21,7 @@ from fastrec.techniques import (
     ProductQuantizeTables,
     ProjectPCA,
     RelateTables,
+    RotateTowers,
     ShareEmbeddings,
     Technique,
     TruncateHistory,
@@ -36,6 +37,7 @@ OWN: dict[type[Technique], tuple[Technique, ...]] = {
     ProductQuantizeTables: (ProductQuantizeTables(1, codes=16, least_bytes=0),),
     ProjectPCA: (ProjectPCA(rank=5, energy=0.9, least=0, least_bytes=0),),
     RelateTables: (RelateTables(least_bytes=0), RelateTables(worst=0.3, least_bytes=0)),
+    RotateTowers: (RotateTowers(0.75, least=0),),
     ShareEmbeddings: (ShareEmbeddings(least_bytes=0), ShareEmbeddings(keep=0.8, least_bytes=0)),
     TruncateHistory: (TruncateHistory(recent=8, segments=2),),
 }
@@ -55,6 +57,7 @@ OF_NOISE = {
     ProductQuantizeTables: 0.25,
     ProjectPCA: 0.5,
     RelateTables: 0.6,
+    RotateTowers: 0.6,
     ShareEmbeddings: 0.6,
 }
 PAIRS = [(t, entry) for entry in ZOO for t in LADDER if entry.capturable or t.modules]

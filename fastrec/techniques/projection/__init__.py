@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from .factored import FactorTables
 from .pca import ProjectPCA
+from .rotate import RotateTowers
 
-__all__ = ["FactorTables", "ProjectPCA"]
+__all__ = ["FactorTables", "ProjectPCA", "RotateTowers"]
