@@ -112,9 +112,7 @@ class RotateTowers(Technique):
         if not all(bool(found.isfinite().all()) for found in rows.values()):
             return "calibration gave it values that are not finite"
         if least < _ROWS * rank:
-            return (
-                f"calibration gives it {least:,} rows, for {rank} columns {_ROWS * rank:,} are needed"
-            )
+            return f"calibration gives it {least:,} rows, for {rank} columns {_ROWS * rank:,} are needed"
         epsilons = [epsilon_of(norm) for norm in stream.norms]
         basis, kept = basis_of_stream([rows[source] for source in sources], epsilons, rank)
         names, size = turn(gm, stream, basis)

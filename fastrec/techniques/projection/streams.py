@@ -15,12 +15,14 @@ import torch
 from torch import fx
 
 from ...graph import constant, is_call, value
-from .axes import RESHAPES, followed
+from .axes import RESHAPES, followed, reshaped
 
-__all__ = ["Reader", "Stream", "streams"]
+__all__ = ["RESIZED", "Reader", "Stream", "streams"]
 
 aten = torch.ops.aten
 _SIZED = (*RESHAPES, aten.expand.default, aten.expand_as.default)
+RESIZED = RESHAPES[:3]
+"""Moves that name the size of the last axis as the last number of their second argument."""
 
 
 @dataclass
@@ -59,7 +61,8 @@ class Stream:
     def products(self) -> int:
         """Weights of the maps that write and read it."""
         maps = self.writers + [node for reader in (*self.readers, self.plain) for node in reader.maps]
-        return sum(value(node.args[1]).numel() for node in maps)  # type: ignore[arg-type]  # an argument of a node is of any type
+        held: list[Any] = [node.args[1] for node in maps]
+        return sum(value(weight).numel() for weight in held)
 
     @property
     def turns(self) -> int:
@@ -125,7 +128,9 @@ def _stream(gm: fx.GraphModule, start: fx.Node, order: dict[fx.Node, int]) -> St
     nodes = sorted(inside & mixed, key=order.__getitem__)
     plain = Reader(None)
     for node in nodes:
-        _sort_users(gm, plain, node, [user for user in node.users if user not in inside and user not in norms])
+        _sort_users(
+            gm, plain, node, [user for user in node.users if user not in inside and user not in norms]
+        )
     reason = ""
     if any(is_call(user, aten.add.Tensor) for reader in readers for user, _ in reader.others):
         reason = (
@@ -155,7 +160,7 @@ def _sources(node: fx.Node, width: int) -> list[fx.Node]:
         wide = [arg for arg in args[:2] if _is_wide(arg, width)]
         even = [arg for arg in args[:2] if _is_even(arg)]
         return wide if len(wide) == len(even) == 1 else []
-    source = args[0] if args else None
+    source: Any = args[0] if args else None
     return [source] if _is_wide(source, width) and _stays(node, source) else []
 
 
@@ -178,10 +183,15 @@ def _is_even(arg: Any) -> bool:
 
 
 def _stays(node: fx.Node, source: fx.Node) -> bool:
-    """Whether a node moves rows whole, their columns last before and after, and names no size of them."""
-    if node.target in _SIZED or not isinstance(node.meta["val"], torch.Tensor):
+    """Whether a node moves rows whole, their columns last before and after, and names no size of them that cannot be changed."""
+    if not isinstance(node.meta["val"], torch.Tensor):
         return False
-    found = followed(node, value(source).shape, value(source).ndim - 1)
+    shape = value(source).shape
+    if is_call(node, *RESIZED):
+        return reshaped(shape, value(node).shape, len(shape) - 1) == (value(node).ndim - 1, shape[-1])
+    if node.target in _SIZED:
+        return False
+    found = followed(node, shape, len(shape) - 1)
     return found is not None and found[0] == value(node).ndim - 1
 
 

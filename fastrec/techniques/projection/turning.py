@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ...graph import add_constant, constant, evaluate
+from ...graph import add_constant, constant, evaluate, is_call
 from ..quantization.layers import bias_of
 from .rewrite import constant_bytes
-from .streams import Reader, Stream
+from .streams import RESIZED, Reader, Stream
 
 __all__ = ["basis_of_stream", "epsilon_of", "turn"]
 
@@ -90,15 +90,21 @@ def turn(gm: fx.GraphModule, stream: Stream, basis: Tensor) -> tuple[set[str], i
             user.replace_input_with(node, turned)
     for node in list(gm.graph.nodes):
         if node in changed:
-            node.meta["val"] = evaluate(gm, node)
+            _evaluate(gm, node, basis)
     for reader in (*stream.readers, stream.plain):
         _read(gm, reader, basis, new)
     return names, made
 
 
-def _read(
-    gm: fx.GraphModule, reader: Reader, basis: Tensor, new: Callable[[str, Tensor], fx.Node]
-) -> None:
+def _evaluate(gm: fx.GraphModule, node: fx.Node, basis: Tensor) -> None:
+    """The value of a node whose columns changed, and their number where it names it."""
+    if is_call(node, *RESIZED):
+        sizes: Any = node.args[1]
+        node.args = (node.args[0], [*sizes[:-1], -1 if sizes[-1] == -1 else basis.shape[1]], *node.args[2:])
+    node.meta["val"] = evaluate(gm, node)
+
+
+def _read(gm: fx.GraphModule, reader: Reader, basis: Tensor, new: Callable[[str, Tensor], fx.Node]) -> None:
     """A norm of the turned columns, and the maps behind it with its scale and shift in them; or those that read the sums."""
     norm, (width, rank) = reader.norm, basis.shape
     back, shifts = basis, None
@@ -108,7 +114,7 @@ def _read(
         back = back if scales is None else scales.double().unsqueeze(1) * back
         norm.args = (norm.args[0], [rank], None, None, epsilon_of(norm) * width / rank, *norm.args[5:])
         for node in (norm, *reader.moves):
-            node.meta["val"] = evaluate(gm, node)
+            _evaluate(gm, node, basis)
     for node in reader.maps:
         weight, bias = constant(gm, node.args[1]), constant(gm, bias_of(node))
         assert weight is not None
