@@ -9,13 +9,14 @@ from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor, fx
 
-from ...errors import InputError, TechniqueError
+from ...errors import TechniqueError
 from ...graph import sweep
 from ...program import Program
 from ..base import Applied, Change, Skip, Technique
 from ..fusion.purity import writes
 from ..quantization.calibration import inputs_of
 from ..quantization.layers import named
+from ..settings import check_share, check_whole
 from ..traffic import batches_of
 from .streams import Stream, streams
 from .turning import basis_of_stream, epsilon_of, turn
@@ -60,13 +61,8 @@ class RotateTowers(Technique):
     least: int = 64
 
     def __post_init__(self) -> None:
-        number = isinstance(self.keep, (int, float)) and not isinstance(self.keep, bool)
-        if not number or not 0 < self.keep <= 1:
-            raise InputError(
-                f"RotateTowers(keep=...) takes a share above 0, at most 1, got {self.keep!r:.80}"
-            )
-        if not isinstance(self.least, int) or isinstance(self.least, bool) or self.least < 0:
-            raise InputError(f"RotateTowers(least=...) takes a whole number from 0, got {self.least!r:.80}")
+        check_share(self, "keep", one=True)
+        check_whole(self, "least")
 
     @property
     def exact(self) -> bool:
