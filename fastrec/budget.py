@@ -35,7 +35,7 @@ class Budget:
     def __post_init__(self) -> None:
         if not isinstance(self.max_loss, Mapping) or not (self.max_loss or self.bytes is not None):
             raise InputError(
-                f"Budget.max_loss maps metrics to what may be lost, as {{'auc': 0.0002}}, got {self.max_loss!r:.80}"
+                f"Budget takes max_loss, from metrics to what may be lost, as {{'auc': 0.0002}}, or bytes, what tables may take; got max_loss={self.max_loss!r:.80}"
             )
         for metric, allowed in self.max_loss.items():
             number = isinstance(allowed, (int, float)) and not isinstance(allowed, bool)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,8 +16,11 @@ from .program import Program
 from .rows import count_rows
 from .techniques import Technique
 
-__all__ = ["as_example", "check_calibration"]
+__all__ = ["apart", "as_example", "check_calibration"]
 
+T = TypeVar("T")
+
+_APART = 4
 _THIN = 256  # rows below which ranges of activations are guesses
 
 
@@ -44,6 +48,14 @@ def as_example(features: Sequence[Feature], flat: Sequence[Tensor]) -> list[Tens
             )
         made.append(tensor.to(feature.dtype))
     return made
+
+
+def apart(batches: Sequence[T]) -> tuple[list[T], list[T]]:
+    """The batches that techniques are fitted to, and those that say how far answers are off: every fourth. All are both where there are fewer."""
+    if len(batches) < _APART:
+        return list(batches), list(batches)
+    held = list(batches[_APART - 1 :: _APART])
+    return [batch for index, batch in enumerate(batches, 1) if index % _APART], held
 
 
 def _holds_ids(dtype: torch.dtype) -> bool:

@@ -14,15 +14,19 @@ __all__ = ["Journal"]
 
 @dataclass
 class Journal:
-    """Steps, trials, notes and the time that is left; `deadline` is on the clock of `time.perf_counter`."""
+    """Steps, trials, notes and the time that is left; `deadline` is on the clock of `time.perf_counter`, `allowed` what there was."""
 
     began: float
     deadline: float
+    allowed: float = field(init=False)
     steps: list[Step] = field(default_factory=list)
     skipped: list[Skip] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     calibration: list[list[Tensor]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.allowed = self.deadline - self.began
 
     def failed(self, label: str, reason: str) -> None:
         """Notes that something did not get as far as timing."""

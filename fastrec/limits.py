@@ -8,12 +8,11 @@ from torch import fx, nn
 
 from .budget import Budget
 from .cost import table_bytes
-from .journal import Journal
 from .measure import tensor_bytes
+from .report import Tables
 from .rewriting import Rewritten
-from .wording import amount
 
-__all__ = ["small_enough", "tell"]
+__all__ = ["small_enough", "tables_of"]
 
 
 def small_enough(found: Rewritten, budget: Budget | None) -> Rewritten | None:
@@ -34,15 +33,9 @@ def small_enough(found: Rewritten, budget: Budget | None) -> Rewritten | None:
     )
 
 
-def tell(work: Journal, budget: Budget | None, serving: nn.Module) -> bool:
-    """Notes what the tables of what serves take beside what they may, and says whether that is within."""
-    if budget is None or budget.bytes is None:
-        return True
-    taken = _bytes(serving)
-    met = taken <= budget.bytes
-    end = "allowed" if met else "allowed: no choice was found that takes less and may serve"
-    work.notes.append(f"the tables take {amount(taken)} as they serve, {amount(budget.bytes)} are {end}")
-    return met
+def tables_of(serving: nn.Module, budget: Budget | None) -> Tables | None:
+    """What the tables of what serves take, beside what they may, if that is said."""
+    return None if budget is None or budget.bytes is None else Tables(_bytes(serving), budget.bytes)
 
 
 def _bytes(model: nn.Module) -> int:

@@ -16,6 +16,7 @@ from .arguments import own_random_state, read_backends, read_recipe, read_sizes
 from .as_called import plainly
 from .backends import Backend
 from .budget import Budget
+from .calibration import apart
 from .certify import Certifier, Evaluate
 from .compressed import CompressedModel, release_moved
 from .cost import per_candidate, per_request
@@ -25,7 +26,7 @@ from .fresh import Fresh
 from .guards import Guard, read_guard
 from .inputs import read_layout
 from .journal import Journal
-from .limits import small_enough, tell
+from .limits import small_enough, tables_of
 from .measure import machine, tensor_bytes
 from .nonfinite import Apart
 from .plan import (
@@ -98,7 +99,8 @@ def compress(
     rows to measure. `guards=False` drops the checks of ids and finiteness, `on_nonfinite="propagate"` those of
     finiteness alone. With `Budget(bytes=...)` the tables are brought under so many bytes, each in the form that moves the answers
     least, and what is small enough serves, faster or not. The compressed model falls back on the original where it has to, and so holds its tables; with
-    `keep_original=False` what serves does that too, in its plain form. `seconds` is how long it may take, about. The model, global threads, seeds and warnings are left
+    `keep_original=False` what serves does that too, in its plain form. `seconds` is how long compiling and measuring may take, about;
+    what a recipe fits comes on top. The model, global threads, seeds and warnings are left
     as they were; its tensors are shared, not copied.
 
     Raises `InputError` for arguments that do not fit, `TechniqueError` for a recipe that cannot be applied to this
@@ -160,11 +162,11 @@ def compress(
             measure = partial(_measure, work, program, once, sessions, checks, fresh, sizes, show, bounded)
             results, accuracy = _settle(work, program, once, sessions, measure, certifier, show)
         made = _assemble(work, program, once, found, sessions, results, checks, keep_original)
-        met = tell(
-            work, budget, made.original.model if made.plan is None or not made.program else made.program.model
-        )
+        serving = made.program if made.plan is not None and made.program is not None else made.original
         report = _report(work, program, made, results, steps, sessions)
-        made.report = replace(report, accuracy=accuracy, work=_work(found), met=met)
+        made.report = replace(
+            report, accuracy=accuracy, work=_work(found), tables=tables_of(serving.model, budget)
+        )
         made.recipe = steps
     if made.report.memory.before_bytes >= _LARGE:
         # Graphs refer to themselves, so their tables would stay until Python next looks for such circles.
@@ -175,7 +177,9 @@ def compress(
 
 def _fresh(work: Journal, once: Once, found: Rewritten, guard: Guard) -> Batches:
     """Fresh batches of one request each, its features repeated, as the original takes them."""
-    flats = work.calibration or [found.plain.flat(found.plain.batch)]
+    # What was fitted to some of the traffic is judged by other traffic.
+    known = work.calibration if found.recipe.exact else apart(work.calibration)[1]
+    flats = known or [found.plain.flat(found.plain.batch)]
     given = [once.one(once.same(flat)) for several in flats for flat in once.requests(several)]
     draw = Fresh(found.asked.layout.features, given, guard.bounds, redraw=not work.calibration)
     if not once:

@@ -13,9 +13,21 @@ from .recipe import Recipe
 from .techniques import TECHNIQUES, Change, Skip, Technique
 from .wording import amount, clean, count, difference, duration, spans, times
 
-__all__ = ["BUDGET", "Accuracy", "Memory", "Report", "SizeResult", "Step", "Trial", "Work", "worked"]
+__all__ = [
+    "BUDGET",
+    "Accuracy",
+    "Memory",
+    "Report",
+    "SizeResult",
+    "Step",
+    "Tables",
+    "Trial",
+    "Work",
+    "worked",
+]
 
 SCHEMA = 1
+_SHOWN = 6
 BUDGET = "budget"
 """The site of what the budget refused, its rule being the technique."""
 
@@ -64,6 +76,23 @@ class Memory:
     before_bytes: int
     after_bytes: int
     session_bytes: int
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What the tables take as they serve, and what the budget allows them, in bytes."""
+
+    bytes: int
+    allowed: int
+
+    @property
+    def met(self) -> bool:
+        """Whether they fit."""
+        return self.bytes <= self.allowed
+
+    def __str__(self) -> str:
+        end = "allowed" if self.met else "allowed: nothing smaller was found that may serve"
+        return f"the tables take {amount(self.bytes)}, {amount(self.allowed)} are {end}"
 
 
 @dataclass(frozen=True)
@@ -126,7 +155,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Report:
-    """The account of one `compress` call; `seconds` is what the call took, `met` whether all that the budget asks is so.
+    """The account of one `compress` call; `seconds` is what the call took; `tables` is there where the budget says what they may take.
 
     `print(report)` gives the short of it; `fastrec.render` the whole, for terminals and as Markdown.
     """
@@ -144,7 +173,12 @@ class Report:
     notes: tuple[str, ...] = ()
     work: Work | None = None
     accuracy: tuple[Accuracy, ...] = ()
-    met: bool = True
+    tables: Tables | None = None
+
+    @property
+    def met(self) -> bool:
+        """Whether the tables fit the budget, where it says what they may take: what is lost is within it, or does not serve."""
+        return self.tables is None or self.tables.met
 
     @property
     def refused(self) -> tuple[Skip, ...]:
@@ -190,6 +224,9 @@ class Report:
             lines.append(f"largest difference of outputs: {_largest(self.fidelity)}")
         lines += [str(one) for one in self.accuracy]
         lines += [f"does not serve: {skip.reason}" for skip in self.refused]
+        lines += self._approximated()
+        if self.tables is not None:
+            lines.append(str(self.tables))
         if self.work is not None:
             lines.append(f"multiply-adds per candidate: {worked(self.work)}")
         done = count(sum(len(step.changes) for step in self.steps), "change")
@@ -198,6 +235,12 @@ class Report:
             memory += f" and {amount(self.memory.session_bytes)} in sessions"
         lines.append(f"{done}, {len(self.skipped)} skipped; tensors: {memory}; took {duration(self.seconds)}")
         return "\n".join(lines)
+
+    def _approximated(self) -> list[str]:
+        """What was done to the first sites that are no longer exact."""
+        done = [change for step in self.steps if not step.exact for change in step.changes]
+        lines = [f"  {clean(change.site, 40)}: {clean(change.detail, 160)}" for change in done[:_SHOWN]]
+        return lines + [f"  and {len(done) - _SHOWN} more: see report.steps"] * (len(done) > _SHOWN)
 
     def to_json(self) -> str:
         """The report as strict JSON, with a `schema` number.
@@ -242,7 +285,7 @@ class _WithoutRecipe:
     notes: tuple[str, ...] = ()
     work: Work | None = None
     accuracy: tuple[Accuracy, ...] = ()
-    met: bool = True
+    tables: Tables | None = None
 
 
 def worked(work: Work) -> str:

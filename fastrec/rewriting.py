@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from .calibration import as_example, check_calibration
+from .calibration import apart, as_example, check_calibration
 from .capture import capture
 from .certify import Certifier
 from .declared import Declared, read_program, request_notes
@@ -112,7 +112,8 @@ def apply_recipe(
         plain = capture(program)
     except CaptureError as error:
         return _uncaptured(work, program, recipe, strict, certifier, show, error)
-    plain = replace(plain, calibration=tuple(tuple(flat) for flat in work.calibration))
+    known = work.calibration if recipe.exact else apart(work.calibration)[0]
+    plain = replace(plain, calibration=tuple(tuple(flat) for flat in known))
     asked = fast = ask(plain)
     if not recipe.exact:
         check_calibration(work, asked, asked.calibration, recipe)
@@ -160,7 +161,8 @@ def _uncaptured(
     if not able:
         return None
     check_calibration(work, program, work.calibration, able)
-    plain = replace(program, layout=replace(program.layout, exempt=_exempt(program)))
+    known = tuple(apart(program.calibration)[0])
+    plain = replace(program, layout=replace(program.layout, exempt=_exempt(program)), calibration=known)
     fast, done, alternatives = _in_turn(work, plain, able, certifier, show)
     if not done:
         return None
@@ -248,6 +250,10 @@ def _applied(
     else:
         technique, applied, refused = certifier.settle(technique, program)
         work.skipped += [Skip(technique.name, BUDGET, reason) for reason in refused]
-    work.steps.append(Step(technique.name, technique.exact, applied.changes, time.perf_counter() - began))
+    took = time.perf_counter() - began
+    if not technique.exact:
+        # What is fitted is asked for: the time that is left is for compiling and measuring.
+        work.deadline += took
+    work.steps.append(Step(technique.name, technique.exact, applied.changes, took))
     work.skipped += applied.skipped
     return program.with_model(applied.model), technique

@@ -117,7 +117,7 @@ class _Compiling:
         """Whether there is such a session already, exact or not, and no time for another one; notes it."""
         share = _FIRST if form.main else _LAST
         long = not form.main and self.took[backend] > 0.4 * remaining(self._journal.deadline)
-        left = remaining(self._journal.deadline) / (self._journal.deadline - self._journal.began)
+        left = remaining(self._journal.deadline) / self._journal.allowed
         late = any(made.exact is form.exact for made in self.made.values()) and (left < share or long)
         if late:
             self._journal.failed(_label(backend, form), "not tried: the time limit was near")

@@ -85,8 +85,9 @@ def test_print_gives_a_line_per_batch_size() -> None:
         "onnxruntime",
     ]
     assert len({line.rindex("  ") for line in lines[1:7]}) == 1  # the columns stand below each other
-    assert "6.0e-08" in lines[7] and "28 changes, 3 skipped" in lines[8]
-    assert len(lines) == 9
+    assert "6.0e-08" in lines[7] and "28 changes, 3 skipped" in lines[9]
+    assert lines[8] == "the tables take 900 B, 1,000 B are allowed" and improved().met
+    assert len(lines) == 10
     assert max(map(len, lines[1:])) <= 100
 
 

@@ -52,6 +52,8 @@ def facts(report: Report) -> tuple[tuple[str, str], ...]:
     if report.fidelity is not None:
         said += _fidelity(report.fidelity)
     said += [("Accuracy", clean(str(one), 400)) for one in report.accuracy]
+    if report.tables is not None:
+        said.append(("Tables", str(report.tables)))
     if report.work is not None:
         said.append(("Multiply-adds per candidate", worked(report.work)))
     said.append(("Memory", _memory(report.memory)))

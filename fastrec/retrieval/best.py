@@ -25,7 +25,9 @@ class Best:
 
     def add(self, asked: Tensor, scores: Tensor, rows: Tensor) -> None:
         """Takes rows (n,), each new to the query of number `asked` (n,), with their scores (n,)."""
-        kept = scores >= self.scores[asked, -1]
+        worst, last = self.scores[asked, -1], self.rows[asked, -1]
+        # Of equal scores the lower row wins; where places are free, the last has row -1.
+        kept = (scores > worst) | ((scores == worst) & ((rows < last) | (last < 0)))
         asked, scores, rows = asked[kept], scores[kept], rows[kept]
         if not len(rows):
             return

@@ -21,7 +21,7 @@ __all__ = ["LeftOut", "scan"]
 _SPAN = 1 << 18
 """Estimates computed at a time."""
 
-_GROWTH, _AT_ONCE = 4, 4096
+_GROWTH, _AT_ONCE, _AT_MOST = 4, 4096, 1 << 18
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,16 @@ def scan(stored: Stored, way: Way, queries: Tensor, k: int, left_out: LeftOut | 
     """The k best rows of each query (Q, d): by exact scores where the way is exact, else by its estimates."""
     best = Best(len(queries), k)
     lengths = queries.double().norm(dim=1) * (1 + EPS)
+    blank = lengths == 0
+    if bool(blank.any()):
+        _first_rows(best, stored, blank.nonzero()[:, 0], left_out)
     walk = _Walk(stored, way, queries, best, torch.full((len(queries),), -torch.inf, dtype=torch.float64))
-    who, asked = torch.arange(len(queries)), way.ask(queries)
+    who = (~blank).nonzero()[:, 0]
+    if not len(who):
+        return best
+    asked = way.ask(queries)
+    if len(who) < len(queries):
+        asked = asked.take(~blank)
     most = max(1, _SPAN // (stored.size * len(queries)))
     first, step = 0, min(stored.blocks, -(-2 * k // stored.size))
     while first < stored.blocks:
@@ -65,6 +73,16 @@ def scan(stored: Stored, way: Way, queries: Tensor, k: int, left_out: LeftOut | 
         walk.span(asked, who, first, last, left_out)
         first, step = last, min(step * _GROWTH, most)
     return best
+
+
+def _first_rows(best: Best, stored: Stored, blank: Tensor, left_out: LeftOut | None) -> None:
+    """Queries of zeros score every row alike, 0, and are given the first rows that they may have."""
+    k = best.rows.shape[1]
+    for query in blank.tolist():
+        hidden = stored.order[left_out.places[left_out.asked == query]] if left_out is not None else blank[:0]
+        rows = torch.arange(min(stored.count, k + len(hidden)))
+        rows = rows[~torch.isin(rows, hidden)][:k]
+        best.rows[query, : len(rows)], best.scores[query, : len(rows)] = rows, 0.0
 
 
 @dataclass
@@ -102,6 +120,8 @@ class _Walk:
             limits = asked.limits(first, last, self.least[who])
             still = (estimate[at_once:] >= limits[block[at_once:], query[at_once:]]).nonzero()[:, 0] + at_once
             block, query, place, estimate = block[still], query[still], place[still], estimate[still]
+            # What has not fallen by now may be equal scores: few passes over many of them.
+            at_once = min(2 * at_once, max(_AT_MOST, at_once))
         if len(place):
             self._take(asked, who, place, query, estimate)
 

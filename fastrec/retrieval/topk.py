@@ -117,7 +117,11 @@ class TopK:
         source = stored.items if queries is None else self._read_queries(queries)
         if not len(source):
             raise InputError("queries: got none, expected at least one to measure with")
-        sample = source[torch.randperm(len(source), generator=generator)[:_SAMPLE]]
+        # Zeros ask for nothing, and say nothing of how long others take.
+        asking = source[source.any(1)]
+        if not len(asking):
+            asking = torch.ones(1, stored.width)
+        sample = asking[torch.randperm(len(asking), generator=generator)[:_SAMPLE]]
         if queries is None:
             # A query's length changes no order; theirs might overflow.
             sample = sample / float(stored.caps[0].clamp(min=1e-30))

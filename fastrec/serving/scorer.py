@@ -202,7 +202,7 @@ class Scorer:
 
         Exact: the rows are those that scoring the whole catalogue by the model itself would find best, equal scores by
         row. `output` names the output that holds one score per candidate where there are several such. `seen` are rows
-        (s,) not to be given; where fewer than k are left, the last ones have row -1 and score -inf (of whole numbers,
+        (s,) not to be given, -1 among them for none; where fewer than k are left, the last ones have row -1 and score -inf (of whole numbers,
         the least there is).
 
         Raises `InputError` for a request that does not fit, a k that is not from 1 to M, or an output that is not a
@@ -216,7 +216,10 @@ class Scorer:
         wanted = k
         if seen is not None:
             unseen = torch.ones(self.candidates, dtype=torch.bool)
-            unseen[self._read_rows(seen, "seen")] = False
+            given = seen
+            if isinstance(given, Tensor) and given.dim() == 1 and not given.is_floating_point():
+                given = given[given != -1]  # what fills lists of different lengths
+            unseen[self._read_rows(given, "seen")] = False
             left = unseen.nonzero()[:, 0]
             scores, k = scores[left], min(k, len(left))
             if not k:
@@ -323,7 +326,12 @@ class Scorer:
         raise InputError(f"{what}: output={able or 'none'} holds one number per candidate.")
 
     def _read_rows(self, rows: Tensor | Sequence[int], name: str = "rows") -> Tensor:
-        found = torch.as_tensor(rows)
+        try:
+            found = torch.as_tensor(list(rows) if isinstance(rows, (set, frozenset)) else rows)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"{name} is a vector of row numbers, got {type(rows).__name__} {rows!r:.80}", feature=name
+            ) from error
         if found.shape == (0,):
             found = found.long()
         if found.dim() != 1 or found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:

@@ -264,3 +264,15 @@ def test_a_query_is_answered_alike_in_any_company() -> None:
     for i in (0, 20, 39):
         alone = index(queries[i : i + 1], 10)
         assert torch.equal(alone[0][0], together[0][i]) and torch.equal(alone[1][0], together[1][i])
+
+
+def test_rows_that_score_alike_come_by_number_whatever_there_are_of_them() -> None:
+    items = torch.randn(9000, 8, generator=torch.Generator().manual_seed(0))
+    items[4000:] = items[4000]
+    queries = torch.cat([torch.zeros(2, 8), items[4000:4001], torch.randn(1, 8)])
+    for made in (Codes, Products):
+        search = Scanned(stored := Stored(items), made(stored))
+        for seen in (None, read_seen([[0, 2], [1], [4001], []], stored, 4)):
+            found, right = search.find(queries, 5, seen), AllScores(stored).find(queries, 5, seen)
+            assert torch.equal(found.rows, right.rows) and torch.equal(found.scores, right.scores)
+    assert TopK(torch.zeros(50, 4), batches=(1,))(torch.ones(1, 4), 3)[1].tolist() == [[0, 1, 2]]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 
 from ...budget import Budget
 from ...cost import table_bytes
 from ...errors import TechniqueError
 from ...program import Program
+from ...rows import count_rows, take_rows
 from ..base import Applied, Change, Skip, Technique
 from ..quantization.sensitivity import answers, moved
 from ..reads import Table, find_tables
@@ -24,6 +27,8 @@ __all__ = ["FitTables"]
 _RULE = "fit tables"
 _MORE = (1.25, 1.6, 2.0, 3.0)
 _BATCHES = 16
+# How many times smaller a form may be than what is asked of a table that is most of all, and the most that is asked.
+_NEAR, _COARSE = (0.6, 5.0), 16.0
 # An answer that moves by less of its spread has not moved: finer forms are not tried.
 _NOTHING = 1e-4
 
@@ -35,12 +40,14 @@ class FitTables(Technique):
         min  sum_t L_t(f_t)   subject to   sum_t B_t(f_t) <= bytes
 
     f_t is a form of table t (as it is, 16, 8 or 4 bits, shared rows, ... : `ways`), B_t what it takes, and L_t the
-    squared movement of the answers on calibration when t alone is held so, relative to their variance: small movements
-    of different tables add up squared. Every form of every table is made and measured. Tables under `least_bytes` stay
-    as they are.
+    squared movement of the answers when t alone is held so, relative to their variance, on calibration that the form was not
+    fitted to: small movements of different tables add up squared. Every form of every table is made and measured; of a table that is more than half of all
+    those that are about as small as is asked, and of tables above `learned_bytes` those that need no k-means. Tables under
+    `least_bytes` stay as they are.
 
     A limit that no choice reaches gives the smallest there is. Raises `InputError` for a limit that is no whole number from
-    0, `TechniqueError` for a model that was not captured. Cost: for each table and form its making and a run of the batches.
+    0, `TechniqueError` for a model that was not captured. Cost: for each table and form its making and a run of the batches: for a
+    table of 10 MB a minute, about.
 
     Example:
         >>> FitTables(1 << 20).exact
@@ -53,9 +60,10 @@ class FitTables(Technique):
 
     bytes: int = 64 << 20
     least_bytes: int = 1 << 10
+    learned_bytes: int = 32 << 20
 
     def __post_init__(self) -> None:
-        check_whole(self, "bytes", "least_bytes")
+        check_whole(self, "bytes", "least_bytes", "learned_bytes")
 
     @property
     def exact(self) -> bool:
@@ -89,13 +97,17 @@ class FitTables(Technique):
         if reason:
             return Applied(program.model, skipped=(Skip(_RULE, "", reason),))
         tables, skipped = self._tables(program.model)
-        options = [_options(program, table) for table in tables]
+        whole = sum(table.tensor.nbytes for table in tables)
+        options = [
+            _options(program, table, self._ways(table, before, 2 * table.tensor.nbytes > whole))
+            for table in tables
+        ]
         fixed = before - sum(ways[0].cost.bytes for ways in options)
         taken = cheapest([[option.cost for option in ways] for ways in options], self.bytes - fixed)
         chosen = [ways[w] for ways, w in zip(options, taken, strict=True)]
         made, changes = program, []
         for table, option in zip(tables, chosen, strict=True):
-            if option.way:
+            if option.way.steps:
                 made = in_form(made, table.name, option.way) or made
                 changes.append(Change(_RULE, table.name, _said(table, option), option.cost.bytes))
         if not changes:
@@ -107,6 +119,12 @@ class FitTables(Technique):
             reason = f"no form is small enough: all tables take {after:,} bytes, {self.bytes:,} are allowed"
             skipped = (*skipped, Skip(_RULE, "", reason))
         return Applied(made.model, tuple(changes), skipped)
+
+    def _ways(self, table: Table, before: int, most: bool) -> list[Way]:
+        """The forms worth making: of a large table those that one pass makes, of one that is most of all those near what is asked."""
+        asked = min(before / max(self.bytes, 1), _COARSE)
+        near = [way for way in WAYS if not most or _NEAR[0] * asked <= way.times <= _NEAR[1] * asked]
+        return [way for way in near if table.tensor.nbytes <= self.learned_bytes or not way.learned]
 
     def _tables(self, gm: fx.GraphModule) -> tuple[list[Table], tuple[Skip, ...]]:
         """The tables to choose forms for, and those that stay."""
@@ -131,16 +149,16 @@ class _Option:
     cost: Cost
 
 
-def _options(program: Program, table: Table) -> list[_Option]:
-    """Every form the table can be held in, as it is first, each made and measured alone."""
+def _options(program: Program, table: Table, ways: Sequence[Way]) -> list[_Option]:
+    """Every one of these forms that the table can be held in, as it is first, each made and measured alone."""
     assert isinstance(program.model, fx.GraphModule)
-    batches = batches_of(program)
+    fitting, batches = _apart(program)
     batches = batches[:: -(-len(batches) // _BATCHES)]
     right = answers(program.model, batches)
     before = table_bytes(program.model)
-    options = [_Option((), Cost(table.tensor.nbytes, 0.0))]
-    for way in WAYS:
-        made = in_form(program, table.name, way)
+    options = [_Option(Way(), Cost(table.tensor.nbytes, 0.0))]
+    for way in ways:
+        made = in_form(fitting, table.name, way)
         if made is None:
             continue
         assert isinstance(made.model, fx.GraphModule)
@@ -152,7 +170,20 @@ def _options(program: Program, table: Table) -> list[_Option]:
     return options
 
 
+def _apart(program: Program) -> tuple[Program, Sequence[Sequence[Tensor]]]:
+    """The program with half of its traffic, and the other half: a form may know by heart the rows it was fitted to."""
+    batches = batches_of(program)
+    if len(batches) > 1:
+        return replace(program, calibration=batches[::2]), batches[1::2]
+    features = program.layout.features
+    rows = torch.arange(count_rows(features, batches[0]) or 0)
+    if len(rows) < 2:
+        return program, batches
+    known, held = (tuple(take_rows(features, batches[0], part)) for part in (rows[::2], rows[1::2]))
+    return replace(program, calibration=(known,)), (held,)
+
+
 def _said(table: Table, option: _Option) -> str:
-    forms = ", then ".join(map(str, option.way))
+    forms = ", then ".join(map(str, option.way.steps))
     times = table.tensor.nbytes / option.cost.bytes
     return f"{forms}: {times:.2f} times smaller, alone it moves the answers by {option.cost.loss**0.5:.2g} of their spread"
