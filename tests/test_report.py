@@ -95,7 +95,7 @@ def test_print_cleans_foreign_names() -> None:
     hostile = replace(improved(), sizes=(size(1, 2e-3, 1e-3, session="a\n\x1b[31mb" + "x" * 10_000),))
     assert "\x1b" not in str(hostile)
     assert len(str(hostile)) < 1000
-    assert len(str(hostile).splitlines()) == 5
+    assert len(str(hostile).splitlines()) == 6
 
 
 def test_what_differs_is_said() -> None:
