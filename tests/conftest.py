@@ -16,3 +16,8 @@ def served_anyway() -> Iterator[None]:
         patch.setattr(pipeline, "share", lambda *_: 0.1)
         patch.setattr(pipeline, "worth_it", lambda result: True)
         yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first: workers take files in this order, and none is to be left with it alone."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/techniques/test_contract.py"))

@@ -22,7 +22,7 @@ from .model import entry_of, request_of
 
 __all__ = ["assert_the_answer_is_kept", "generated"]
 
-EXAMPLES = int(os.environ.get("FASTREC_EXAMPLES", "500"))
+EXAMPLES = int(os.environ.get("FASTREC_EXAMPLES", "350"))
 SEED = int(os.environ.get("FASTREC_SEED", "0"))
 
 
@@ -47,7 +47,7 @@ def assert_the_answer_is_kept(description: Description) -> None:
 
 
 def generated(number: int, *first: type[Block]) -> Callable[[], None]:
-    """A test over models whose first block is one of `first`: its share of FASTREC_EXAMPLES (500), always the same models.
+    """A test over models whose first block is one of `first`: its share of FASTREC_EXAMPLES (350), always the same models.
 
     Another FASTREC_SEED draws other models. `number` tells tests apart.
     """
