@@ -107,8 +107,9 @@ class FitTables(Technique):
         chosen = [ways[w] for ways, w in zip(options, taken, strict=True)]
         made, changes = program, []
         for table, option in zip(tables, chosen, strict=True):
-            if option.way.steps:
-                made = in_form(made, table.name, option.way) or made
+            formed = in_form(made, table.name, option.way) if option.way.steps else None
+            if formed is not None:
+                made = formed
                 changes.append(Change(_RULE, table.name, _said(table, option), option.cost.bytes))
         if not changes:
             return Applied(program.model, (), skipped)
