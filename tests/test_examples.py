@@ -93,6 +93,25 @@ def shortened(monkeypatch: pytest.MonkeyPatch, rows: int) -> list[fastrec.Compre
     return made
 
 
+def test_online_retail(
+    example: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = example("online_retail")
+    parts, sizes = module.load()
+    assert {name: len(part[2]) for name, part in parts.items()} == {
+        "train": 73057,
+        "valid": 9132,
+        "test": 9131,
+    }
+    few = {name: tuple(x[:2048] for x in part) for name, part in parts.items()}
+    monkeypatch.setattr(module, "load", lambda: (few, sizes))
+    made = shortened(monkeypatch, 100)
+    module.main()
+    work = made[0].report.work
+    assert work is not None and work.candidate_after < work.candidate_before
+    assert "AUC" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("name", "metrics"), [("bookings_int8", {"auc", "logloss"}), ("movietweetings", {"auc"})]
 )
