@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from .marks import put
 from .results import Results
 from .tables import brief
 
@@ -22,12 +23,7 @@ def with_table(text: str, results: Results) -> str:
     """
     kinds = {"request": results.request, "int8": results.int8, "bf16": results.bf16}
     mark = " ".join([*(kind for kind, held in kinds.items() if held), "table"])
-    start, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
-    before, found, rest = text.partition(start)
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
-        raise ValueError(f"the page has no {start} ... {end}")
-    return f"{before}{start}\n{brief(results)}\n{end}{after}"
+    return put(text, mark, brief(results))
 
 
 def main(arguments: Sequence[str]) -> int:

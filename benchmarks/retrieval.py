@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.factors import tiled, trained
+from benchmarks.marks import put
 from benchmarks.turns import take_turns
 from fastrec import TopK
 from fastrec.measure import Latency, Machine, Ratio, machine
@@ -33,6 +34,7 @@ from fastrec.wording import duration, times
 
 OURS, BASE, K, ASKED = "fastrec", "faiss flat", 10, 1000
 RESULTS = Path(__file__).parent / "results" / "retrieval"
+PAGE = Path(__file__).parent.parent / "docs" / "techniques" / "top-k.md"
 Search = Callable[[Tensor], Tensor]
 
 
@@ -87,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(asdict(run), indent=1) + "\n")
         out.with_suffix(".md").write_text(markdown(run))
+    PAGE.write_text(put(PAGE.read_text(), "retrieval", markdown(run)))
     print(markdown(run))
 
 

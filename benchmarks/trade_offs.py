@@ -33,12 +33,14 @@ from fastrec.techniques import (
     QuantizeTables,
     Technique,
 )
+from fastrec.techniques.settings import named
 from fastrec.wording import amount, times
+
+from .marks import put
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "trade-offs.md"
 RESULTS = ROOT / "benchmarks" / "results" / "trade-offs"
-MARKS = "<!-- trade-offs -->", "<!-- /trade-offs -->"
 SCHEMA = 1
 SIZES = (1, 100, 1000)
 ALLOWED = 5e-4
@@ -86,7 +88,7 @@ def settings(tables: int) -> dict[str, tuple[Technique, ...]]:
             technique = replace(rung, **{name: size for name, size in sized.items() if hasattr(rung, name)})  # type: ignore[arg-type]  # settings by name
             if not technique.exact:
                 before = order.index(kind.name) < order.index(Fuse.name)
-                found[_named(technique)] = (technique, Fuse()) if before else (Fuse(), technique)
+                found[named(technique)] = (technique, Fuse()) if before else (Fuse(), technique)
     for part in (4, 8, 16):
         found[f"FitTables, 1/{part} of the bytes"] = (Fuse(fold_bytes=0), FitTables(tables // part))
     found["int8"] = (Fuse(), *INT8)
@@ -96,17 +98,6 @@ def settings(tables: int) -> dict[str, tuple[Technique, ...]]:
         *INT8,
     )
     return found
-
-
-def _named(technique: Technique) -> str:
-    """The settings that are not the defaults."""
-    plain = type(technique)()
-    said = [
-        f"{name}={value}"
-        for name, value in vars(technique).items()
-        if value != getattr(plain, name) and name != "least_bytes"
-    ]
-    return f"{type(technique).__name__}({', '.join(said)})"
 
 
 def models() -> Iterator[tuple[str, nn.Module, Mapping[str, tuple[Tensor, ...]]]]:
@@ -239,9 +230,7 @@ def table(found: TradeOffs) -> str:
 
 def with_table(page: str, found: TradeOffs) -> str:
     """The page with this table between its marks."""
-    before, _, rest = page.partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    return f"{before}{MARKS[0]}\n{table(found)}\n{MARKS[1]}{after}"
+    return put(page, "trade-offs", table(found))
 
 
 def read(path: Path) -> TradeOffs:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import trade_offs
+from benchmarks.marks import put
 from benchmarks.results import Results
 from benchmarks.tables import brief
 from fastrec import compress
@@ -33,6 +34,12 @@ def test_the_page_of_trade_offs_is_the_committed_results() -> None:
     page = (ROOT / "docs" / "trade-offs.md").read_text()
     (path,) = (ROOT / "benchmarks" / "results" / "trade-offs").glob("*.json")
     assert page == trade_offs.with_table(page, trade_offs.read(path))
+
+
+def test_the_card_of_retrieval_has_the_committed_results() -> None:
+    card = (ROOT / "docs" / "techniques" / "top-k.md").read_text()
+    (path,) = (ROOT / "benchmarks" / "results" / "retrieval").glob("*.md")
+    assert card == put(card, "retrieval", path.read_text())
 
 
 def test_the_page_of_joins_is_what_the_rules_do() -> None:

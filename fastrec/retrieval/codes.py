@@ -40,7 +40,7 @@ def integer_products(width: int) -> str | None:
     rows[0], rows[1] = _TOP, -_TOP
     try:
         found = torch._int_mm(rows.char(), rows.char().T)
-    except (RuntimeError, AttributeError, NotImplementedError) as error:
+    except (RuntimeError, AttributeError, NotImplementedError) as error:  # where torch has no such product
         return reason_of(error)
     return None if torch.equal(found.long(), rows @ rows.T) else "this processor rounds 8-bit products"
 

@@ -68,7 +68,7 @@ class _AskedCentroids:
         lowest = torch.finfo(torch.float32).min
         return least.clamp(min=lowest).float().expand(last - first, -1)
 
-    def scores(self, blocks: Tensor, asked: Tensor, estimates: Tensor) -> Tensor:  # noqa: ARG002
+    def scores(self, blocks: Tensor, asked: Tensor, estimates: Tensor) -> Tensor:  # noqa: ARG002 - other ways need them
         return estimates
 
     def take(self, which: Tensor) -> _AskedCentroids:

@@ -85,7 +85,7 @@ class _AskedProducts:
     def limits(self, first: int, last: int, least: Tensor) -> Tensor:
         return float_limits(self.stored, first, last, least, self.lengths, self.slack)
 
-    def scores(self, blocks: Tensor, asked: Tensor, estimates: Tensor) -> Tensor:  # noqa: ARG002
+    def scores(self, blocks: Tensor, asked: Tensor, estimates: Tensor) -> Tensor:  # noqa: ARG002 - other ways need them
         return estimates
 
     def take(self, which: Tensor) -> _AskedProducts:

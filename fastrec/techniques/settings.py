@@ -1,12 +1,13 @@
-"""What settings of techniques take: an `InputError` names the technique, the setting, what it takes and what it got."""
+"""Settings of techniques, in words, and what they take: an `InputError` names the technique, the setting, what it takes and what it got."""
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from ..errors import InputError
 
-__all__ = ["check_names", "check_share", "check_switch", "check_whole"]
+__all__ = ["check_names", "check_share", "check_switch", "check_whole", "named"]
 
 
 def check_whole(technique: Any, *settings: str, least: int = 0, most: int | None = None) -> None:
@@ -48,3 +49,13 @@ def check_switch(technique: Any, *settings: str) -> None:
 
 def _wrong(technique: Any, setting: str, takes: str, value: Any) -> InputError:
     return InputError(f"{type(technique).__name__}({setting}=...) takes {takes}, got {value!r:.80}")
+
+
+def named(technique: Any) -> str:
+    """A technique by its name, with the settings that are not its defaults; whatever it takes for small."""
+    settings = [
+        f"{field.name}={getattr(technique, field.name)}"
+        for field in fields(technique)
+        if field.name != "least_bytes" and getattr(technique, field.name) != field.default
+    ]
+    return f"{type(technique).__name__}({', '.join(settings)})"

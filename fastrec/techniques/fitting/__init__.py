@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -17,7 +17,7 @@ from ...rows import count_rows, take_rows
 from ..base import Applied, Change, Skip, Technique
 from ..quantization.sensitivity import answers, moved
 from ..reads import Table, find_tables
-from ..settings import check_whole
+from ..settings import check_whole, named
 from ..traffic import batches_of
 from .choice import Cost, cheapest
 from .ways import WAYS, Way, in_form
@@ -185,16 +185,6 @@ def _apart(program: Program) -> tuple[Program, Sequence[Sequence[Tensor]]]:
 
 
 def _said(table: Table, option: _Option) -> str:
-    forms = ", then ".join(map(_named, option.way.steps))
+    forms = ", then ".join(map(named, option.way.steps))
     times = table.tensor.nbytes / option.cost.bytes
     return f"{forms}: {times:.2f} times smaller, alone it moves the answers by {option.cost.loss**0.5:.2g} of their spread"
-
-
-def _named(technique: Technique) -> str:
-    """A technique with the settings that are not its defaults."""
-    settings = [
-        f"{field.name}={getattr(technique, field.name)}"
-        for field in fields(technique)
-        if field.name != "least_bytes" and getattr(technique, field.name) != field.default
-    ]
-    return f"{type(technique).__name__}({', '.join(settings)})"

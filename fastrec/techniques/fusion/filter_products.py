@@ -24,8 +24,6 @@ cut or pad.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, fx
 
@@ -79,8 +77,8 @@ def _matrices(steps: int, first: str | None, last: str | None) -> tuple[Tensor, 
     """F and I of the docstring, in float64."""
     spectra = torch.fft.rfft(torch.eye(steps, dtype=torch.float64), dim=0, norm=first)
     units = torch.eye(steps // 2 + 1, dtype=torch.complex128)
-    inverse: Callable[[Tensor], Tensor] = lambda unit: torch.fft.irfft(unit, n=steps, dim=0, norm=last)  # noqa: E731
-    return torch.cat([spectra.real, spectra.imag]), torch.cat([inverse(units), inverse(1j * units)], 1)
+    inverses = [torch.fft.irfft(unit, n=steps, dim=0, norm=last) for unit in (units, 1j * units)]
+    return torch.cat([spectra.real, spectra.imag]), torch.cat(inverses, 1)
 
 
 def _rewrite(gm: fx.GraphModule, node: fx.Node, found: Filter, forth: fx.Node, back: fx.Node) -> int:

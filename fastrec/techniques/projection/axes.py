@@ -76,11 +76,11 @@ def _same(node: fx.Node, shape: torch.Size, axis: int) -> Moved | None:  # noqa:
     return axis, True
 
 
-def _calm(node: fx.Node, shape: torch.Size, axis: int) -> Moved | None:  # noqa: ARG001
+def _calm(node: fx.Node, shape: torch.Size, axis: int) -> Moved | None:  # noqa: ARG001 - every rule is given all three
     return None if bool(node.args[2]) else (axis, True)
 
 
-def _cast(node: fx.Node, shape: torch.Size, axis: int) -> Moved | None:  # noqa: ARG001
+def _cast(node: fx.Node, shape: torch.Size, axis: int) -> Moved | None:  # noqa: ARG001 - every rule is given all three
     return (axis, True) if value(node).dtype is value(node.args[0]).dtype else None  # type: ignore[arg-type]  # an argument of a node is of any type
 
 
@@ -121,7 +121,7 @@ def _split(node: fx.Node, shape: torch.Size, axis: int) -> Moved | None:
     return None if dim == axis else (axis, True)
 
 
-def _indexed(node: fx.Node, shape: torch.Size, axis: int) -> Moved | None:  # noqa: ARG001
+def _indexed(node: fx.Node, shape: torch.Size, axis: int) -> Moved | None:  # noqa: ARG001 - every rule is given all three
     indices: Any = node.args[1]
     given = [(dim, index) for dim, index in enumerate(indices) if index is not None]
     if len(given) != 1 or given[0][0] == axis:
@@ -165,7 +165,7 @@ def _emptied(node: fx.Node, shape: torch.Size, axis: int) -> Moved | None:
     return (axis, False) if node.args[2] == 0 and alike and same else None
 
 
-def _negated(node: fx.Node, shape: torch.Size, axis: int) -> Moved | None:  # noqa: ARG001
+def _negated(node: fx.Node, shape: torch.Size, axis: int) -> Moved | None:  # noqa: ARG001 - every rule is given all three
     return axis, False
 
 

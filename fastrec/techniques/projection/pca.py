@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, fx
 
 from ...errors import InputError, TechniqueError
-from ...graph import constant, sweep
+from ...graph import constant
 from ...program import Program
 from ..base import Applied, Change, Skip, Technique
-from ..fusion.moves import forget_moved
 from ..fusion.purity import writes
 from ..quantization.calibration import inputs_of
 from ..quantization.layers import linear_maps, named
@@ -28,7 +27,7 @@ from .fit import STEP, fitted
 from .flows import Flows
 from .groups import Group
 from .linears import split, thin
-from .rewrite import project
+from .rewrite import project, settle
 
 __all__ = ["ProjectPCA"]
 
@@ -119,10 +118,7 @@ class ProjectPCA(Technique):
         self._check_names({*sites, *names})
         more, left = self._linears(gm, batches, done) if self.linears else ([], [])
         if changes or more:
-            sweep(gm)
-            held = dict(gm.named_buffers()) | dict(gm.named_parameters())
-            gm.meta[_META] = frozenset(done & held.keys())
-            forget_moved(gm)
+            settle(gm, _META, done)
         return changes + more, skipped + left
 
     def _check_names(self, known: Iterable[str]) -> None:
@@ -214,7 +210,7 @@ class ProjectPCA(Technique):
                 chosen.append((node, weight))
         rows = inputs_of(gm, [node.args[0] for node, _ in chosen], batches) if chosen else {}  # type: ignore[misc]  # an argument of a node is of any type
         for node, weight in chosen:
-            found = thin(weight, rows[node.args[0]], self.energy, _SHARE)  # type: ignore[index]
+            found = thin(weight, rows[node.args[0]], self.energy, _SHARE)  # type: ignore[index]  # an argument of a node is of any type
             if isinstance(found, str):
                 skipped.append(Skip(LINEARS, node.name, found))
                 continue

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ...graph import add_constant, constant, emit, evaluate, is_call, value
+from ...graph import add_constant, constant, emit, evaluate, is_call, sweep, value
+from ..fusion.moves import forget_moved
 from ..reads import Table
 from .axes import RESHAPES, even_source, place
 from .bases import Basis
 from .flows import Flows
 from .groups import Flow, Group
 
-__all__ = ["Projected", "project"]
+__all__ = ["Projected", "project", "settle"]
 
 aten = torch.ops.aten
 _PARTS = 1 << 16
@@ -147,7 +148,7 @@ def _remap(
     weight = constant(gm, held)
     assert weight is not None
     columns, shift = [], torch.zeros(len(weight), dtype=torch.float64)
-    for block, (_, root) in zip(weight.double().split([width for width, _ in parts], 1), parts, strict=True):  # type: ignore[no-untyped-call]
+    for block, (_, root) in zip(weight.double().split([width for width, _ in parts], 1), parts, strict=True):  # type: ignore[no-untyped-call]  # `Tensor.split` has no types
         columns.append(block @ bases[root].decode if root in bases else block)
         if root in bases:
             shift += block @ bases[root].mean
@@ -175,3 +176,11 @@ def _shapes(found: Any) -> list[tuple[str, ...]]:
     """The sizes of a value, free ones by their names."""
     parts = found if isinstance(found, (tuple, list)) else (found,)
     return [tuple(str(size) for size in part.shape) for part in parts if isinstance(part, Tensor)]
+
+
+def settle(gm: fx.GraphModule, mark: str, done: set[str]) -> None:
+    """What nobody reads goes; `gm.meta[mark]` names the constants of `done` that are left, which are not to be narrowed again."""
+    sweep(gm)
+    held = dict(gm.named_buffers()) | dict(gm.named_parameters())
+    gm.meta[mark] = frozenset(done & held.keys())
+    forget_moved(gm)

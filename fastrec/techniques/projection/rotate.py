@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Literal, Self
 from torch import Tensor, fx
 
 from ...errors import TechniqueError
-from ...graph import sweep
 from ...program import Program
 from ..base import Applied, Change, Skip, Technique
 from ..fusion.purity import writes
@@ -18,6 +17,7 @@ from ..quantization.calibration import inputs_of
 from ..quantization.layers import named
 from ..settings import check_share, check_whole
 from ..traffic import batches_of
+from .rewrite import settle
 from .streams import Stream, streams
 from .turning import basis_of_stream, epsilon_of, turn
 
@@ -86,10 +86,7 @@ class RotateTowers(Technique):
             else:
                 skipped.append(Skip(RULE, stream.name, made))
         if changes:
-            sweep(gm)
-            held = dict(gm.named_buffers()) | dict(gm.named_parameters())
-            gm.meta[_META] = frozenset(done & held.keys())
-            gm.meta["moved"] = {old: new for old, new in gm.meta.get("moved", {}).items() if new[0] in held}
+            settle(gm, _META, done)
         return Applied(gm if changes else program.model, tuple(changes), tuple(skipped))
 
     def _turn(

@@ -18,6 +18,7 @@ from fastrec.graph import constant
 from fastrec.measure import tensor_bytes
 from fastrec.program import Program
 from fastrec.techniques import Applied, Fuse, QuantizeTables
+from tests.techniques.rows import Rows
 
 aten = torch.ops.aten
 Bits = Literal[16, 8, 4]
@@ -49,18 +50,6 @@ def most_seen(seen: Sequence[tuple[Tensor]], share: float) -> Tensor:
     counts = torch.bincount(torch.cat([ids.flatten() for (ids,) in seen]), minlength=ROWS).tolist()
     order = sorted((-count, row) for row, count in enumerate(counts) if count)
     return torch.tensor(sorted(row for _, row in order[: int(share * ROWS)]))
-
-
-class Rows(nn.Module):
-    """One table, looked up by ids of any shape."""
-
-    def __init__(self, table: Tensor) -> None:
-        super().__init__()
-        self.table = nn.Embedding.from_pretrained(table)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        out: Tensor = self.table(ids)
-        return out
 
 
 @each_bits

@@ -18,6 +18,7 @@ from fastrec.measure import tensor_bytes
 from fastrec.ops import INT4, INT8
 from fastrec.program import Program
 from fastrec.techniques import Applied, Fuse, QuantizeTables
+from tests.techniques.rows import Rows
 
 aten = torch.ops.aten
 Bits = Literal[16, 8, 4]
@@ -45,21 +46,11 @@ def decoded(model: nn.Module, bits: Bits, names: tuple[str, ...]) -> nn.Module:
     other = copy.deepcopy(model)
     for name in names:
         table = other.get_parameter(name)
-        graph, made, _ = applied(_Alone(table.detach()), bits, torch.arange(len(table)))
+        graph, made, _ = applied(Rows(table.detach()), bits, torch.arange(len(table)))
         assert len(made.changes) == 1
         with torch.no_grad():
             table.copy_(graph(torch.arange(len(table)))[0])
     return other
-
-
-class _Alone(nn.Module):
-    def __init__(self, table: Tensor) -> None:
-        super().__init__()
-        self.table = nn.Embedding.from_pretrained(table)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        out: Tensor = self.table(ids)
-        return out
 
 
 class Reads(nn.Module):
@@ -145,7 +136,7 @@ def test_joined_columns_keep_their_own_size(bits: Bits, most: float) -> None:
 
 
 def test_padding_rows_and_constant_rows_come_back_exactly() -> None:
-    model = _Alone(torch.randn(40, 16, generator=torch.Generator().manual_seed(0)))
+    model = Rows(torch.randn(40, 16, generator=torch.Generator().manual_seed(0)))
     model.table.weight.data[0] = 0.0
     model.table.weight.data[1] = 3.7
     ids = torch.arange(6)
@@ -160,7 +151,7 @@ def test_padding_rows_and_constant_rows_come_back_exactly() -> None:
 def test_a_row_alone_is_the_row_beside_any_other(bits: Bits) -> None:
     table = torch.randn(40, 16, generator=torch.Generator().manual_seed(0))
     table[3] *= 1e3
-    graph, _, _ = applied(_Alone(table), bits, torch.arange(6))
+    graph, _, _ = applied(Rows(table), bits, torch.arange(6))
     every = graph(torch.arange(40))[0]
     order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
     assert torch.equal(graph(order)[0], every[order])
@@ -247,7 +238,7 @@ def test_small_tables_stay_and_tables_that_would_not_be_themselves() -> None:
 
 
 def test_ids_that_no_table_has_are_refused() -> None:
-    graph, _, _ = applied(_Alone(PLAIN), 8, torch.arange(6))
+    graph, _, _ = applied(Rows(PLAIN), 8, torch.arange(6))
     for bad in (-1, 50):
         with pytest.raises((IndexError, RuntimeError)):
             graph(torch.tensor([bad]))
@@ -270,7 +261,7 @@ def test_bad_settings_are_named(settings: dict[str, Any], name: str) -> None:
 
 def test_a_model_that_was_not_captured_is_refused() -> None:
     with pytest.raises(TechniqueError, match="capture") as caught:
-        QuantizeTables().apply(Program.read(_Alone(PLAIN), (torch.arange(6),)))
+        QuantizeTables().apply(Program.read(Rows(PLAIN), (torch.arange(6),)))
     assert caught.value.technique == "quantize_tables"
 
 
@@ -287,7 +278,7 @@ def test_one_large_entry_spoils_no_other_row(bits: Bits, entry: float, most: flo
     torch.manual_seed(0)
     table = torch.randn(5000, 32) * 0.1
     table[7, 3] = entry
-    graph, made, _ = applied(_Alone(table), bits, torch.arange(9))
+    graph, made, _ = applied(Rows(table), bits, torch.arange(9))
     assert len(made.changes) == 1
     others = torch.arange(100, 200)
     assert (graph(others)[0] - table[others]).abs().max() < most

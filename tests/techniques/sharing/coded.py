@@ -12,22 +12,11 @@ from torch import Tensor, fx, nn
 from fastrec.capture import capture
 from fastrec.program import Program
 from fastrec.techniques import Applied, Fuse, Technique
+from tests.techniques.rows import Rows
 
 __all__ = ["ROWS", "Rows", "captured", "graph_of", "held", "traffic", "trained"]
 
 ROWS = 300
-
-
-class Rows(nn.Module):
-    """One table, looked up by ids of any shape."""
-
-    def __init__(self, table: Tensor) -> None:
-        super().__init__()
-        self.table = nn.Embedding.from_pretrained(table)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        out: Tensor = self.table(ids)
-        return out
 
 
 def trained(width: int, *, rows: int = ROWS, seed: int = 0) -> Tensor:
