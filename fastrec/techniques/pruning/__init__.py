@@ -1,0 +1,1 @@
+"""Fewer units, heads, blocks, fields and rows."""
