@@ -10,6 +10,7 @@ from .fitting import FitTables
 from .fusion import Fuse
 from .history import TruncateHistory
 from .projection import FactorTables, ProjectPCA, RotateTowers
+from .pruning import PruneNeurons
 from .quantization import CastLinears, QuantizeLinears, QuantizeTables
 from .sharing import ComposeTables, ProductQuantizeTables, RelateTables, ShareEmbeddings
 
@@ -24,6 +25,7 @@ __all__ = [
     "Fuse",
     "ProductQuantizeTables",
     "ProjectPCA",
+    "PruneNeurons",
     "QuantizeLinears",
     "QuantizeTables",
     "RelateTables",
@@ -40,6 +42,7 @@ TECHNIQUES: Mapping[str, type[Technique]] = MappingProxyType(
         for kind in (
             TruncateHistory,
             RelateTables,
+            PruneNeurons,
             RotateTowers,
             ProjectPCA,
             Fuse,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_args
 
 from ..errors import InputError
 
-__all__ = ["check_names", "check_share", "check_switch", "check_whole", "named"]
+__all__ = ["check_choice", "check_names", "check_share", "check_switch", "check_whole", "named"]
 
 
 def check_whole(technique: Any, *settings: str, least: int = 0, most: int | None = None) -> None:
@@ -37,6 +37,13 @@ def check_names(technique: Any, *settings: str) -> None:
         names = isinstance(value, tuple) and all(isinstance(name, str) and name for name in value)
         if value is not None and not names:
             raise _wrong(technique, setting, "a tuple of names", value)
+
+
+def check_choice(technique: Any, setting: str, of: Any) -> None:
+    """One of the words of a `Literal`."""
+    if getattr(technique, setting) not in get_args(of):
+        words = " or ".join(map(repr, get_args(of)))
+        raise _wrong(technique, setting, words, getattr(technique, setting))
 
 
 def check_switch(technique: Any, *settings: str) -> None:

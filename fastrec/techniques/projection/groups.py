@@ -11,7 +11,7 @@ from torch import fx
 from ...graph import value
 from ..reads import Table
 
-__all__ = ["Flow", "Group", "Groups", "Leaf", "Part"]
+__all__ = ["Flow", "Group", "Groups", "Leaf", "Leaves", "Part"]
 
 
 @dataclass(frozen=True)
@@ -63,17 +63,14 @@ class Group:
     """Linear maps that read rows of it, each with the first column of their weights that does."""
 
 
-class Groups:
-    """Leaves joined to groups, and what is known of them: marks may be set before leaves are joined."""
+class Leaves:
+    """Leaves joined to groups, and why some stay as they are: reasons may be given before leaves are joined."""
 
     def __init__(self) -> None:
         self.of: dict[fx.Node, Flow] = {}
         self.leaves: list[Leaf] = []
-        self.maps: list[fx.Node] = []
+        self.reasons: dict[int, list[str]] = {}
         self._above: list[int] = []
-        self._reasons: dict[int, list[str]] = {}
-        self._contracted: set[int] = set()
-        self._bent: set[int] = set()
 
     def add(self, leaf: Leaf) -> int:
         """A leaf, alone in its group; its number."""
@@ -104,7 +101,17 @@ class Groups:
     def block(self, flow: Flow, reason: str) -> None:
         """These rows stay as they are."""
         for part in flow.parts:
-            self._reasons.setdefault(part.leaf, []).append(reason)
+            self.reasons.setdefault(part.leaf, []).append(reason)
+
+
+class Groups(Leaves):
+    """Groups of tables, and what is known of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps: list[fx.Node] = []
+        self._contracted: set[int] = set()
+        self._bent: set[int] = set()
 
     def bend(self, flow: Flow) -> None:
         """A constant row added to these rows does not come out as it went in: they are not centred."""
@@ -120,7 +127,7 @@ class Groups:
         for index, leaf in enumerate(self.leaves):
             group = found.setdefault(self.root(index), Group(leaf.width))
             group.leaves.append(index)
-            group.reasons += self._reasons.get(index, [])
+            group.reasons += self.reasons.get(index, [])
             group.contracted |= index in self._contracted
             group.bent |= index in self._bent
             if leaf.table is None:

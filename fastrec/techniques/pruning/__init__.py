@@ -1,1 +1,7 @@
 """Fewer units, heads, blocks, fields and rows."""
+
+from __future__ import annotations
+
+from .neurons import PruneNeurons
+
+__all__ = ["PruneNeurons"]

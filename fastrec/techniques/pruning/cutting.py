@@ -1,0 +1,151 @@
+"""Graphs with fewer hidden units: rows of the maps that write them, columns of those that read them, and the sizes in between."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ...graph import add_constant, constant, evaluate, is_call, value
+from ..fusion.id_columns import identity
+from ..projection.axes import RESHAPES, even_source, place
+from ..projection.groups import Flow
+from ..projection.rewrite import shifted
+from ..quantization.layers import bias_of
+from .widths import Widths
+
+__all__ = ["Fitted", "cut"]
+
+aten = torch.ops.aten
+
+Fitted = Mapping[str, tuple[Tensor, Tensor]]
+"""The columns (O, I') that a map, by the name of its node, reads now, and what is added to its results (O,)."""
+
+
+def cut(
+    gm: fx.GraphModule, widths: Widths, kept: Mapping[int, Tensor], fitted: Fitted | None = None
+) -> set[str]:
+    """Leaves these units of these groups, in order; edits `gm`, whose widths these are. The names of the constants it made.
+
+    Readers named in `fitted` get these weights, others the columns that are left. Tensors that were shared stay shared.
+    """
+    return _Cut(gm, widths, kept, fitted or {}).run()
+
+
+class _Cut:
+    """One edit of a graph."""
+
+    def __init__(
+        self, gm: fx.GraphModule, widths: Widths, kept: Mapping[int, Tensor], fitted: Fitted
+    ) -> None:
+        self.gm, self.widths, self.kept, self.fitted = gm, widths, kept, fitted
+        self.made: dict[Any, fx.Node] = {}
+        self.writers = {
+            leaf.node: widths.root(index)
+            for index, leaf in enumerate(widths.leaves)
+            if leaf.user is None and widths.root(index) in kept
+        }
+
+    def run(self) -> set[str]:
+        """Edits the nodes in order, and works out their values anew."""
+        changed: set[fx.Node] = set()
+        for node in list(self.gm.graph.nodes):
+            flow = self.widths.of.get(node)
+            index = self.widths.columns(flow, self.kept) if flow is not None else None
+            if node in self.writers or is_call(node, aten.linear.default):
+                self._map(node)
+            elif index is not None:
+                assert flow is not None
+                self._resize(node, flow, index)
+            if node.op == "call_function" and (
+                index is not None or any(x in changed for x in node.all_input_nodes)
+            ):
+                before = str(node.meta["val"])
+                node.meta["val"] = evaluate(self.gm, node)
+                if str(node.meta["val"]) != before:
+                    changed.add(node)
+        return {str(node.target) for node in self.made.values()}
+
+    def _map(self, node: fx.Node) -> None:
+        """The rows that a map writes and the columns that it reads."""
+        source, held = node.args[:2]
+        assert isinstance(source, fx.Node) and isinstance(held, fx.Node)
+        flow, bias = self.widths.of.get(source), bias_of(node)
+        columns = self.widths.columns(flow, self.kept) if flow is not None else None
+        rows = self.kept[self.writers[node]] if node in self.writers else None
+        if columns is None and rows is None:
+            return
+        weight = self._held(held)
+        key: list[Any] = [_told(rows), _told(columns)]
+        if columns is not None:
+            weight = weight[:, columns]
+        shift = None
+        if columns is not None and node.name in self.fitted:
+            fresh, shift = self.fitted[node.name]
+            weight = fresh.to(weight.dtype)
+            key.append(id(fresh))
+        if rows is not None:
+            weight = weight[rows]
+        args: list[Any] = [source, self._constant(held, weight.contiguous(), key)]
+        if rows is not None and bias is not None:
+            bias = self._constant(bias, self._held(bias)[rows], [_told(rows)])
+        if shift is not None and bool(shift.any()):
+            bias = shifted(self.gm, node, bias, shift if rows is None else shift[rows])
+            if bias.op == "get_attr":
+                self.made[bias] = bias
+        node.args, node.kwargs = (*args, *([bias] if bias is not None else [])), {}
+
+    def _resize(self, node: fx.Node, flow: Flow, index: Tensor) -> None:
+        """The sizes that a node names, and constants of one number for each unit."""
+        source: Any = node.args[0]
+        if is_call(node, *RESHAPES[:3], aten.expand.default):
+            node.args = (source, _with(node.args[1], flow.axis, len(index)), *node.args[2:])
+        elif is_call(node, aten.unflatten.int):
+            at = place(node.args[1], value(source).ndim)
+            if flow.axis >= at:
+                node.args = (source, node.args[1], _with(node.args[2], flow.axis - at, len(index)))
+        elif is_call(node, aten.batch_norm.default, aten.prelu.default) and flow.axis == 1:
+            self._narrow(node, dict.fromkeys(node.all_input_nodes[1:], 0), index)
+        elif not is_call(node, aten.cat.default, aten.stack.default):
+            dims = value(node).ndim if isinstance(node.meta["val"], Tensor) else 0
+            axes = {}
+            for held in node.all_input_nodes:
+                if held not in self.widths.of and isinstance(held.meta["val"], Tensor):
+                    axes[held] = flow.axis - (dims - value(held).ndim)
+            self._narrow(node, axes, index)
+
+    def _narrow(self, node: fx.Node, axes: Mapping[fx.Node, int], index: Tensor) -> None:
+        """What a node reads beside the units, at the axis where it has one number for each."""
+        for held, axis in axes.items():
+            if axis < 0 or value(held).shape[axis] in (1,):
+                continue
+            tensor = constant(self.gm, held)
+            if tensor is not None:
+                fresh = tensor.index_select(axis, index)
+                node.replace_input_with(held, self._constant(held, fresh, [axis, _told(index)]))
+            elif (even := even_source(held, axis)) is not None:
+                node.replace_input_with(held, even)
+
+    def _held(self, node: fx.Node) -> Tensor:
+        tensor = constant(self.gm, node)
+        assert tensor is not None
+        return tensor
+
+    def _constant(self, held: fx.Node, tensor: Tensor, key: list[Any]) -> fx.Node:
+        """A constant made of another, once for all who read the same of it."""
+        whole = (identity(self._held(held)), *key)
+        if whole not in self.made:
+            self.made[whole] = add_constant(self.gm, f"{held.target}_pruned", tensor)
+        return self.made[whole]
+
+
+def _told(index: Tensor | None) -> tuple[int, ...] | None:
+    """An index that can be a key."""
+    return None if index is None else tuple(index.tolist())
+
+
+def _with(sizes: Any, at: int, size: int) -> list[Any]:
+    """The sizes with another one there; -1, which says the rest, says it still."""
+    return [size if i == at and given != -1 else given for i, given in enumerate(sizes)]
