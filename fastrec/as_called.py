@@ -49,4 +49,4 @@ class AsCalled(nn.Module):
 def plainly(original: Program, once: Once, program: Program) -> Program:
     """What `program` answers, as it is written, behind the face of the original; holds nothing of that but its layout."""
     made = AsCalled(original, once, program.answers)
-    return replace(original.with_model(made), entry="forward", batch=None, calibration=())
+    return replace(original.with_model(made), entry="forward", batch=None).bare()

@@ -58,10 +58,13 @@ class Certifier:
         losses = self._losses(AsCalled(self._original, self._once, run))
         return tuple(Accuracy.of(loss, self.budget.max_loss.get(loss.metric), exact=exact) for loss in losses)
 
-    def settle(self, technique: Technique, program: Program) -> tuple[Technique, Applied, list[str]]:
+    def settle(
+        self, technique: Technique, program: Program, mend: Technique | None = None
+    ) -> tuple[Technique, Applied, list[str]]:
         """The technique, or a milder one whose loss is certified, what it did, and why stronger ones may not serve.
 
-        Where none is, the model comes back as it was, with no changes.
+        It is judged by what `mend`, a technique further on that brings answers back, makes of it. Where none is, the model
+        comes back as it was, with no changes.
         """
         applied = technique.apply(program)
         refused: list[str] = []
@@ -72,6 +75,8 @@ class Certifier:
             if not applied.changes:
                 return setting, applied, refused
             made = program.with_model(applied.model)
+            if mend is not None:
+                made = made.with_model(mend.apply(made).model)
             said = [one for one in self.judge(self._run(made)) if not one.holds]
             if not said:
                 return setting, applied, refused

@@ -271,7 +271,8 @@ def _measure(
         calls = {name: session_call(made.session, once) for name, made in sessions.items()}
         _, trials = choose(rows, before, calls, fresh, share(work.deadline, parts, 4.0) * 0.5)
         work.trials += trials
-        name = preferred(trials, {name for name, made in sessions.items() if made.exact})
+        exact = {name for name, made in sessions.items() if made.exact}
+        name = preferred(trials, exact, {name for name, made in sessions.items() if not made.cut})
         served = _serving(private, {name: sessions[name]}, Plan((rows,), (name,)), checks, once)
         after = _served_call(served)
         result = confirm(rows, name, before, after, fresh, share(work.deadline, parts, 4.0) * 0.5)
@@ -324,17 +325,17 @@ def _assemble(
         work.notes.append(
             "nothing that the recipe approximates serves: at no number of rows was it faster than what keeps the answer"
         )
-    original = replace(program.with_model(program.draft().eval()), calibration=())
+    original = program.with_model(program.draft().eval()).bare()
     if found is None or not names:
         made = CompressedModel(original, {}, None, checks.guard, once)
         if found is not None and found.captured and once:
             # For the serving form of what is not faster batch by batch.
             form = found.form(lossy=False)
-            made.program, made.exact = replace(form.make(), calibration=()), form.exact
+            made.program, made.exact = form.make().bare(), form.exact
         return made
     # Of the other form, if there is one, nothing stays: no table that nobody reads.
     form = found.form(lossy=lossy)
-    plain = replace(form.make(), calibration=())
+    plain = form.make().bare()
     if any(result.session == ORIGINAL for result in results):
         work.notes.append(
             "the original serves some batch sizes, so its tables are kept beside the rewritten ones"

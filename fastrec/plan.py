@@ -108,12 +108,15 @@ def choose(
     return winner, trials
 
 
-def preferred(trials: Sequence[Trial], exact: Collection[str]) -> str:
-    """The fastest session; of those within what a machine drifts of it an exact one, where there is one."""
+def preferred(trials: Sequence[Trial], *first: Collection[str]) -> str:
+    """The fastest session; of those within what a machine drifts of it one of those to take `first`, where there is one."""
     medians = {trial.session: trial.p50 for trial in trials if trial.p50 is not None}
     best = min(medians.values())
-    close = [name for name in exact if name in medians and medians[name] <= _AS_FAST * best]
-    return min(close or medians, key=lambda name: medians[name])
+    for names in first:
+        close = [name for name in names if name in medians and medians[name] <= _AS_FAST * best]
+        if close:
+            return min(close, key=lambda name: medians[name])
+    return min(medians, key=lambda name: medians[name])
 
 
 def leaders(rows: int, calls: Mapping[str, Call], batches: Batches, seconds: float) -> list[str]:

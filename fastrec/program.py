@@ -26,7 +26,7 @@ class Program:
 
     `model.<entry>` is called with `batch` the way `layout` says. A captured program has an
     `fx.GraphModule` as its model; its batch is the tuple of flat tensors in `layout.features` order and its entry
-    is `forward`.
+    is `forward`. `origin` is what the model was before anything approximated it, for those who learn from it.
     """
 
     model: nn.Module
@@ -34,6 +34,7 @@ class Program:
     layout: Layout
     entry: str = "forward"
     calibration: tuple[Any, ...] = ()
+    origin: nn.Module | None = None
 
     @classmethod
     def read(
@@ -78,6 +79,10 @@ class Program:
     def with_model(self, model: nn.Module) -> Program:
         """The same program with another model of the same calling form."""
         return replace(self, model=model)
+
+    def bare(self) -> Program:
+        """The same program without what only techniques look at."""
+        return replace(self, calibration=(), origin=None)
 
     @property
     def function(self) -> Callable[..., Any]:

@@ -114,23 +114,32 @@ def apply_recipe(
         return _uncaptured(work, program, recipe, strict, certifier, show, error)
     known = work.calibration if recipe.exact else apart(work.calibration)[0]
     plain = replace(plain, calibration=tuple(tuple(flat) for flat in known))
-    asked = fast = ask(plain)
+    plain = replace(plain, origin=plain.model)
+    asked = ask(plain)
+    asked = fast = replace(asked, origin=asked.model)
     if not recipe.exact:
         check_calibration(work, asked, asked.calibration, recipe)
     wanted = [technique for technique in recipe if technique.level == "graph"]
     fast, graphs, alternatives = _in_turn(work, fast, wanted, certifier, show)
     exact = not any(step.changes and not step.exact for step in work.steps)
-    others = [Form(name, make, exact=exact) for name, make in alternatives]
-    forms = [Form("", lambda: fast, exact=exact, main=True)]
+    cut = [technique for technique in graphs if technique.cuts]
+    others = [Form(name, make, exact=exact, cut=bool(cut)) for name, make in alternatives]
+    forms = [Form("", lambda: fast, exact=exact, cut=bool(cut), main=True)]
     if not exact and all(technique.exact for technique in modules):
         # What approximates has to be faster than what does not, or it is dropped.
         kept = tuple(technique for technique in graphs if technique.exact)
         # Made once: sessions and what is left of it share its tables.
         forms.append(Form("exact", cache(partial(rewritten, asked, kept)), main=True))
-    if asked is not plain:
+        whole = tuple(technique for technique in graphs if not (technique.cuts or technique.mends))
+        if cut and any(not technique.exact for technique in whole):
+            # What takes parts out has to be faster than the rest of the recipe without it.
+            named = ", ".join(technique.name for technique in cut)
+            others.append(Form(f"without {named}", cache(partial(rewritten, asked, whole)), exact=False))
+    # What is learned would be learned again.
+    if asked is not plain and not any(technique.mends for technique in graphs):
         # Where rows are few, one lookup and one product for all of them may beat one for the request and one more.
-        whole = partial(rewritten, plain, tuple(graphs))
-        others.append(Form("whole batch", whole, whole=True, exact=exact))
+        repeated = partial(rewritten, plain, tuple(graphs))
+        others.append(Form("whole batch", repeated, whole=True, exact=exact, cut=bool(cut)))
     return Rewritten(plain, asked, fast, (*forms, *others), Recipe((*modules, *graphs)))
 
 
@@ -190,10 +199,11 @@ def _in_turn(
     """The program after these techniques, in the settings that were kept, and other forms of it by their names."""
     done: list[Technique] = []
     others: list[tuple[str, Program, Technique, int]] = []
-    for technique in techniques:
+    for place, technique in enumerate(techniques):
         show(technique.name)
         before = program
-        program, settled = _applied(work, program, technique, certifier)
+        mend = next((later for later in techniques[place + 1 :] if later.mends), None)
+        program, settled = _applied(work, program, technique, certifier, mend)
         changes = work.steps[-1].changes
         if not changes and not settled.exact:
             continue  # refused, or nothing to do: other forms are to do without it too
@@ -241,14 +251,18 @@ def rewritten(program: Program, techniques: Sequence[Technique]) -> Program:
 
 
 def _applied(
-    work: Journal, program: Program, technique: Technique, certifier: Certifier | None
+    work: Journal,
+    program: Program,
+    technique: Technique,
+    certifier: Certifier | None,
+    mend: Technique | None = None,
 ) -> tuple[Program, Technique]:
     """The program after a technique, in a milder setting where the budget asks for it."""
     began = time.perf_counter()
     if certifier is None or technique.exact:
         applied = technique.apply(program)
     else:
-        technique, applied, refused = certifier.settle(technique, program)
+        technique, applied, refused = certifier.settle(technique, program, mend)
         work.skipped += [Skip(technique.name, BUDGET, reason) for reason in refused]
     took = time.perf_counter() - began
     if not technique.exact:

@@ -31,14 +31,15 @@ _LOOK = 0.3  # seconds to see which backends lead, at each size
 class Form:
     """One way to write the captured program: its name beside a backend's and how it is made.
 
-    `whole` says that it takes the request's features repeated for every row, `exact` that it keeps the answer, `main`
-    that every backend is to try it, not those alone that lead.
+    `whole` says that it takes the request's features repeated for every row, `exact` that it keeps the answer, `cut` that parts
+    of the model were taken out, `main` that every backend is to try it, not those alone that lead.
     """
 
     name: str
     make: Callable[[], Program]
     whole: bool = False
     exact: bool = True
+    cut: bool = False
     main: bool = False
 
 
@@ -46,13 +47,15 @@ class Form:
 class Made:
     """A session, the program it was compiled from, how far its answers are off, and whether that is rounding alone.
 
-    `moved` is how far the answer of a session that approximates was seen to move with the rows beside it.
+    `cut` says that parts of the model were taken out, `moved` how far the answer of a session that approximates was seen to move
+    with the rows beside it.
     """
 
     session: Session
     program: Program
     fidelity: Fidelity
     exact: bool = True
+    cut: bool = False
     moved: float = 0.0
 
 
@@ -144,7 +147,7 @@ class _Compiling:
         if isinstance(found, str) or isinstance(moved, str):
             self._journal.failed(label, str(found if isinstance(found, str) else moved))
             return
-        self.made[label] = Made(session, program, found, form.exact, moved)
+        self.made[label] = Made(session, program, found, form.exact, form.cut, moved)
 
     def leading(self, backends: Sequence[Backend], forms: Sequence[Form]) -> list[Backend]:
         """The backends that were fastest with some form at some size, at a short look."""

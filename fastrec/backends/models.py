@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -19,7 +18,7 @@ class ModelSession(Session):
     """A model behind the face of a session: flat tensors in, flat tensors out. As thread-safe as the model is."""
 
     def __init__(self, program: Program) -> None:
-        self._program = replace(program, calibration=())
+        self._program = program.bare()
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Run one batch."""

@@ -12,6 +12,7 @@ from .history import TruncateHistory
 from .projection import FactorTables, ProjectPCA, RotateTowers
 from .pruning import PruneNeurons
 from .quantization import CastLinears, QuantizeLinears, QuantizeTables
+from .recovery import Recover
 from .sharing import ComposeTables, ProductQuantizeTables, RelateTables, ShareEmbeddings
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "PruneNeurons",
     "QuantizeLinears",
     "QuantizeTables",
+    "Recover",
     "RelateTables",
     "RotateTowers",
     "ShareEmbeddings",
@@ -45,6 +47,7 @@ TECHNIQUES: Mapping[str, type[Technique]] = MappingProxyType(
             PruneNeurons,
             RotateTowers,
             ProjectPCA,
+            Recover,
             Fuse,
             ShareEmbeddings,
             FitTables,

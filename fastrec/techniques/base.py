@@ -54,13 +54,16 @@ class Technique(abc.ABC):
     `program.draft()`; or "graph", a captured `fx.GraphModule`. `changes` is empty exactly when nothing
     was done. While `exact` holds, outputs are equal up to float rounding. `fitted` says that numbers of the result come
     from the calibration batches, `modules` that a technique of graphs takes a model that could not be captured as well,
-    and edits its modules on a draft.
+    and edits its modules on a draft; `cuts` that it takes parts out of the model, so that what is left without it is measured
+    beside; `mends` that it brings answers back to the original's, so that those in front of it are judged after it.
     """
 
     name: ClassVar[str]
     level: ClassVar[Literal["module", "graph"]]
     fitted: ClassVar[bool] = False
     modules: ClassVar[bool] = False
+    cuts: ClassVar[bool] = False
+    mends: ClassVar[bool] = False
 
     @property
     @abc.abstractmethod

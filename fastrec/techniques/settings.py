@@ -7,7 +7,15 @@ from typing import Any, get_args
 
 from ..errors import InputError
 
-__all__ = ["check_choice", "check_names", "check_share", "check_switch", "check_whole", "named"]
+__all__ = [
+    "check_above",
+    "check_choice",
+    "check_names",
+    "check_share",
+    "check_switch",
+    "check_whole",
+    "named",
+]
 
 
 def check_whole(technique: Any, *settings: str, least: int = 0, most: int | None = None) -> None:
@@ -37,6 +45,15 @@ def check_names(technique: Any, *settings: str) -> None:
         names = isinstance(value, tuple) and all(isinstance(name, str) and name for name in value)
         if value is not None and not names:
             raise _wrong(technique, setting, "a tuple of names", value)
+
+
+def check_above(technique: Any, *settings: str) -> None:
+    """Finite numbers above 0."""
+    for setting in settings:
+        value = getattr(technique, setting)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not 0 < value < float("inf"):
+            raise _wrong(technique, setting, "a finite number above 0", value)
 
 
 def check_choice(technique: Any, setting: str, of: Any) -> None:

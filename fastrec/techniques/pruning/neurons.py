@@ -70,6 +70,7 @@ class PruneNeurons(Technique):
     name: ClassVar[str] = "prune_neurons"
     level: ClassVar[Literal["module", "graph"]] = "graph"
     fitted: ClassVar[bool] = True
+    cuts: ClassVar[bool] = True
 
     keep: float = 0.5
     by: By = "activation"
