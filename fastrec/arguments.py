@@ -12,10 +12,27 @@ import torch
 from .backends import Backend, installed
 from .budget import Budget
 from .errors import BackendUnavailable, InputError
+from .measure import Evaluator
 from .recipe import Recipe
 from .techniques import TECHNIQUES, Technique
 
-__all__ = ["own_random_state", "read_backends", "read_recipe", "read_sizes"]
+__all__ = ["check_budget", "own_random_state", "read_backends", "read_recipe", "read_sizes"]
+
+
+def check_budget(budget: Budget | None, evaluate: object) -> None:
+    """Whether `evaluate` can judge what the budget bounds. Raises `InputError`."""
+    if budget is None:
+        return
+    if not isinstance(budget, Budget):
+        raise InputError(f"budget takes a Budget, as Budget(max_loss={{'auc': 0.0002}}), got {budget!r:.80}")
+    if (budget.max_loss or budget.segments) and evaluate is None:
+        raise InputError(
+            "a budget of what may be lost needs evaluate=..., which says what was lost: see fastrec.measure.evaluator"
+        )
+    if budget.segments and not (isinstance(evaluate, Evaluator) and evaluate.segments):
+        raise InputError(
+            "Budget(segments=...) bounds the loss in each segment, and evaluate names none: make it with fastrec.measure.evaluator(..., segments={...})"
+        )
 
 
 def read_recipe(

@@ -18,6 +18,9 @@ class Budget:
     `max_loss` gives, per metric, an absolute difference. Approximate changes serve only where their loss is certified to be within:
     the one-sided 95 % bound of the paired loss is, not merely its value. Without any, a loss is reported and refuses nothing.
 
+    `segments` gives the same for the rows of every segment alone, the worst one included; `evaluate` says which there are
+    (`fastrec.measure.evaluator(..., segments=...)`). A segment with too few rows to certify refuses like any other.
+
     `bytes` is for the tables as they serve, maps and codebooks included; `Report.met` says whether they fit. What is small
     enough then serves whether or not it is faster, and the original is let go.
 
@@ -25,24 +28,27 @@ class Budget:
     whole number above 0.
 
     Example:
-        >>> Budget(max_loss={"auc": 0.0005}, bytes=100 << 20).bytes
+        >>> Budget(max_loss={"auc": 0.0005}, segments={"auc": 0.002}, bytes=100 << 20).bytes
         104857600
     """
 
     max_loss: Mapping[str, float] = field(default_factory=dict)
     bytes: int | None = None
+    segments: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.max_loss, Mapping) or not (self.max_loss or self.bytes is not None):
+        maps = isinstance(self.max_loss, Mapping) and isinstance(self.segments, Mapping)
+        if not maps or not (self.max_loss or self.segments or self.bytes is not None):
             raise InputError(
-                f"Budget takes max_loss, from metrics to what may be lost, as {{'auc': 0.0002}}, or bytes, what tables may take; got max_loss={self.max_loss!r:.80}"
+                f"Budget takes max_loss, from metrics to what may be lost, as {{'auc': 0.0002}}, segments, the same of each segment, or bytes, what tables may take; got max_loss={self.max_loss!r:.80}, segments={self.segments!r:.80}"
             )
-        for metric, allowed in self.max_loss.items():
-            number = isinstance(allowed, (int, float)) and not isinstance(allowed, bool)
-            if not number or not math.isfinite(allowed) or allowed < 0:
-                raise InputError(
-                    f"Budget.max_loss[{metric!r}] is {allowed!r:.80}, expected a finite number, 0 or above: an absolute loss"
-                )
+        for name in ("max_loss", "segments"):
+            for metric, allowed in getattr(self, name).items():
+                number = isinstance(allowed, (int, float)) and not isinstance(allowed, bool)
+                if not number or not math.isfinite(allowed) or allowed < 0:
+                    raise InputError(
+                        f"Budget.{name}[{metric!r}] is {allowed!r:.80}, expected a finite number, 0 or above: an absolute loss"
+                    )
         if self.bytes is not None and (type(self.bytes) is not int or self.bytes <= 0):
             raise InputError(
                 f"Budget.bytes is {self.bytes!r:.80}, expected a whole number above 0: what the tables may take"

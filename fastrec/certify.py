@@ -3,24 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from torch import fx, nn
 
 from .as_called import AsCalled
 from .budget import Budget
 from .errors import InputError, MeasurementError
-from .measure import Evaluator, Loss
+from .losses import Accuracy, SegmentAccuracy, of_segments, refusal
+from .measure import Evaluator, Loss, SegmentLoss
 from .measure.loss import LOWER_IS_BETTER, Array
 from .program import Answers, Program
-from .report import Accuracy
 from .request import Once
 from .techniques import Applied, Technique
 
-__all__ = ["Certifier", "Evaluate"]
+__all__ = ["Certifier", "Evaluate", "Judgement"]
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
 _DEFAULT = Budget({"auc": 2e-4})
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What was lost of each metric, of all rows and in each segment."""
+
+    accuracy: tuple[Accuracy, ...] = ()
+    segments: tuple[SegmentAccuracy, ...] = ()
+
+    @property
+    def holds(self) -> bool:
+        """Whether all of it is within the budget for certain, or not bounded."""
+        return not self.refusals
+
+    @property
+    def refusals(self) -> list[str]:
+        """What is not within the budget for certain, in words: of all rows, then of segments."""
+        said = [str(one) for one in self.accuracy if not one.holds]
+        return [*said, *filter(None, [refusal(self.segments)])]
+
+    def __str__(self) -> str:
+        return "; ".join(self.refusals)
 
 
 class Certifier:
@@ -48,15 +71,19 @@ class Certifier:
                 f"evaluate gives numbers by the name of their metric, got {self._before!r:.200}"
             )
         self.budget = budget or Budget({name: _DEFAULT.max_loss.get(name, 0.0) for name in self._before})
-        self._metrics = tuple(self.budget.max_loss or self._before)
-        missing = sorted({*self.budget.max_loss} - {*self._before})
+        named = dict.fromkeys((*self.budget.max_loss, *self.budget.segments))
+        self._metrics = tuple(named or self._before)
+        missing = sorted({*named} - {*self._before})
         if missing:
             raise InputError(f"the budget names {missing}, and evaluate gives {sorted(self._before)}")
 
-    def judge(self, run: Answers, *, exact: bool = False) -> tuple[Accuracy, ...]:
+    def judge(self, run: Answers, *, exact: bool = False) -> Judgement:
         """What was lost of each metric by answers that `run` gives, for flat batches of one request."""
-        losses = self._losses(AsCalled(self._original, self._once, run))
-        return tuple(Accuracy.of(loss, self.budget.max_loss.get(loss.metric), exact=exact) for loss in losses)
+        losses, segments = self._losses(AsCalled(self._original, self._once, run))
+        return Judgement(
+            tuple(Accuracy.of(loss, self.budget.max_loss.get(loss.metric), exact=exact) for loss in losses),
+            of_segments(segments, self.budget.segments, exact=exact),
+        )
 
     def settle(
         self, technique: Technique, program: Program, mend: Technique | None = None
@@ -77,10 +104,10 @@ class Certifier:
             made = program.with_model(applied.model)
             if mend is not None:
                 made = made.with_model(mend.apply(made).model)
-            said = [one for one in self.judge(self._run(made)) if not one.holds]
-            if not said:
+            judged = self.judge(self._run(made))
+            if judged.holds:
                 return setting, applied, refused
-            refused.append(f"{setting}: {'; '.join(map(str, said))}")
+            refused.append(f"{setting}: {judged}")
             if setting is technique:
                 settings += technique.milder(program, applied.changes)
         return technique, Applied(program.model, (), applied.skipped), refused
@@ -91,14 +118,18 @@ class Certifier:
             return program.answers
         return lambda flat: program.answers(self._once.all(flat))
 
-    def _losses(self, model: nn.Module) -> list[Loss]:
+    def _losses(self, model: nn.Module) -> tuple[list[Loss], list[SegmentLoss]]:
         if self._scores is not None and isinstance(self._evaluate, Evaluator):
-            losses = self._evaluate.losses(self._scores, self._evaluate.scores(model))
-            return [losses[name] for name in self._metrics]
+            scores = self._evaluate.scores(model)
+            losses = self._evaluate.losses(self._scores, scores)
+            segments = self._evaluate.by_segment(self._scores, scores)
+            return [losses[name] for name in self._metrics], [
+                one for one in segments if one.metric in self._metrics
+            ]
         after = self._evaluate(model)
         made = []
         for name in self._metrics:
             sign = -1.0 if name in LOWER_IS_BETTER else 1.0
             was, now = float(self._before[name]), float(after[name])
             made.append(Loss(name, was, now, sign * (was - now), None, 0, 0))
-        return made
+        return made, []

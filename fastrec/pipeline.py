@@ -12,12 +12,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
-from .arguments import own_random_state, read_backends, read_recipe, read_sizes
+from .arguments import check_budget, own_random_state, read_backends, read_recipe, read_sizes
 from .as_called import plainly
 from .backends import Backend
 from .budget import Budget
 from .calibration import apart
-from .certify import Certifier, Evaluate
+from .certify import Certifier, Evaluate, Judgement
 from .compressed import CompressedModel, release_moved
 from .cost import per_candidate, per_request
 from .declared import Declared
@@ -45,7 +45,7 @@ from .plan import (
 from .program import Program, target_of
 from .progress import Stages, stages
 from .recipe import Recipe
-from .report import Accuracy, Memory, Report, SizeResult, Work
+from .report import Memory, Report, SizeResult, Work
 from .request import Once
 from .rewriting import Rewritten, apply_recipe, read, rewritten
 from .rows import count_rows
@@ -93,7 +93,8 @@ def compress(
     `calibration` gives more real batches, whose rows are then used for timing and by techniques that look at traffic.
     `evaluate(model)` gives metrics, as `{"auc": 0.79}`; made by `fastrec.measure.evaluator` it certifies. Approximate
     techniques then serve, whole or in milder settings, only where their loss is certified to be within `budget` (None:
-    0.0002 of AUC, nothing of other metrics).
+    0.0002 of AUC, nothing of other metrics); where the evaluator groups its rows, the loss of each segment is told, and bounded
+    by `Budget(segments=...)`.
 
     `recipe` names the techniques (None: every exact one that saves time), `backends` who may run them (None: those installed), `batch_sizes` the numbers of
     rows to measure. `guards=False` drops the checks of ids and finiteness, `on_nonfinite="propagate"` those of
@@ -121,12 +122,7 @@ def compress(
         raise InputError(f"on_nonfinite is 'raise' or 'propagate', got {on_nonfinite!r}")
     if not seconds > 0:
         raise InputError(f"seconds must be above 0, got {seconds!r}")
-    if budget is not None and not isinstance(budget, Budget):
-        raise InputError(f"budget takes a Budget, as Budget(max_loss={{'auc': 0.0002}}), got {budget!r:.80}")
-    if budget is not None and budget.max_loss and evaluate is None:
-        raise InputError(
-            "a budget of what may be lost needs evaluate=..., which says what was lost: see fastrec.measure.evaluator"
-        )
+    check_budget(budget, evaluate)
     steps = read_recipe(recipe, budget)
     work = Journal(began, began + seconds)
     with own_random_state(), stages(progress) as show:
@@ -140,7 +136,7 @@ def compress(
         checks = _Checks()
         sessions: dict[str, Made] = {}
         results: list[SizeResult] = []
-        accuracy: tuple[Accuracy, ...] = ()
+        judged = Judgement()
         if found is not None:
             program = replace(program, layout=replace(program.layout, exempt=found.plain.layout.exempt))
             small = small_enough(found, budget)
@@ -160,12 +156,16 @@ def compress(
                     "no backend was given or is installed that runs it, so nothing was measured"
                 )
             measure = partial(_measure, work, program, once, sessions, checks, fresh, sizes, show, bounded)
-            results, accuracy = _settle(work, program, once, sessions, measure, certifier, show)
+            results, judged = _settle(work, program, once, sessions, measure, certifier, show)
         made = _assemble(work, program, once, found, sessions, results, checks, keep_original)
         serving = made.program if made.plan is not None and made.program is not None else made.original
         report = _report(work, program, made, results, steps, sessions)
         made.report = replace(
-            report, accuracy=accuracy, work=_work(found), tables=tables_of(serving.model, budget)
+            report,
+            accuracy=judged.accuracy,
+            segments=judged.segments,
+            work=_work(found),
+            tables=tables_of(serving.model, budget),
         )
         made.recipe = steps
     if made.report.memory.before_bytes >= _LARGE:
@@ -214,23 +214,23 @@ def _settle(
     measure: Callable[[], list[SizeResult]],
     certifier: Certifier | None,
     show: Stages,
-) -> tuple[list[SizeResult], tuple[Accuracy, ...]]:
+) -> tuple[list[SizeResult], Judgement]:
     """What serves each size and what it loses; sessions that approximate are dropped where that is not certified."""
     while True:
         results = measure()
         lossy = any(r.session != ORIGINAL and not sessions[r.session].exact for r in results)
         if certifier is None or not results:
-            return results, ()
+            return results, Judgement()
         show("evaluating what serves")
         plan = Plan(tuple(r.rows for r in results), tuple(r.session for r in results))
         private = program.with_model(program.draft().eval())
         served = _serving(private, sessions, plan, _Checks(), once)
-        accuracy = certifier.judge(partial(_answers, served, once), exact=not lossy)
-        if all(one.holds for one in accuracy):
-            return results, accuracy
+        judged = certifier.judge(partial(_answers, served, once), exact=not lossy)
+        if judged.holds:
+            return results, judged
         for name in [name for name, made in sessions.items() if not made.exact]:
             del sessions[name]
-            work.failed(name, "; ".join(map(str, accuracy)))
+            work.failed(name, str(judged))
 
 
 def _answers(served: CompressedModel, once: Once, flat: list[Tensor]) -> Sequence[Tensor]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from .errors import InputError
-from .measure import Fidelity, Latency, Loss, Machine, Ratio
+from .losses import Accuracy, SegmentAccuracy, told
+from .measure import Fidelity, Latency, Machine, Ratio
 from .plain import dumps, from_plain, loads, to_plain
 from .recipe import Recipe
 from .techniques import TECHNIQUES, Change, Skip, Technique
@@ -18,6 +19,7 @@ __all__ = [
     "Accuracy",
     "Memory",
     "Report",
+    "SegmentAccuracy",
     "SizeResult",
     "Step",
     "Tables",
@@ -105,57 +107,9 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """What was lost of one metric on the caller's labelled rows, and whether that is within the budget for certain.
-
-    `value` is the absolute loss, `upper` its one-sided 95 % bound, None where `evaluate` gives one number per model; `allowed`
-    is None where nothing was said of this metric, and its loss is reported alone;
-    `needed` the number of rows, about, that would certify it, None where none would.
-    """
-
-    metric: str
-    before: float
-    after: float
-    value: float
-    upper: float | None
-    allowed: float | None
-    verdict: Literal["certified", "not certifiable", "exceeded", "exact", "measured"]
-    rows: int
-    needed: int | None
-
-    @classmethod
-    def of(cls, loss: Loss, allowed: float | None, *, exact: bool = False) -> Accuracy:
-        """The account of a loss under a budget; what is `exact` loses nothing but rounding, and asks for no certificate."""
-        verdict = "exact" if exact else "measured" if allowed is None else loss.verdict(allowed)
-        needed = None if allowed is None else loss.needed(allowed)
-        return cls(
-            loss.metric, loss.before, loss.after, loss.value, loss.upper, allowed, verdict, loss.rows, needed
-        )
-
-    @property
-    def holds(self) -> bool:
-        """Whether the loss is certified, or none, or any is allowed."""
-        return self.verdict in ("certified", "exact", "measured")
-
-    def __str__(self) -> str:
-        if self.verdict == "exact":
-            return f"{self.metric} {self.before:.5f} before, {self.after:.5f} after: what serves is exact"
-        bound = "" if self.upper is None else f", at most {self.upper:.2g} (95 %)"
-        said = f"{self.metric} {self.before:.5f} before, {self.after:.5f} after: lost {self.value:.2g}{bound}"
-        if self.allowed is None:
-            return said
-        said += f", {self.allowed:g} allowed: {self.verdict}"
-        if self.verdict == "not certifiable":
-            if self.upper is None:
-                said += ", as evaluate gives one number per model: make it with fastrec.measure.evaluator"
-            elif self.needed is not None:
-                said += f": needs about {self.needed:,} rows, got {self.rows:,}"
-        return said
-
-
-@dataclass(frozen=True)
 class Report:
-    """The account of one `compress` call; `seconds` is what the call took; `tables` is there where the budget says what they may take.
+    """The account of one `compress` call; `seconds` is what the call took; `tables` is there where the budget says what they may take,
+    `segments` where `evaluate` groups its rows.
 
     `print(report)` gives the short of it; `fastrec.render` the whole, for terminals and as Markdown.
     """
@@ -174,6 +128,7 @@ class Report:
     work: Work | None = None
     accuracy: tuple[Accuracy, ...] = ()
     tables: Tables | None = None
+    segments: tuple[SegmentAccuracy, ...] = ()
 
     @property
     def met(self) -> bool:
@@ -223,6 +178,7 @@ class Report:
         if self.fidelity is not None:
             lines.append(f"largest difference of outputs: {_largest(self.fidelity)}")
         lines += [str(one) for one in self.accuracy]
+        lines += told(self.segments)
         lines += [f"does not serve: {skip.reason}" for skip in self.refused]
         lines += self._approximated()
         if self.tables is not None:
@@ -286,6 +242,7 @@ class _WithoutRecipe:
     work: Work | None = None
     accuracy: tuple[Accuracy, ...] = ()
     tables: Tables | None = None
+    segments: tuple[SegmentAccuracy, ...] = ()
 
 
 def worked(work: Work) -> str:

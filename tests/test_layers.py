@@ -10,7 +10,7 @@ FLOORS = {
     "errors": 0,
     **dict.fromkeys(("inputs", "rows", "program", "graph", "capture", "guards", "fresh", "request", "declared", "cost", "plain", "wording", "quiet", "progress", "budget", "nonfinite", "as_called", "ops", "transforms"), 1),
     **dict.fromkeys(("techniques", "backends", "measure"), 2),
-    "recipe": 3,
+    **dict.fromkeys(("recipe", "losses"), 3),
     "report": 4,
     **dict.fromkeys(("plan", "render", "arguments", "journal"), 5),
     **dict.fromkeys(("compressed", "verify", "sessions", "undeclared", "pipeline", "serving", "retrieval", "certify", "limits", "rewriting", "calibration"), 6),

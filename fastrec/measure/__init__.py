@@ -8,6 +8,7 @@ from .latency import Latency, Ratio, Samples, interleaved
 from .loss import Loss
 from .machine import Machine, machine
 from .memory import resident_bytes, tensor_bytes
+from .segments import SegmentLoss, beyond, newcomers, popularity
 
 __all__ = [
     "Evaluator",
@@ -17,10 +18,14 @@ __all__ = [
     "Machine",
     "Ratio",
     "Samples",
+    "SegmentLoss",
+    "beyond",
     "evaluator",
     "fidelity",
     "interleaved",
     "machine",
+    "newcomers",
+    "popularity",
     "resident_bytes",
     "tensor_bytes",
 ]

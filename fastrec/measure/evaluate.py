@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import MeasurementError
 from ..inputs import batch_call
 from .loss import METRICS, Array, Loss, loss_of
+from .segments import Segment, SegmentLoss, read_segments
 
 __all__ = ["Evaluator", "evaluator"]
 
@@ -19,14 +20,19 @@ __all__ = ["Evaluator", "evaluator"]
 class Evaluator:
     """Calls a model on every batch, and gives its metrics: `evaluate(model) -> {"auc": 0.79}`.
 
-    `losses(before, after)` compares the scores of two models pair by pair; made by `evaluator`.
+    `losses(before, after)` compares the scores of two models pair by pair, `by_segment` within each segment; made by `evaluator`.
     """
 
     def __init__(
-        self, batches: Sequence[Any], labels: Array, metrics: Sequence[str], output: str | int | None = None
+        self,
+        batches: Sequence[Any],
+        labels: Array,
+        metrics: Sequence[str],
+        output: str | int | None = None,
+        segments: Sequence[Segment] = (),
     ) -> None:
         self.batches, self.labels, self.metrics = tuple(batches), labels, tuple(metrics)
-        self.output = output
+        self.output, self.segments = output, tuple(segments)
 
     def __call__(self, model: Callable[..., Any]) -> dict[str, float]:
         """The metrics of one model."""
@@ -51,6 +57,22 @@ class Evaluator:
         """What was lost of each metric between two sets of scores."""
         return {name: loss_of(name, self.labels, before, after) for name in self.metrics}
 
+    def by_segment(self, before: Array, after: Array) -> list[SegmentLoss]:
+        """What was lost of each metric among the rows of each segment."""
+        return [
+            SegmentLoss(
+                one.grouping, one.name, name, len(one.rows), self._within(name, one.rows, before, after)
+            )
+            for one in self.segments
+            for name in self.metrics
+        ]
+
+    def _within(self, metric: str, rows: Array, before: Array, after: Array) -> Loss | None:
+        labels = self.labels[rows]
+        if metric == "auc" and (labels == labels[0]).all():
+            return None
+        return loss_of(metric, labels, before[rows], after[rows])
+
 
 def evaluator(
     batches: Iterable[Any],
@@ -58,13 +80,18 @@ def evaluator(
     metrics: Sequence[str] = ("auc",),
     *,
     output: str | int | None = None,
+    segments: Mapping[str, Any] | None = None,
 ) -> Evaluator:
     """An `evaluate` for `compress` that certifies: it keeps rows paired.
 
     `batches` are batches as the model takes them, `labels` 0 or 1 for each row of all of them, `metrics` among "auc" and
     "logloss" (for which scores are probabilities), `output` the key or place of the scores in an answer of several.
 
-    Raises `MeasurementError` at unknown metrics, labels that are neither 0 nor 1, and without batches.
+    `segments` maps names of groupings to a value for each row, an integer, a string or a boolean: the rows of one value are a
+    segment, whose loss is reported by itself, and bounded by `Budget(segments=...)`. `popularity` and `newcomers` make groupings.
+
+    Raises `MeasurementError` at unknown metrics, labels that are neither 0 nor 1, without batches, and at segments that have not
+    one value for each row.
 
     Example:
         >>> import torch
@@ -83,7 +110,8 @@ def evaluator(
     told = np.asarray(labels, dtype=np.float64).ravel()
     if not np.isin(told, (0, 1)).all():
         raise MeasurementError("labels are 0 or 1 for each row")
-    return Evaluator(given, told, metrics, output)
+    groups = () if segments is None else read_segments(segments, len(told))
+    return Evaluator(given, told, metrics, output, groups)
 
 
 def _called(model: Callable[..., Any], batch: Any) -> Any:

@@ -9,17 +9,20 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
+from scipy.stats import norm, rankdata
 
 from ..errors import MeasurementError
 
-__all__ = ["LOWER_IS_BETTER", "METRICS", "Loss", "loss_of"]
+__all__ = ["FEWEST", "LOWER_IS_BETTER", "METRICS", "SIZE", "Loss", "loss_of"]
 
 Array = npt.NDArray[Any]
 Verdict = Literal["certified", "not certifiable", "exceeded"]
 
+SIZE = 0.05
+"""How often a verdict may be wrong."""
+FEWEST = 100
+"""Rows of each label below which no normal approximation is believed."""
 _ONE_SIDED = 1.6449  # standard normal quantile of 95 %
-_FEWEST = 100  # rows of each label below which no normal approximation is believed
 _TINY = 1e-7
 
 
@@ -44,12 +47,23 @@ class Loss:
         """The one-sided 95 % bound of the loss."""
         return None if self.error is None else self.value + _ONE_SIDED * self.error
 
+    @property
+    def few(self) -> bool:
+        """Whether there are too few rows of one label to believe a bound."""
+        return self.rarest < FEWEST
+
+    def chance(self, allowed: float) -> float:
+        """How likely so large a loss is by chance where no more than `allowed` is lost, one-sided."""
+        if not self.error:
+            return 0.0 if self.error is not None and self.value > allowed else 1.0
+        return float(norm.sf((self.value - allowed) / self.error))
+
     def verdict(self, allowed: float) -> Verdict:
         """Whether the loss is within `allowed` for certain (non-inferiority: its bound is), or clearly beyond."""
         if self.error is not None and self.value - _ONE_SIDED * self.error > allowed:
             return "exceeded"
         bound = self.upper
-        if bound is None or bound > allowed or self.rarest < _FEWEST:
+        if bound is None or bound > allowed or self.few:
             return "not certifiable"
         return "certified"
 
@@ -58,7 +72,7 @@ class Loss:
         if self.error is None or self.value >= allowed:
             return None
         by_error = self.rows * (_ONE_SIDED * self.error / (allowed - self.value)) ** 2
-        by_label = self.rows * _FEWEST / max(self.rarest, 1)
+        by_label = self.rows * FEWEST / max(self.rarest, 1)
         return math.ceil(max(by_error, by_label))
 
 
@@ -68,8 +82,8 @@ def loss_of(metric: str, labels: Array, before: Array, after: Array) -> Loss:
     `auc`: the area under the ROC curve, its error by DeLong, DeLong and Clarke-Pearson (1988), equation 6.
     `logloss`: the mean of -log p(label), its error that of a mean of paired differences. Cost: O(N log N).
 
-    Raises `MeasurementError` for an unknown metric, scores that are not finite, labels of one class, and
-    sizes that do not agree.
+    Raises `MeasurementError` for an unknown metric, scores that are not finite, sizes that do not agree, none at all, and
+    for `auc` labels of one class.
 
     Example:
         >>> labels = np.tile([0, 1], 500)
@@ -89,7 +103,7 @@ def loss_of(metric: str, labels: Array, before: Array, after: Array) -> Loss:
         raise MeasurementError("scores are not finite: clean the rows that are evaluated")
     positive = labels > 0.5
     rarest = int(min(positive.sum(), (~positive).sum()))
-    if not rarest:
+    if not len(labels) or (not rarest and metric == "auc"):
         raise MeasurementError(f"all {len(labels)} labels are alike: nothing can be ranked")
     was, now, value, error = METRICS[metric](positive, before, after)
     return Loss(metric, was, now, value, error, len(labels), rarest)
@@ -114,7 +128,7 @@ def _auc(positive: Array, before: Array, after: Array) -> tuple[float, float, fl
 def _logloss(positive: Array, before: Array, after: Array) -> tuple[float, float, float, float]:
     was, now = (-np.log(np.clip(np.where(positive, p, 1 - p), _TINY, 1)) for p in (before, after))
     change = now - was
-    error = float(change.std(ddof=1) / np.sqrt(len(change)))
+    error = float(change.std(ddof=min(1, len(change) - 1)) / np.sqrt(len(change)))
     return float(was.mean()), float(now.mean()), float(change.mean()), error
 
 

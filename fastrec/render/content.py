@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from ..losses import SegmentAccuracy, by_table, worst, worst_first
 from ..measure import Fidelity, Latency
 from ..report import Memory, Report, SizeResult, Step, worked
 from ..techniques import Change, Skip
@@ -42,7 +43,13 @@ class Table:
 
 def tables(report: Report) -> tuple[Table, ...]:
     """The tables of a report, the empty ones left out."""
-    made = (_latency(report), _steps(report), _trials(report), _skipped(report.skipped))
+    made = (
+        _latency(report),
+        *map(_segments, by_table(report.segments)),
+        _steps(report),
+        _trials(report),
+        _skipped(report.skipped),
+    )
     return tuple(table for table in made if table.rows)
 
 
@@ -89,6 +96,32 @@ def _speedup(size: SizeResult) -> Cell:
     if size.verdict == "slower":
         return Cell(f"slower {value}", interval, "bad")
     return Cell(value, interval, "good" if size.verdict == "faster" else "")
+
+
+def _segments(segments: tuple[SegmentAccuracy, ...]) -> Table:
+    """One grouping in its own order, or the worst of it where it is long."""
+    first, lowest = segments[0], worst(segments)
+    shown = segments if len(segments) <= SHOWN else worst_first(segments)
+    columns = ("segment", "rows", "before", "after", "lost", "at most", "verdict")
+    rows = tuple(
+        (
+            Cell(clean(one.segment, 40) or "(empty)", "worst" if one is lowest else ""),
+            Cell(f"{one.rows:,}"),
+            Cell("-" if one.before is None else f"{one.before:.5f}"),
+            Cell("-" if one.after is None else f"{one.after:.5f}"),
+            Cell("-" if one.value is None else f"{one.value:.2g}"),
+            Cell("-" if one.upper is None else f"{one.upper:.2g}"),
+            Cell(
+                one.verdict,
+                "" if one.needed is None else f"needs about {one.needed:,} rows",
+                "" if one.holds else "bad",
+            ),
+        )
+        for one in shown
+    )
+    limit = "" if first.allowed is None else f", {first.allowed:g} allowed in each"
+    title = f"{clean(first.metric, 40)} by {clean(first.grouping, 40)}{limit}: 95 % bounds of the loss"
+    return _bounded(Table(title, columns, rows, frozenset(columns[1:-1])), "segment")
 
 
 def _steps(report: Report) -> Table:
