@@ -218,5 +218,5 @@ def told(segments: Sequence[SegmentAccuracy]) -> list[str]:
     for table in by_table(segments):
         lines += [f"  {one}" for one in worst_first(table)[:_SHOWN]]
         if more := len(table) - _SHOWN:
-            lines += [f"  and {count(more, 'segment')} more that lost less: see report.segments"] * (more > 0)
+            lines += [f"  and {count(more, 'segment')} more: see report.segments"] * (more > 0)
     return lines

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fastrec.measure import Fidelity, Latency, Machine, Ratio
+from fastrec.losses import of_segments
+from fastrec.measure import Fidelity, Latency, Loss, Machine, Ratio, SegmentLoss
 from fastrec.recipe import Recipe
 from fastrec.report import Memory, Report, SizeResult, Step, Tables, Trial
 from fastrec.techniques import Change, Fuse, Skip
@@ -73,3 +74,15 @@ def unchanged() -> Report:
         improved(), status="unchanged", sizes=(), steps=(Step("fuse", True, (), 0.2),), skipped=(), trials=(),
         fidelity=None, memory=Memory(1000, 1000, 0), notes=(),
     )  # fmt: skip
+
+
+def segmented(count: int = 11, **allowed: float) -> Report:
+    """A run that loses most in its last segment but one, and has few rows in the last; `allowed` in each segment by metric."""
+    losses = [
+        SegmentLoss(
+            "popularity", str(i), "auc", 900, Loss("auc", 0.8, 0.8 - i * 1e-4, i * 1e-4, 2e-4, 900, 400)
+        )
+        for i in range(1, count)
+    ]
+    few = SegmentLoss("popularity", "unseen", "auc", 12, Loss("auc", 0.8, 0.5, 0.3, 0.1, 12, 4))
+    return replace(improved(), segments=of_segments([*losses, few], allowed))

@@ -93,7 +93,7 @@ def test_the_short_form_is_short_and_says_what_it_leaves_out() -> None:
     assert [len(table) for table in by_table(found)] == [11, 11]
     lines = told(found)
     assert len(lines) == 8 and lines[0].startswith("  auc of popularity 11: ")
-    assert lines[3] == lines[7] == "  and 8 segments more that lost less: see report.segments"
+    assert lines[3] == lines[7] == "  and 8 segments more: see report.segments"
     assert len(told(found[:3])) == 3 and told(()) == []
 
 

@@ -13,10 +13,10 @@ import pytest
 
 from fastrec.errors import InputError
 from fastrec.report import Report
-from tests.reports import improved, size, unchanged
+from tests.reports import improved, segmented, size, unchanged
 
 
-@pytest.mark.parametrize("make", [improved, unchanged])
+@pytest.mark.parametrize("make", [improved, unchanged, segmented])
 def test_json_round_trip(make: Callable[[], Report]) -> None:
     report = make()
     text = report.to_json()
@@ -89,6 +89,21 @@ def test_print_gives_a_line_per_batch_size() -> None:
     assert lines[8] == "the tables take 900 B, 1,000 B are allowed" and improved().met
     assert len(lines) == 10
     assert max(map(len, lines[1:])) <= 100
+
+
+def test_print_gives_the_worst_segments_of_each_grouping() -> None:
+    lines = str(segmented(auc=5e-4)).splitlines()
+    assert lines[8].startswith(
+        "  auc of popularity 10: 0.80000 before, 0.79900 after, lost 0.001, at most 0.0013"
+    )
+    assert "0.0005 allowed: not certifiable" in lines[8] and "and 8 segments more" in lines[11]
+    assert len(lines) == 14
+
+
+def test_reports_that_were_written_without_segments_are_read() -> None:
+    data = json.loads(improved().to_json())
+    assert data.pop("segments") == []
+    assert Report.from_json(json.dumps(data)) == improved()
 
 
 def test_print_cleans_foreign_names() -> None:

@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from fastrec.render import markdown
 from fastrec.render.markdown import escape
 from fastrec.techniques import Change, Skip
-from tests.reports import improved, size, unchanged
+from tests.reports import improved, segmented, size, unchanged
 
 PARSER = MarkdownIt("gfm-like", {"html": True, "linkify": False})
 
@@ -49,6 +49,13 @@ def test_it_says_everything() -> None:
     ):
         assert part in text
     assert markdown(unchanged()).startswith("## Unchanged: nothing was measured faster")
+
+
+def test_segments_are_a_table_with_the_worst_marked() -> None:
+    text = shown(markdown(segmented(auc=8e-4)))
+    assert "auc by popularity, 0.0008 allowed in each" in text and "10 (worst)" in text
+    assert "**not certifiable**" in markdown(segmented(auc=8e-4))
+    assert markdown(segmented()).count("**too few rows**") == 0
 
 
 HOSTILE = [
