@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from .measure import Loss, SegmentLoss, beyond
+from .measure import Loss, SegmentLoss
 from .measure.loss import FEWEST
+from .measure.segments import beyond
 from .wording import clean, count
 
 __all__ = ["Accuracy", "SegmentAccuracy", "by_table", "of_segments", "refusal", "worst", "worst_first"]
 
 Verdict = Literal["certified", "not certifiable", "exceeded", "exact", "measured", "too few rows"]
 _SHOWN = 3
+_MOST = 100  # times the rows there are: beyond, what was lost is as good as all that is allowed
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ class SegmentAccuracy:
     """What was lost of one metric on the `rows` rows of one segment, and whether that is within `Budget.segments` for certain.
 
     As `Accuracy`, but for "too few rows": there are under 100 of one label, of which no bound is believed. Without any of one
-    label nothing can be ranked, and `before`, `after`, `value` and `upper` are None.
+    label nothing can be ranked, and `before`, `after`, `value` and `upper` are None. `needed` is the number of rows of the
+    segment, about, that would certify it if little was lost; None where what was lost is as much as is allowed.
     """
 
     grouping: str
@@ -143,15 +146,13 @@ def _account(one: SegmentLoss, allowed: float | None, exact: bool, exceeded: boo
     elif loss is None:
         verdict, needed = "too few rows", FEWEST * one.rows
     elif loss.few:
-        # A loss beyond the budget is not believed of few rows, so it is the labels alone that are missing.
-        verdict = "too few rows"
-        needed = (None if allowed is None else loss.needed(allowed)) or loss.needed(math.inf)
+        verdict, needed = "too few rows", _needed(loss, allowed)
     elif exceeded:
         verdict = "exceeded"
     elif allowed is not None and loss.verdict(allowed) == "certified":
         verdict = "certified"
     elif allowed is not None:
-        verdict, needed = "not certifiable", loss.needed(allowed)
+        verdict, needed = "not certifiable", _needed(loss, allowed)
     return SegmentAccuracy(
         one.grouping,
         one.segment,
@@ -165,6 +166,22 @@ def _account(one: SegmentLoss, allowed: float | None, exact: bool, exceeded: boo
         verdict,
         needed,
     )
+
+
+def _needed(loss: Loss, allowed: float | None) -> int | None:
+    """How many rows of a segment, about, would certify it.
+
+    What few rows seem to lose or gain is chance, so they are counted as if nothing were lost; where that many are there, by what was.
+    """
+    sound = replace(loss, value=0.0)
+    if loss.few and not allowed:
+        return sound.needed(math.inf)
+    assert allowed is not None
+    least = sound.needed(allowed)
+    if least is not None and least > loss.rows:
+        return least
+    found = loss.needed(allowed)
+    return None if found is None or found > _MOST * loss.rows else found
 
 
 def by_table(segments: Iterable[SegmentAccuracy]) -> list[tuple[SegmentAccuracy, ...]]:
@@ -200,13 +217,13 @@ def refusal(segments: Sequence[SegmentAccuracy]) -> str:
     if not failed:
         return ""
     said = str(failed[0])
-    if more := len(failed) - 1:
-        said += f"; nor {'are' if more > 1 else 'is'} {more} more of {len(segments)} certified"
-        hungriest = max(failed, key=lambda one: one.needed or 0)
-        if hungriest.needed is not None and hungriest is not failed[0]:
-            said += f", {hungriest.name} needs most: about {hungriest.needed:,} rows, got {hungriest.rows:,}"
-    if failed[0].verdict != "exceeded":
-        said += "; give more labelled rows, or fewer and larger segments"
+    if others := [one.name for one in failed[1:]]:
+        left = f" and {len(others) - _SHOWN} others" if len(others) > _SHOWN else ""
+        said += f"; {len(others)} more of {len(segments)} not certified: {', '.join(others[:_SHOWN])}{left}"
+    needed = [one.needed for one in failed]
+    if None not in needed:
+        # Where one lost more than is allowed, more rows would only make that certain.
+        said += f"; give more labelled rows, up to about {max(filter(None, needed)):,} in a segment, or fewer and larger segments"
     return said
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from benchmarks import trade_offs
 from benchmarks.marks import put
 from benchmarks.results import Results
 from benchmarks.tables import brief
-from fastrec import compress
+from fastrec import Budget, Fuse, compress
+from fastrec.measure import evaluator
+from fastrec.techniques import QuantizeTables
 from tests.zoo.joins import page
 
 ROOT = Path(__file__).parent.parent
@@ -108,3 +111,32 @@ def test_the_int8_of_the_readme_runs() -> None:
     fast = given["fast"]
     assert all(one.holds for one in fast.report.accuracy)
     assert [step.technique for step in fast.report.steps] == ["fuse", "quantize_tables", "quantize_linears"]
+
+
+def test_the_segments_of_the_readme_run() -> None:
+    code = (ROOT / "README.md").read_text().split("```python\n")[4].partition("```")[0]
+    short = code.replace("recipe=", "seconds=5, batch_sizes=(64,), progress=False, recipe=")
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Embedding(500, 16), torch.nn.Linear(16, 1), torch.nn.Sigmoid()
+    ).eval()
+    ids = torch.randint(500, (8000,))
+    given = {
+        "compress": compress,
+        "Budget": Budget,
+        "evaluator": evaluator,
+        "Fuse": Fuse,
+        "QuantizeTables": partial(QuantizeTables, least_bytes=0),
+        "model": model,
+        "batch": ids[:64],
+        "held_out": ids.split(1000),
+        "labels": torch.bernoulli(model(ids).detach()).flatten(),
+        "held_out_items": ids,
+        "train_items": torch.randint(500, (9000,)),
+        "held_out_users": ids % 90,
+        "train_users": range(80),
+    }
+    exec(compile(short, "README.md", "exec"), given)
+    report = given["fast"].report
+    assert all(one.holds for one in report.segments) and not report.refused
+    assert {one.grouping for one in report.segments} == {"popularity", "user"}

@@ -28,8 +28,8 @@ def test_each_segment_has_its_verdict() -> None:
         "too few rows",
     ]
     assert [one.holds for one in found] == [True, False, False, False, False]
-    # 5000 (1.6449 1e-2 / 1e-3)^2; so many rows that 100 have the rarer label; more than that for none.
-    assert [one.needed for one in found] == [None, None, 1_352_849, 12_500, 500_000]
+    # 5000 (1.6449 1e-2 / 2e-3)^2; so many rows that 100 have the rarer label; more than that for none.
+    assert [one.needed for one in found] == [None, None, 338_213, 12_500, 500_000]
     assert found[4].value is None and "all 5,000 labels are alike" in str(found[4])
 
 
@@ -76,15 +76,37 @@ def test_the_worst_is_named_with_what_it_takes() -> None:
     assert said.startswith(
         "auc of popularity tail: 0.80000 before, 0.70000 after, lost 0.1, at most 0.1 (95 %)"
     )
-    assert "0.002 allowed: exceeded; nor are 2 more of 4 certified" in said
-    assert said.endswith("popularity unseen needs most: about 500,000 rows, got 5,000")
+    assert said.endswith(
+        "0.002 allowed: exceeded; 2 more of 4 not certified: popularity middle, popularity unseen"
+    )
 
 
 def test_ten_small_segments_say_what_would_help() -> None:
     found = of_segments([lost(str(i), 0.0, 5e-3, 300, 140) for i in range(1, 11)], {"auc": 2e-3})
     said = refusal(found)
     assert "auc of popularity 1: " in said and "needs about 5,074 rows of it, got 300" in said
-    assert "nor are 9 more of 10 certified" in said and said.endswith("fewer and larger segments")
+    assert "9 more of 10 not certified: popularity 2, popularity 3, popularity 4 and 6 others" in said
+    assert said.endswith("more labelled rows, up to about 5,074 in a segment, or fewer and larger segments")
+
+
+def test_rows_are_counted_by_what_was_lost_only_where_that_is_no_chance() -> None:
+    def needed(value: float, error: float, rows: int) -> int | None:
+        (found,) = of_segments([lost("x", value, error, rows)], {"auc": 2e-3})
+        assert found.verdict == "not certifiable"
+        return found.needed
+
+    # Of 300 rows a loss and a gain say the same.
+    assert needed(1.9e-3, 5e-3, 300) == needed(4e-3, 5e-3, 300) == needed(-3e-3, 5e-3, 300) == 5074
+    assert needed(1e-3, 1e-3, 5000) == 13_529  # 5000 (1.6449 1e-3 / 1e-3)^2
+    assert needed(1.999e-3, 1e-3, 5000) is None and needed(2.5e-3, 1e-3, 5000) is None
+
+
+def test_nothing_allowed_takes_no_number_of_rows() -> None:
+    found = of_segments([lost("x", 1e-5), lost("y", 1e-5, rarest=10)], {"auc": 0.0})
+    assert [(one.verdict, one.needed) for one in found] == [
+        ("not certifiable", None),
+        ("too few rows", 50_000),
+    ]
 
 
 def test_the_short_form_is_short_and_says_what_it_leaves_out() -> None:

@@ -8,7 +8,7 @@ from .latency import Latency, Ratio, Samples, interleaved
 from .loss import Loss
 from .machine import Machine, machine
 from .memory import resident_bytes, tensor_bytes
-from .segments import SegmentLoss, beyond, newcomers, popularity
+from .segments import SegmentLoss, newcomers, popularity
 
 __all__ = [
     "Evaluator",
@@ -19,7 +19,6 @@ __all__ = [
     "Ratio",
     "Samples",
     "SegmentLoss",
-    "beyond",
     "evaluator",
     "fidelity",
     "interleaved",

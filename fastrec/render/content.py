@@ -109,8 +109,8 @@ def _segments(segments: tuple[SegmentAccuracy, ...]) -> Table:
             Cell(f"{one.rows:,}"),
             Cell("-" if one.before is None else f"{one.before:.5f}"),
             Cell("-" if one.after is None else f"{one.after:.5f}"),
-            Cell("-" if one.value is None else f"{one.value:.2g}"),
-            Cell("-" if one.upper is None else f"{one.upper:.2g}"),
+            Cell("-" if one.value is None else f"{one.value:.5f}"),
+            Cell("-" if one.upper is None else f"{one.upper:.5f}"),
             Cell(
                 one.verdict,
                 "" if one.needed is None else f"needs about {one.needed:,} rows",

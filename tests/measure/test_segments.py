@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from fastrec.errors import MeasurementError
-from fastrec.measure import beyond, evaluator, newcomers, popularity
+from fastrec.measure import evaluator, newcomers, popularity
 from fastrec.measure.loss import Loss, loss_of
-from fastrec.measure.segments import read_segments
+from fastrec.measure.segments import beyond, read_segments
 
 
 def zipf(rows: int, ids: int, seed: int) -> np.ndarray:
