@@ -134,7 +134,12 @@ def newcomers(ids: Any, known: Any) -> Array:
     """
     had = _values(known, "known")
     asked = _alike(_values(ids, "ids"), had)
-    return np.where(np.isin(asked, had), "known", "new")
+    values, places = np.unique(asked, return_inverse=True)
+    # As Python's integers: numpy compares signed with unsigned ones as floats, which are alike for large ids.
+    there = set(had.tolist())
+    return np.where(
+        np.array([value in there for value in values.tolist()], dtype=bool)[places], "known", "new"
+    )
 
 
 def _values(given: Any, where: str) -> Array:
@@ -158,7 +163,12 @@ def _values(given: Any, where: str) -> Array:
         if strange is not None:
             raise MeasurementError(f"{where}: row {strange} has {told[strange]!r:.80}, expected {_WHAT}")
         whole = all(isinstance(one, (int, np.integer)) and not isinstance(one, bool) for one in told)
-        told = told.astype(np.int64 if whole else str)
+        try:
+            told = told.astype(np.int64 if whole else str)
+        except OverflowError as error:
+            raise MeasurementError(
+                f"{where} has integers of more than 64 bits: give them as strings"
+            ) from error
     if told.dtype.kind not in "iuUb" and len(told):
         cure = ": cut them into groups, as with numpy.digitize" if told.dtype.kind == "f" else ""
         raise MeasurementError(f"{where} holds {told.dtype}, expected {_WHAT}{cure}")

@@ -43,6 +43,11 @@ def test_deciles_are_the_default_and_ids_of_one_count_stay_together() -> None:
 def test_newcomers_are_those_that_training_had_not() -> None:
     assert newcomers(torch.tensor([3, 1, 3]), torch.tensor([1, 1, 2])).tolist() == ["new", "known", "new"]
     assert newcomers(["a", "b"], {"b": 4}).tolist() == ["new", "known"]
+    assert newcomers([], [1]).tolist() == []
+    large = np.array([2**60 + 1], dtype=np.uint64)
+    assert newcomers(large, np.array([2**60, -1])).tolist() == ["new"]
+    with pytest.raises(MeasurementError, match="64 bits"):
+        newcomers([2**70], [1])
 
 
 @pytest.mark.parametrize(
