@@ -147,7 +147,7 @@ class _Compiling:
         if isinstance(found, str) or isinstance(moved, str):
             self._journal.failed(label, str(found if isinstance(found, str) else moved))
             return
-        self.made[label] = Made(session, program, found, form.exact, form.cut, moved)
+        self.made[label] = Made(session, program.bare(), found, form.exact, form.cut, moved)
 
     def leading(self, backends: Sequence[Backend], forms: Sequence[Form]) -> list[Backend]:
         """The backends that were fastest with some form at some size, at a short look."""

@@ -257,7 +257,7 @@ def test_without_the_original_what_serves_falls_back_on_itself() -> None:
 
 def test_a_scorer_of_an_approximate_model_agrees_with_what_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     # Whatever is faster: where the exact form serves, its scorer is exact, as `test_served_form` sees.
-    monkeypatch.setattr(pipeline, "preferred", lambda trials, exact: "eager")
+    monkeypatch.setattr(pipeline, "preferred", lambda trials, *first: "eager")
     monkeypatch.setattr(pipeline, "worth_it", lambda result: True)
     model, batches, _ = labelled()
     fast = compress(
