@@ -25,7 +25,16 @@ from .layers import Layer
 from .ranges import code_weight
 from .sensitivity import moved
 
-__all__ = ["calibrate_modules", "linear_modules", "module_sensitivities", "modules_in_int8"]
+__all__ = [
+    "Seen",
+    "answers_to",
+    "calibrate_modules",
+    "flat_batches",
+    "linear_modules",
+    "module_sensitivities",
+    "modules_in_int8",
+    "watch",
+]
 
 
 def linear_modules(model: nn.Module) -> dict[str, nn.Linear]:
@@ -39,32 +48,46 @@ def calibrate_modules(program: Program, sites: Collection[str]) -> tuple[list[La
     Raises `TechniqueError` for values that are not finite. Cost: a run of the model for each batch, and some products of
     each layer with rows of its input.
     """
-    batches = _batches(program)
+    modules = linear_modules(program.model)
+    wanted = {name for name in sites if not isinstance(modules.get(name), Int8Linear)}
+    found = watch(program, wanted)
+    if isinstance(found, str):
+        return [], [Skip(RULE, "", found)]
+    watched, unfit = found
+    skips = [Skip(RULE, name, reason) for name, reason in unfit.items()]
+    layers = []
+    for name, seen in watched.items():
+        layer = seen.reason or judge(name, seen.rows(), seen.weight.detach())
+        if isinstance(layer, str):
+            skips.append(Skip(RULE, name, layer))
+        else:
+            layers.append(layer)
+    return layers, skips
+
+
+def watch(program: Program, sites: Collection[str]) -> tuple[dict[str, Seen], dict[str, str]] | str:
+    """What each of these linear maps is given on the calibration, and why others of them are not looked at.
+
+    Text says why none can be. Cost: a run of the model for each batch.
+    """
+    batches = flat_batches(program)
     model = program.draft(private_buffers=True).eval()
-    skips: list[Skip] = []
-    watched: dict[str, _Seen] = {}
+    watched: dict[str, Seen] = {}
+    reasons: dict[str, str] = {}
     for name, module in linear_modules(model).items():
-        if name in sites and not isinstance(module, Int8Linear):
+        if name in sites:
             if reason := _unfit(module):
-                skips.append(Skip(RULE, name, reason))
+                reasons[name] = reason
             else:
                 watched[name] = _Watched.turn(module, len(batches))
     versions = {name: tensor._version for name, tensor in _tensors(model)}
-    _answers(program.with_model(model), batches)
+    answers_to(program.with_model(model), batches)
     written = [name for name, tensor in _tensors(model) if tensor._version != versions.get(name)]
     if written:
-        reason = (
+        return (
             f"the model writes to its own tensor {written[0]!r} on each call: a copy would have to share it"
         )
-        return [], [Skip(RULE, "", reason)]
-    layers = []
-    for name, seen in watched.items():
-        found = seen.reason or judge(name, seen.rows(), seen.weight.detach())
-        if isinstance(found, str):
-            skips.append(Skip(RULE, name, found))
-        else:
-            layers.append(found)
-    return layers, skips
+    return watched, reasons
 
 
 def modules_in_int8(program: Program, layers: Iterable[Layer]) -> tuple[nn.Module, dict[str, int]]:
@@ -88,13 +111,13 @@ def module_sensitivities(program: Program, sites: Collection[str] | None = None)
 
     The largest of batches and outputs: see `calibration.sensitivities`.
     """
-    batches = _batches(program)
+    batches = flat_batches(program)
     layers, _ = calibrate_modules(program, linear_modules(program.model) if sites is None else sites)
-    right = _answers(program.with_model(program.draft().eval()), batches)
+    right = answers_to(program.with_model(program.draft().eval()), batches)
     found = {}
     for layer in layers:
         alone, _ = modules_in_int8(program, [layer])
-        answers = _answers(program.with_model(alone), batches)
+        answers = answers_to(program.with_model(alone), batches)
         alike = [new.shape for new in answers] == [old.shape for old in right]
         # A model that branches on its numbers may answer otherwise altogether.
         parts = [moved(new, old) for new, old in zip(answers, right, strict=True)] if alike else [math.inf]
@@ -103,7 +126,7 @@ def module_sensitivities(program: Program, sites: Collection[str] | None = None)
 
 
 @dataclass
-class _Seen:
+class Seen:
     """What a watched layer was given, and why it cannot be taken, if so."""
 
     weight: Tensor
@@ -114,10 +137,12 @@ class _Seen:
     barred: bool = False
 
     def bar(self, reason: str) -> None:
+        """It cannot be taken, whatever comes."""
         if not self.barred:
             self.reason, self.barred = reason, True
 
     def keep(self, x: Tensor, y: Tensor) -> None:
+        """One call of it: x (..., I) -> y (..., O)."""
         if x.dtype is not torch.float32 or y.dtype is not torch.float32:
             self.bar(f"it computes in {str(y.dtype).removeprefix('torch.')}")
         if self.barred:
@@ -130,6 +155,7 @@ class _Seen:
             self.kept, self.parts = [evenly(torch.cat(self.kept), have // 2)], 2 * self.parts
 
     def rows(self) -> Tensor:
+        """Rows (n, I) of its input, spread over the calibration."""
         rows = torch.cat(self.kept)
         return evenly(rows, rows_kept(rows.shape[1]))
 
@@ -137,12 +163,12 @@ class _Seen:
 class _Watched(nn.Linear):
     """A linear map that keeps rows of what it is given, and notes who else reads its tensors."""
 
-    seen: _Seen
+    seen: Seen
 
     @staticmethod
-    def turn(linear: nn.Linear, batches: int) -> _Seen:
+    def turn(linear: nn.Linear, batches: int) -> Seen:
         """Makes one of `linear`, in place."""
-        seen = _Seen(linear.weight, linear.bias, batches)
+        seen = Seen(linear.weight, linear.bias, batches)
         linear.__class__ = _Watched
         linear.__dict__["seen"] = seen
         return seen
@@ -174,7 +200,7 @@ def _unfit(module: nn.Linear) -> str:
     return "" if bool(module.weight.isfinite().all()) else "its weights are not all finite"
 
 
-def _batches(program: Program) -> list[list[Tensor]]:
+def flat_batches(program: Program) -> list[list[Tensor]]:
     """The calibration batches as flat tensors; the example where there are none."""
     once = Once(program.layout.features)
     return [once.all(program.flat(batch)) for batch in program.calibration or (program.batch,)]
@@ -184,7 +210,7 @@ def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [*model.named_parameters(), *model.named_buffers()]
 
 
-def _answers(program: Program, batches: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+def answers_to(program: Program, batches: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     """The model's answers of numbers to all batches, one after the other."""
     with torch.random.fork_rng(devices=()):
         answers = [answer for batch in batches for answer in program.answers(batch)]
