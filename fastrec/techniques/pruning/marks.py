@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,12 @@ class _Tape:
     known: dict[str, list[_Call]] = field(default_factory=lambda: defaultdict(list))
     calls: Counter[str] = field(default_factory=Counter)
     seen: dict[str, Tensor] = field(default_factory=dict)
+    lost: str = ""
+
+    def lose(self, reason: str) -> NoReturn:
+        """Ends the run; kept as well, for a model that catches what its modules raise."""
+        self.lost = self.lost or reason
+        raise _Lost(reason)
 
     def linear(self, name: str, linear: nn.Linear, x: Tensor) -> Tensor:
         """A call of a linear map: x (..., I) -> y (..., O)."""
@@ -55,12 +61,12 @@ class _Tape:
         self.calls[name] += 1
         if self.units is None:
             if not bool(x.isfinite().all()):
-                raise _Lost(f"values that are not finite reach {name} on the example")
+                self.lose(f"values that are not finite reach {name} on the example")
             y = functional.linear(x, linear.weight, linear.bias)
             self.known[name].append(_Call(x.shape, y.detach().clone()))
             return y
         if index >= len(self.known[name]) or x.shape != self.known[name][index].shape:
-            raise _Lost(f"with marks in its units, the model calls {name} otherwise")
+            self.lose(f"with marks in its units, the model calls {name} otherwise")
         self.see(name, x, -1)
         # A copy: what follows may write to it.
         y = self.known[name][index].output.clone()
@@ -75,7 +81,7 @@ class _Tape:
         marks = x.movedim(axis, 0).flatten(1).isnan().any(1) if x.dim() > 1 else x.isnan()
         before = self.seen.setdefault(name, marks)
         if not torch.equal(before, marks):
-            raise _Lost(f"{name} is called on its units and on something else")
+            self.lose(f"{name} is called on its units and on something else")
 
 
 class _Marked(nn.Linear):
@@ -129,7 +135,7 @@ class Marks:
                 name: marks.nonzero().flatten() for name, marks in all_of_them.items() if bool(marks.any())
             }
             if not reached:
-                raise _Lost("no linear map that could be cut reads its units")
+                raise _Lost("no linear map that can be cut reads its units")
             ones, zeros = (
                 [self._play(site, (numbers >> bit) & 1 == value) for bit in bits] for value in (1, 0)
             )
@@ -164,18 +170,21 @@ class Marks:
         if any(self._tape.calls[name] != len(calls) for name, calls in self._known.items()):
             raise _Lost("with marks in its units, the model calls other linear maps")
         if self._other(answers, tree):
-            raise _Lost("the answer is computed from its units by no linear map that could be cut")
+            raise _Lost("the answer depends on its units by more than linear maps that can be cut")
         return self._tape.seen
 
     def _run(self) -> tuple[list[Tensor], Tree]:
         with torch.random.fork_rng(devices=()):
             try:
-                return self._program.run([tensor.clone() for tensor in self._batch])
+                found = self._program.run([tensor.clone() for tensor in self._batch])
             except _Lost:
                 raise
             except Exception as error:
                 how = "on some rows of the example" if self._tape.units is None else "with marks in its units"
                 raise _Lost(f"the model fails {how}: {reason_of(error)}") from error
+        if self._tape.lost:
+            raise _Lost(self._tape.lost)
+        return found
 
     def _other(self, answers: Sequence[Tensor], tree: Tree) -> bool:
         """Whether this is another answer than without marks."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ...errors import InputError
+from ...errors import InputError, TechniqueError
 from ...program import Program
 from ...quiet import reason_of
 from ...rows import take_rows
@@ -31,8 +31,8 @@ RULE = "prune neurons"
 Columns = tuple[tuple[str, tuple[int, ...]], ...]
 """Paths of modules, with the column of each unit; a path occurs more than once where a unit reaches several columns."""
 
-# So many rows of the example carry marks.
-_ROWS = 64
+# At most so many rows of the example carry marks, and are compared for each group alone.
+_MARKED = 64
 _FEW = 3
 
 
@@ -58,8 +58,13 @@ def find_units(program: Program) -> tuple[list[Units], list[Skip]]:
     A map's units can be cut where each reaches columns of its own in plain `nn.Linear` modules whose weights nobody but
     their own call reads, the same at every call, and nothing else; and where the answers of the example are the same with some of
     them cut and with their columns masked. What a batch unlike all of these would do with them is not
-    known. Raises nothing. Cost: a run of the model for each calibration batch and three at the end, some 2 log2(width) runs
+    known. Cost: a run of the model for each calibration batch and three at the end, some 2 log2(width) runs
     of at most 64 rows for each map, and a few of the example for each group.
+
+    Example:
+        >>> tower = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 1)).eval()
+        >>> find_units(Program.read(tower, torch.randn(8, 4)))
+        ([Units(site='0', width=3, readers=(('2', (0, 1, 2)),), beside=(), coupled=())], [])
     """
     modules = linear_modules(program.model)
     watched = watch(program, modules)
@@ -70,7 +75,8 @@ def find_units(program: Program) -> tuple[list[Units], list[Skip]]:
     unfit = {**_tied(program.model), **unfit}
     reasons = dict(unfit)
     batch = flat_batches(replace(program, calibration=()))[0]
-    marks = Marks(program, list(seen), _some(program, batch, _ROWS))
+    some = _some(program, batch, _MARKED)
+    marks = Marks(program, list(seen), some)
     found: dict[str, Reach] = {}
     for name, module in modules.items():
         if name in unfit or module.out_features < 2:
@@ -79,7 +85,7 @@ def find_units(program: Program) -> tuple[list[Units], list[Skip]]:
         if isinstance(reach, str):
             reasons[name] = reach
         elif not any(path in seen for path in reach):
-            reasons[name] = "no linear map that could be cut reads its units"
+            reasons[name] = "no linear map that can be cut reads its units"
         elif barred := [path for path in reach if path in unfit]:
             reasons[name] = f"{barred[0]} reads its units, and of that {unfit[barred[0]]}"
         else:
@@ -87,37 +93,47 @@ def find_units(program: Program) -> tuple[list[Units], list[Skip]]:
     if not marks.lost and marks.remembers():
         return [], [Skip(RULE, "", "the model answers otherwise after it was given marks: it remembers them")]
     groups = _groups(program.model, found, reasons)
-    batches = [batch, _some(program, batch, _FEW)]
-    sound = []
-    for group in groups:
-        if reason := _wrong(program, [group], batches):
-            reasons |= dict.fromkeys((group.site, *group.coupled), reason)
-        else:
-            sound.append(group)
-    if len(sound) > 1 and (reason := _wrong(program, sound, flat_batches(program))):
-        reasons |= {group.site: f"cut with all others: {reason}" for group in sound}
-        sound = []
+    sound = _sound(program, groups, [some, _some(program, batch, _FEW)], reasons)
+    everywhere = flat_batches(program)
+    if _wrong(program, sound, everywhere):
+        sound = _sound(program, sound, everywhere, reasons)
+        if reason := _wrong(program, sound, everywhere):
+            reasons |= dict.fromkeys(_sites(sound), f"with all others: {reason}")
+            sound = []
     order = [name for name in modules if name in reasons and modules[name].out_features > 1]
     return sound, [Skip(RULE, name, reasons[name]) for name in order]
 
 
 def seen_by(program: Program, units: Iterable[Units]) -> dict[str, Tensor]:
-    """Rows (n, I) of what each map that reads these units is given on the calibration, spread over it, by the map's path."""
+    """Rows (n, I) of what each map that reads these units is given on the calibration, spread over it, by the map's path.
+
+    Maps that no row reaches are left out. Raises `TechniqueError` where `find_units` finds nothing as the model writes to its
+    tensors. Cost: a run of the model for each batch.
+    """
     readers = {path for group in units for path, _ in group.readers}
     watched = watch(program, readers)
     if isinstance(watched, str):
-        return {}
+        raise TechniqueError(watched, technique="prune_neurons")
     return {path: seen.rows() for path, seen in watched[0].items() if seen.kept}
 
 
 def without(program: Program, units: Iterable[Units], kept: Mapping[str, Tensor]) -> nn.Module:
     """A draft of the model with only these units of each site: their numbers (n,), sorted; sites not named keep all.
 
-    Tensors that are not cut are shared with the program's model. Raises `InputError` for numbers that are none of the site's
-    units, in another order, twice, or none at all. Cost: a copy of what is left of the weights that are cut.
+    Tensors that are not cut are shared with the program's model. Raises `InputError` for a site of none of these
+    units, and for numbers that are none of its units, in another order, twice, or none at all. Cost: a copy of what is left of the weights that are cut.
+
+    Example:
+        >>> program = Program.read(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 1)).eval(), torch.randn(8, 4))
+        >>> units, _ = find_units(program)
+        >>> list(without(program, units, {"0": torch.tensor([0, 2])}))
+        [Linear(in_features=4, out_features=2, bias=True), Linear(in_features=2, out_features=1, bias=True)]
     """
     import torch_pruning
 
+    units = list(units)
+    if unknown := sorted(kept.keys() - {group.site for group in units}):
+        raise InputError(f"{unknown[0]} is the site of none of these units", feature=unknown[0])
     model = program.draft().eval()
     modules = dict(model.named_modules())
     rows: dict[str, list[int]] = {}
@@ -248,11 +264,29 @@ def _some(program: Program, batch: list[Tensor], most: int) -> list[Tensor]:
     return take_rows(program.layout.features, batch, torch.linspace(0, rows - 1, most).long())
 
 
+def _sound(
+    program: Program, groups: Iterable[Units], batches: Sequence[list[Tensor]], reasons: dict[str, str]
+) -> list[Units]:
+    """Those whose cut is a mask on the batches; adds the reasons of the others."""
+    sound = []
+    for group in groups:
+        if reason := _wrong(program, [group], batches):
+            reasons |= dict.fromkeys(_sites([group]), reason)
+        else:
+            sound.append(group)
+    return sound
+
+
+def _sites(groups: Iterable[Units]) -> list[str]:
+    return [site for group in groups for site in (group.site, *group.coupled)]
+
+
 def _wrong(program: Program, groups: Sequence[Units], batches: Sequence[list[Tensor]]) -> str:
     """Why cutting these units is not masking them on some of the batches, or nothing.
 
     Every second unit is cut, then the others, then the first alone: code that counts on an even number fails at one of them.
     """
+    compared = not groups
     for part in (slice(0, None, 2), slice(1, None, 2), slice(1, None)):
         kept = {group.site: torch.arange(group.width)[part] for group in groups}
         cut = program.with_model(without(program, groups, kept))
@@ -261,8 +295,9 @@ def _wrong(program: Program, groups: Sequence[Units], batches: Sequence[list[Ten
             try:
                 with torch.random.fork_rng(devices=()):
                     right = masked.answers(batch)
-            except Exception:  # noqa: BLE001, S112 - a batch that the model itself does not take
+            except Exception:  # noqa: BLE001, S112 - so many rows the model itself may not take
                 continue
+            compared = True
             try:
                 with torch.random.fork_rng(devices=()):
                     got = cut.answers(batch)
@@ -270,7 +305,7 @@ def _wrong(program: Program, groups: Sequence[Units], batches: Sequence[list[Ten
                 return f"without some of its units the model fails: {reason_of(error)}"
             if len(got) != len(right) or not all(map(_near, got, right)):
                 return "cutting its units is not masking them: the model computes with their number, or uses them unseen"
-    return ""
+    return "" if compared else "the model fails where its units are masked"
 
 
 def _masked(program: Program, groups: Iterable[Units], kept: Mapping[str, Tensor]) -> nn.Module:
