@@ -4,7 +4,8 @@ NaN in the place of unit j of a linear map's output taints what is computed from
 functions, joins, residual sums and reshapes keep it in its column; a norm, a softmax or a product over the columns taints all
 of them. Every other linear map gives what it gave without marks, so that they end where the next one reads them. With
 each unit marked by the bits of its number, and once by their complement, W units take 2 ceil(log2 W) + 1 runs, and a
-column that two units reach is tainted in both runs of a bit.
+column that two units reach is tainted in both runs of a bit. A model that asks whether its hidden values are finite, or
+branches on them, goes another way with marks: that is seen, and its units stay.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,12 +49,6 @@ class _Tape:
     known: dict[str, list[_Call]] = field(default_factory=lambda: defaultdict(list))
     calls: Counter[str] = field(default_factory=Counter)
     seen: dict[str, Tensor] = field(default_factory=dict)
-    lost: str = ""
-
-    def lose(self, reason: str) -> NoReturn:
-        """Ends the run; kept as well, for a model that catches what its modules raise."""
-        self.lost = self.lost or reason
-        raise _Lost(reason)
 
     def linear(self, name: str, linear: nn.Linear, x: Tensor) -> Tensor:
         """A call of a linear map: x (..., I) -> y (..., O)."""
@@ -61,15 +56,16 @@ class _Tape:
         self.calls[name] += 1
         if self.units is None:
             if not bool(x.isfinite().all()):
-                self.lose(f"values that are not finite reach {name} on the example")
+                raise _Lost(f"values that are not finite reach {name} on the example")
             y = functional.linear(x, linear.weight, linear.bias)
             self.known[name].append(_Call(x.shape, y.detach().clone()))
             return y
-        if index >= len(self.known[name]) or x.shape != self.known[name][index].shape:
-            self.lose(f"with marks in its units, the model calls {name} otherwise")
+        known = self.known.get(name, [])
+        if index >= len(known) or x.shape != known[index].shape:
+            raise _Lost(f"with marks in its units, the model calls {name} otherwise")
         self.see(name, x, -1)
         # A copy: what follows may write to it.
-        y = self.known[name][index].output.clone()
+        y = known[index].output.clone()
         if name == self.site:
             y[..., self.units] = torch.nan
         return y
@@ -81,7 +77,7 @@ class _Tape:
         marks = x.movedim(axis, 0).flatten(1).isnan().any(1) if x.dim() > 1 else x.isnan()
         before = self.seen.setdefault(name, marks)
         if not torch.equal(before, marks):
-            self.lose(f"{name} is called on its units and on something else")
+            raise _Lost(f"{name} is called on its units and on something else")
 
 
 class _Marked(nn.Linear):
@@ -96,7 +92,7 @@ class _Marked(nn.Linear):
 class Marks:
     """Runs a model on one batch, with marks in the units of the linear map that is asked for.
 
-    `linears` are the paths of the maps that can be read by a cut, and end what marks reach. Modules beside them that have a
+    `linears` are the paths of the maps where marks end, as each gives what it gave. Modules beside them that have a
     parameter for each channel (`BatchNorm1d`, `PReLU`) are looked at as they are called.
     """
 
@@ -176,15 +172,12 @@ class Marks:
     def _run(self) -> tuple[list[Tensor], Tree]:
         with torch.random.fork_rng(devices=()):
             try:
-                found = self._program.run([tensor.clone() for tensor in self._batch])
+                return self._program.run([tensor.clone() for tensor in self._batch])
             except _Lost:
                 raise
             except Exception as error:
                 how = "on some rows of the example" if self._tape.units is None else "with marks in its units"
                 raise _Lost(f"the model fails {how}: {reason_of(error)}") from error
-        if self._tape.lost:
-            raise _Lost(self._tape.lost)
-        return found
 
     def _other(self, answers: Sequence[Tensor], tree: Tree) -> bool:
         """Whether this is another answer than without marks."""

@@ -1,9 +1,9 @@
 """Hidden units of a model that could not be captured, as its modules hold them: which there are, and the model without some.
 
 A unit is an output of a plain `nn.Linear` (O, I): a row of its weight, and the columns of those that read it. Which
-these are is found by marks (`marks`), and trusted only where cutting it equals masking it: the model without the rows and columns
-answers as the one whose columns are zero. Modules are cut in place, on a draft, by torch-pruning's functions for one
-layer, so that they are the same ones for whoever holds them.
+these are is found by marks (`marks`), and trusted only where cutting equals masking: the model without the rows and
+columns answers as the one whose columns are zero. Modules are cut in place, on a draft, by torch-pruning's functions for
+one layer, so that they are the same ones for whoever holds them.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ def find_units(program: Program) -> tuple[list[Units], list[Skip]]:
     """The hidden units of a model that can be cut, and the linear maps whose outputs cannot with their reasons.
 
     A map's units can be cut where each reaches columns of its own in plain `nn.Linear` modules whose weights nobody but
-    their own call reads, the same at every call, and nothing else; and where the answers of the example are the same with some of
-    them cut and with their columns masked. What a batch unlike all of these would do with them is not
-    known. Cost: a run of the model for each calibration batch and three at the end, some 2 log2(width) runs
-    of at most 64 rows for each map, and a few of the example for each group.
+    their own call reads, the same at every call, and nothing else; and where the answers are the same with some of them cut
+    and with their columns masked, on rows of the example and on each calibration batch. What a batch unlike all of these
+    would do with them is not known. Cost: some 2 log2(width) runs of at most 64 rows for each map and a few for each group,
+    and seven runs of the model for each calibration batch.
 
     Example:
         >>> tower = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 1)).eval()
@@ -120,8 +120,9 @@ def seen_by(program: Program, units: Iterable[Units]) -> dict[str, Tensor]:
 def without(program: Program, units: Iterable[Units], kept: Mapping[str, Tensor]) -> nn.Module:
     """A draft of the model with only these units of each site: their numbers (n,), sorted; sites not named keep all.
 
-    Tensors that are not cut are shared with the program's model. Raises `InputError` for a site of none of these
-    units, and for numbers that are none of its units, in another order, twice, or none at all. Cost: a copy of what is left of the weights that are cut.
+    Tensors that are not cut are shared with the program's model. Raises `InputError` for a site of none of these groups, and
+    for numbers that are none of its units, in another order, twice, or none at all. Cost: a copy of what is left of the
+    weights that are cut.
 
     Example:
         >>> program = Program.read(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 1)).eval(), torch.randn(8, 4))
@@ -210,7 +211,7 @@ def _cut(cutter: Callable[[nn.Module, list[int]], object], module: nn.Module, pl
 
 
 def _tied(model: nn.Module) -> dict[str, str]:
-    """Linear maps that hold a tensor which another module, or another name of theirs, holds as well."""
+    """Linear maps of which another module holds a tensor as well, with that as the reason."""
     holders: Counter[int] = Counter()
     for module in model.modules():
         holders.update(id(tensor) for tensor in module._parameters.values() if tensor is not None)
