@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
+from fastrec.capture import capture
 from fastrec.errors import InputError
 from fastrec.program import Program
 from fastrec.techniques import Skip
 from fastrec.techniques.pruning.modules import Units, find_units, replace_weights, seen_by, without
+from fastrec.techniques.pruning.widths import Widths
+from fastrec.techniques.quantization.layers import named
 from tests.checks import assert_as_good, assert_unchanged, snapshot
 from tests.zoo import ZOO, Entry, make
 from tests.zoo.base import tower
@@ -132,6 +135,16 @@ def test_what_the_zoo_has(name: str, sites: set[str]) -> None:
     wide = {n for n, m in program.model.named_modules() if isinstance(m, nn.Linear) and m.out_features > 1}
     coupled = {site for group in found for site in group.coupled}
     assert {skip.site for skip in skipped} == wide - sites - coupled and all(skip.reason for skip in skipped)
+
+
+@pytest.mark.parametrize("name", ["dcnv2", "dlrm_lists", "mmoe", "two_tower"])
+def test_the_marks_say_what_the_graph_says(name: str) -> None:
+    program, _ = of_zoo(name)
+    groups = Widths(named(capture(program).model)).units().values()  # type: ignore[arg-type]  # a graph
+    free = [group for group in groups if not group.reasons and group.width > 1]
+    told = [(len(group.writers), group.width, len(group.readers)) for group in free]
+    found = units_of(program).values()
+    assert sorted(told) == sorted((1 + len(one.coupled), one.width, len(one.readers)) for one in found)
 
 
 def test_columns_of_a_join_begin_where_its_other_parts_end() -> None:
