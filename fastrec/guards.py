@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -71,11 +72,14 @@ class Guard:
         finite: Sequence[bool],
         computed: fx.GraphModule | None = None,
         sizes: Sequence[tuple[int, int]] = (),
+        promised: Mapping[str, tuple[float, float]] = MappingProxyType({}),
     ) -> None:
         self.bounds = tuple(bounds)
         self._features = tuple(features)
         self._finite = tuple(index for index, check in enumerate(finite) if check)
         self._computed, self._sizes = computed, tuple(sizes)
+        names = [feature.name for feature in features]
+        self._promised = tuple((names.index(name), *ends) for name, ends in promised.items())
         self._plain: list[tuple[int, int]] = []
         self._columns: list[tuple[int, Tensor, list[int]]] = []
         self._general: list[tuple[int, Bounds]] = []
@@ -132,6 +136,11 @@ class Guard:
         for index in self._finite:
             if not _seems_finite(tensors[index]):
                 self._refuse_nonfinite(index, tensors[index])
+        for index, lowest, highest in self._promised:
+            if tensors[index].numel():
+                least, most = torch.aminmax(tensors[index].detach())
+                if not (least >= lowest and most <= highest):
+                    self._refuse_outside(index, tensors[index], lowest, highest)
 
     def _refuse(self, index: int, tensor: Tensor) -> None:
         """Raise for the first bad id of a feature, if it has one."""
@@ -187,11 +196,28 @@ class Guard:
             row=row,
         )
 
+    def _refuse_outside(self, index: int, tensor: Tensor, low: float, high: float) -> None:
+        bad = ((tensor < low) | (tensor > high)).nonzero()
+        if not len(bad):  # a number that is none, which is the other checks' to refuse
+            return
+        feature, place = self._features[index], bad[0].tolist()
+        row = place[feature.growing or 0] if place else 0
+        raise InputError(
+            f"feature {feature.name!r}, row {row}: got {float(tensor[tuple(place)]):g}, declared from {low:g} to {high:g}, which the "
+            "model was compressed for. Clip it, or compress with the ranges that there are.",
+            feature=feature.name,
+            row=row,
+        )
 
-def read_guard(captured: Program, nonfinite: NonFinite = "raise") -> Guard:
+
+def read_guard(
+    captured: Program,
+    nonfinite: NonFinite = "raise",
+    promised: Mapping[str, tuple[float, float]] = MappingProxyType({}),
+) -> Guard:
     """The guard of a captured program, from the lookups of its graph; of another one, for finite numbers alone.
 
-    Features whose example holds numbers that are not finite are taken to allow them. Cost: a few small runs.
+    `promised` gives ranges of numeric features by name, to be checked as well. Features whose example holds numbers that are not finite are taken to allow them. Cost: a few small runs.
     """
     gm, features = captured.model, captured.layout.features
     if not isinstance(gm, fx.GraphModule):
@@ -220,7 +246,7 @@ def read_guard(captured: Program, nonfinite: NonFinite = "raise") -> Guard:
         nonfinite == "raise" and _allows_finite_only(tensor) and not _all_ids(bound)
         for tensor, bound in zip(captured.batch, bounds, strict=True)
     ]
-    return Guard(features, bounds, finite, _subgraph(gm, computed) if computed else None, sizes)
+    return Guard(features, bounds, finite, _subgraph(gm, computed) if computed else None, sizes, promised)
 
 
 def _allows_finite_only(tensor: Tensor) -> bool:

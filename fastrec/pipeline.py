@@ -141,7 +141,8 @@ def compress(
             program = replace(program, layout=replace(program.layout, exempt=found.plain.layout.exempt))
             small = small_enough(found, budget)
             found, bounded, keep_original = small or found, small is not None, keep_original and small is None
-            guard = read_guard(found.asked, on_nonfinite)
+            promised = {name: ends for step in found.recipe for name, ends in step.promised.items()}
+            guard = read_guard(found.asked, on_nonfinite, promised)
             checks = _Checks(guard if guards else None, on_nonfinite == "propagate")
             fresh = _fresh(work, once, found, guard)
             steps = found.recipe

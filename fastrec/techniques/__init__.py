@@ -10,7 +10,7 @@ from .fitting import FitTables
 from .fusion import Fuse
 from .history import TruncateHistory
 from .projection import FactorTables, ProjectPCA, RotateTowers
-from .pruning import PruneNeurons
+from .pruning import PruneDead, PruneNeurons
 from .quantization import CastLinears, QuantizeLinears, QuantizeTables
 from .recovery import Recover
 from .sharing import ComposeTables, ProductQuantizeTables, RelateTables, ShareEmbeddings
@@ -26,6 +26,7 @@ __all__ = [
     "Fuse",
     "ProductQuantizeTables",
     "ProjectPCA",
+    "PruneDead",
     "PruneNeurons",
     "QuantizeLinears",
     "QuantizeTables",
@@ -44,6 +45,7 @@ TECHNIQUES: Mapping[str, type[Technique]] = MappingProxyType(
         for kind in (
             TruncateHistory,
             RelateTables,
+            PruneDead,
             PruneNeurons,
             RotateTowers,
             ProjectPCA,

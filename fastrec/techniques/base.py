@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
@@ -69,6 +70,11 @@ class Technique(abc.ABC):
     @abc.abstractmethod
     def exact(self) -> bool:
         """Whether these settings keep the answer."""
+
+    @property
+    def promised(self) -> Mapping[str, tuple[float, float]]:
+        """What the settings take for granted of numeric inputs, (least, largest) by name, for the guards to check: nothing, unless overridden."""
+        return {}
 
     @abc.abstractmethod
     def apply(self, program: Program) -> Applied:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, get_args
 
@@ -11,6 +13,7 @@ __all__ = [
     "check_above",
     "check_choice",
     "check_names",
+    "check_ranges",
     "check_share",
     "check_switch",
     "check_whole",
@@ -61,6 +64,23 @@ def check_choice(technique: Any, setting: str, of: Any) -> None:
     if getattr(technique, setting) not in get_args(of):
         words = " or ".join(map(repr, get_args(of)))
         raise _wrong(technique, setting, words, getattr(technique, setting))
+
+
+def check_ranges(technique: Any, setting: str) -> None:
+    """A mapping from names to (least, largest), finite and in order."""
+    value = getattr(technique, setting)
+    fits = isinstance(value, Mapping) and all(
+        isinstance(name, str)
+        and isinstance(ends, (tuple, list))
+        and len(ends) == 2
+        and all(isinstance(end, (int, float)) and not isinstance(end, bool) for end in ends)
+        and -math.inf < ends[0] <= ends[1] < math.inf
+        for name, ends in value.items()
+    )
+    if not fits:
+        raise _wrong(
+            technique, setting, "a mapping from inputs to (least, largest), as {'dense': (0.0, 1.0)}", value
+        )
 
 
 def check_switch(technique: Any, *settings: str) -> None:

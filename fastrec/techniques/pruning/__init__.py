@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .dead import PruneDead
 from .neurons import PruneNeurons
 
-__all__ = ["PruneNeurons"]
+__all__ = ["PruneDead", "PruneNeurons"]

@@ -136,14 +136,14 @@ class Recover(Technique):
             if kept is not None:
                 kept.write(run)
 
-        first = run.go(loss, order, held, seen)
-        if not run.lowest < first:
-            return f"no step came nearer to the original than {first:.3g} on batches that were kept out"
+        run.go(loss, order, held, seen)
+        if not run.lowest < run.first:
+            return f"no step came nearer to the original than {run.first:.3g} on batches that were kept out"
         for group in names:
             for name in group:
                 _put(student, name, run.best[group[0]])
         added = sum(tensor.nbytes for tensor in run.best.values())
-        detail = f"{self.steps} steps: off by {run.lowest:.3g} in place of {first:.3g} on batches that were kept out"
+        detail = f"{self.steps} steps: off by {run.lowest:.3g} in place of {run.first:.3g} on batches that were kept out"
         return Change(RULE, "", detail, added)
 
     def _order(self, batches: int) -> tuple[list[int], list[int]]:

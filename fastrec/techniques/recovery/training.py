@@ -42,6 +42,7 @@ class Run:
     mean: dict[str, Tensor]
     square: dict[str, Tensor]
     best: dict[str, Tensor]
+    first: float = math.inf
     lowest: float = math.inf
     done: int = 0
 
@@ -53,11 +54,10 @@ class Run:
             steps, lr, dict(start), zeros, {name: held.clone() for name, held in zeros.items()}, dict(start)
         )
 
-    def go(self, loss: Loss, order: Sequence[int], held: Sequence[int], seen: Callable[[Run], None]) -> float:
-        """Runs to the end; `order` gives the batch of each step. The loss at the start, on the batches held."""
-        first = self._look(loss, self.now, held)
+    def go(self, loss: Loss, order: Sequence[int], held: Sequence[int], seen: Callable[[Run], None]) -> None:
+        """Runs to the end; `order` gives the batch of each step, `first` and `lowest` are losses on the batches held."""
         if not self.done:
-            self.lowest = first
+            self.first = self.lowest = self._look(loss, self.now, held)
         apart = max(1, self.steps // _LOOKS)
         while self.done < self.steps:
             self._step(loss, order[self.done])
@@ -67,7 +67,6 @@ class Run:
                 if found < self.lowest:
                     self.lowest, self.best = found, dict(self.now)
                 seen(self)
-        return first
 
     def _look(self, loss: Loss, tensors: Mapping[str, Tensor], held: Sequence[int]) -> float:
         with torch.no_grad():
@@ -119,7 +118,9 @@ class Kept:
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         fresh = self.path.with_suffix(f".{os.getpid()}")
-        save_file(tensors, fresh, {"done": str(run.done), "lowest": run.lowest.hex()})
+        save_file(
+            tensors, fresh, {"done": str(run.done), "first": run.first.hex(), "lowest": run.lowest.hex()}
+        )
         fresh.replace(self.path)
 
     def read(self, run: Run) -> None:
@@ -134,8 +135,8 @@ class Kept:
                 part: {name: found[f"{part}/{name}"] for name in run.now}
                 for part in ("now", "mean", "square", "best")
             }
-            done, lowest = int(told["done"]), float.fromhex(told["lowest"])
+            done, first, lowest = int(told["done"]), *(float.fromhex(told[k]) for k in ("first", "lowest"))
         except (SafetensorError, KeyError, ValueError, TypeError):
             return
         run.now, run.mean, run.square, run.best = (parts[part] for part in ("now", "mean", "square", "best"))
-        run.done, run.lowest = done, lowest
+        run.done, run.first, run.lowest = done, first, lowest

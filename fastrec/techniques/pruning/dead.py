@@ -1,0 +1,168 @@
+"""Units that nothing can wake, and units that nobody reads: exact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, fx
+
+from ...errors import InputError, TechniqueError
+from ...graph import constant
+from ...program import Program
+from ..base import Applied, Change, Skip, Technique
+from ..fusion.purity import writes
+from ..projection.rewrite import settle
+from ..quantization.layers import named
+from ..settings import check_ranges, check_whole
+from .bounds import Interval, intervals
+from .cutting import cut
+from .widths import Units, Widths
+
+__all__ = ["PruneDead"]
+
+RULE = "prune dead"
+_META = "awake"
+
+
+@dataclass(frozen=True)
+class PruneDead(Technique):
+    """Take out the hidden units that are one number whatever the model is asked, and those whose readers multiply them by zero.
+
+        h_j = c for all x   ->   V' = V without column j,   c' = c + V_j c_j           a ReLU that can never fire: c_j = 0
+        V_j = 0             ->   V' = V without column j
+
+    What a unit can be follows from the tables, any row of which may be looked up, from activations that are bounded, and from the
+    `ranges` of numeric inputs, (least, largest) by their names, that the caller declares: batches outside are refused with an
+    `InputError` as long as the guards are on (`compress(guards=True)`); no range is taken for granted without being declared.
+
+    So many dead units stay that widths are multiples of `step`, as kernels want them, and one unit of each map. Raises
+    `InputError` for other settings, `TechniqueError` for a model that was not captured. Cost: a pass over tables and weights.
+
+    Source: interval bounds as in Gowal et al., "On the Effectiveness of Interval Bound Propagation", 2018; Serra, Kumar and
+    Ramalingam, "Lossless Compression of Deep Neural Networks", 2020.
+
+    Example:
+        >>> PruneDead(ranges={"dense": (0.0, 1.0)}).exact
+        True
+    """
+
+    name: ClassVar[str] = "prune_dead"
+    level: ClassVar[Literal["module", "graph"]] = "graph"
+
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    step: int = 16
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "ranges")
+        check_whole(self, "step", least=1)
+
+    @property
+    def exact(self) -> bool:
+        """Always, for batches within the ranges."""
+        return True
+
+    @property
+    def promised(self) -> Mapping[str, tuple[float, float]]:
+        """The ranges, which the guards check."""
+        return self.ranges
+
+    def apply(self, program: Program) -> Applied:
+        """The graph without these units; the program's own where there are none."""
+        if not isinstance(program.model, fx.GraphModule):
+            raise TechniqueError("rewrites captured graphs: capture the program first", technique=self.name)
+        if writes(program.model):
+            reason = "the graph writes in place: values seen may change"
+            return Applied(program.model, skipped=(Skip(RULE, "", reason),))
+        gm = named(program.model)
+        ranges = self._of_inputs(program, gm)
+        ends = intervals(gm, ranges)
+        changes: list[Change] = []
+        skipped: list[Skip] = []
+        done: set[str] = set()
+        for one in Widths(gm).units().values():
+            if one.reasons or not one.readers:
+                continue  # who reads them otherwise is said by techniques that are asked for
+            made = self._prune(gm, one, ends, done)
+            if isinstance(made, Change):
+                changes.append(made)
+                ends = intervals(gm, ranges)
+            elif made:
+                skipped.append(Skip(RULE, one.site, made))
+        if not changes:
+            return Applied(program.model, (), tuple(skipped))
+        settle(gm, _META, done)
+        return Applied(gm, tuple(changes), tuple(skipped))
+
+    def _of_inputs(self, program: Program, gm: fx.GraphModule) -> dict[str, tuple[float, float]]:
+        """The ranges by the nodes of their inputs."""
+        inputs = [node.name for node in gm.graph.nodes if node.op == "placeholder"]
+        places = {feature.name: node for feature, node in zip(program.layout.features, inputs, strict=True)}
+        missing = sorted({*self.ranges} - {*places})
+        if missing:
+            raise InputError(
+                f"PruneDead(ranges=...) names {', '.join(map(repr, missing))}, which is no input of this model: it has "
+                f"{', '.join(places)}"
+            )
+        return {places[name]: ends for name, ends in self.ranges.items()}
+
+    def _prune(
+        self, gm: fx.GraphModule, units: Units, ends: Mapping[fx.Node, Interval], done: set[str]
+    ) -> Change | str:
+        """Takes the dead units of a group out; or why they stay, if there are any."""
+        widths = Widths(gm)
+        root = next(root for root, one in widths.units().items() if one.site == units.site)
+        fixed = torch.ones(units.width, dtype=torch.bool)
+        unread = torch.ones(units.width, dtype=torch.bool)
+        for node in units.readers:
+            source, weight = _source(node), constant(gm, node.args[1])
+            assert weight is not None
+            places = widths.places(widths.of[source], root)
+            fixed &= ends[source].across(weight.shape[1]).fixed[places].all(1)
+            unread &= (weight[:, places] == 0).all(2).all(0)
+        dead = fixed | unread
+        if not bool(dead.any()):
+            return ""
+        awake = units.width - int(dead.sum())
+        left = max(1, awake if units.width < self.step else -(-awake // self.step) * self.step)
+        if left >= units.width:
+            return f"{int(dead.sum())} of its {units.width} units are dead: too few for a width that is a multiple of {self.step}"
+        kept = torch.argsort(dead.long(), stable=True)[:left].sort().values
+        gone = torch.ones(units.width, dtype=torch.bool)
+        gone[kept] = False
+        fitted = {
+            node.name: self._told(gm, widths, root, node, kept, gone & fixed, ends) for node in units.readers
+        }
+        names = cut(gm, widths, {root: kept}, fitted)
+        done |= names
+        said = f"{int((gone & fixed).sum())} that are one number whatever is asked, {int((gone & ~fixed).sum())} that nobody reads"
+        added = sum(gm.get_buffer(name).nbytes for name in names)
+        return Change(RULE, units.site, f"{units.width} -> {left} units: {said}", added)
+
+    def _told(
+        self,
+        gm: fx.GraphModule,
+        widths: Widths,
+        root: int,
+        node: fx.Node,
+        kept: Tensor,
+        fixed: Tensor,
+        ends: Mapping[fx.Node, Interval],
+    ) -> tuple[Tensor, Tensor]:
+        """The columns that a reader keeps, and what those that are one number add to its results."""
+        source, weight = _source(node), constant(gm, node.args[1])
+        assert weight is not None
+        flow = widths.of[source]
+        columns = widths.columns(flow, {root: kept})
+        assert columns is not None
+        gone = widths.places(flow, root)[fixed].flatten()
+        values = ends[source].across(weight.shape[1]).low[gone]
+        return weight[:, columns], weight[:, gone].double() @ values
+
+
+def _source(node: fx.Node) -> fx.Node:
+    source: Any = node.args[0]
+    assert isinstance(source, fx.Node)
+    return source
