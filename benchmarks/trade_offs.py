@@ -7,49 +7,36 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastrec.backends import Eager, OnnxRuntime
-from fastrec.capture import capture
 from fastrec.cost import table_bytes
-from fastrec.errors import BackendError
-from fastrec.measure import Machine, interleaved, machine
-from fastrec.measure.loss import Loss, loss_of
+from fastrec.measure import Machine, machine
+from fastrec.measure.loss import Loss
 from fastrec.plain import dumps, from_plain, loads, to_plain
-from fastrec.program import Program
 from fastrec.techniques import (
     TECHNIQUES,
     FitTables,
     Fuse,
     ProjectPCA,
-    QuantizeLinears,
-    QuantizeTables,
     Technique,
 )
 from fastrec.techniques.settings import named
 from fastrec.wording import amount, times
 
+from .judged import INT8, SIZES, Judged, calibrated
 from .marks import put
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "trade-offs.md"
 RESULTS = ROOT / "benchmarks" / "results" / "trade-offs"
 SCHEMA = 1
-SIZES = (1, 100, 1000)
 ALLOWED = 5e-4
 """The loss of AUC that verdicts are about."""
-CALIBRATION, BATCH = 8192, 512
-
-# Those that are compiled in a moment: every setting is served by each.
-BACKENDS = (Eager(), OnnxRuntime())
-INT8 = (QuantizeTables(8, least_bytes=0), QuantizeLinears())
 
 
 @dataclass(frozen=True)
@@ -82,7 +69,8 @@ def settings(tables: int) -> dict[str, tuple[Technique, ...]]:
     order = list(TECHNIQUES)
     found: dict[str, tuple[Technique, ...]] = {"exact": (Fuse(),)}
     for kind in TECHNIQUES.values():
-        for rung in kind.ladder() if kind is not FitTables else ():
+        # What takes parts out has a page of its own.
+        for rung in kind.ladder() if kind is not FitTables and not (kind.cuts or kind.mends) else ():
             # The tables and layers of these models are small.
             sized = {"least_bytes": 0, **({"least": 4096} if kind is ProjectPCA else {})}
             technique = replace(rung, **{name: size for name, size in sized.items() if hasattr(rung, name)})  # type: ignore[arg-type]  # settings by name
@@ -119,86 +107,33 @@ def measure(seconds: float, only: Sequence[str]) -> TradeOffs:
     """Every setting on every model."""
     rows, tables = [], {}
     for data, model, parts in models():
-        *known, _ = parts["train"]
-        chosen = torch.randperm(len(known[0]), generator=torch.Generator().manual_seed(0))[:CALIBRATION]
-        batches = tuple(tuple(x[ids] for x in known) for ids in chosen.split(BATCH))
-        plain = replace(capture(Program.read(model, tuple(x[:64] for x in known))), calibration=batches)
+        plain = calibrated(model, parts["train"])
         tables[data] = table_bytes(plain.model)  # type: ignore[arg-type]  # captured, so a graph
-        judged = _Judged(data, plain, parts["test"], seconds)
+        judged = Judged(plain, parts["test"], seconds, {"exact": plain.with_model(Fuse().apply(plain).model)})
         for name, techniques in settings(tables[data]).items():
             if not only or any(word in name for word in only):
-                rows.append(judged.row(name, techniques))
+                rows.append(_row(judged, data, name, techniques))
                 print(rows[-1], flush=True)
     return TradeOffs(machine(), tables, tuple(rows))
 
 
-class _Judged:
-    """One model: its exact sessions, and what each setting is beside them."""
-
-    def __init__(self, data: str, plain: Program, rows: tuple[Tensor, ...], seconds: float) -> None:
-        self.data, self.plain, self.seconds = data, plain, seconds
-        *self.inputs, self.labels = rows
-        self.before = self.scores(plain)
-        self.exact = self.calls(plain.with_model(Fuse().apply(plain).model), "exact, ")
-
-    def scores(self, program: Program) -> np.ndarray[Any, Any]:
-        found = [
-            program.answers(batch)[0] for batch in zip(*(x.split(1000) for x in self.inputs), strict=True)
-        ]
-        return torch.cat(found).numpy()
-
-    def calls(self, program: Program, prefix: str = "") -> dict[str, Callable[[list[Tensor]], object]]:
-        """A call of each backend that runs it."""
-        made: dict[str, Callable[[list[Tensor]], object]] = {}
-        for backend in BACKENDS:
-            try:
-                session = backend.compile(program)
-            except BackendError:  # products in bfloat16 run in eager alone
-                continue
-            made[prefix + backend.label] = lambda batch, session=session: session(*batch)
-        return made
-
-    def batch(self, rows: int) -> Callable[[int], list[Tensor]]:
-        def draw(index: int) -> list[Tensor]:
-            ids = torch.randint(len(self.labels), (rows,), generator=torch.Generator().manual_seed(index))
-            return [x[ids] for x in self.inputs]
-
-        return draw
-
-    def row(self, name: str, techniques: Sequence[Technique]) -> Row:
-        program, changes, skips = self.plain, 0, []
-        for technique in techniques:
-            applied = technique.apply(program)
-            program = program.with_model(applied.model)
-            if not technique.exact:
-                changes, skips = changes + len(applied.changes), [*skips, *applied.skipped]
-        loss = loss_of("auc", self.labels.numpy(), self.before, self.scores(program))
-        speedup, session = {}, {}
-        if program.model is not self.plain.model:
-            speedup, session = self.timed(self.calls(program))
-        size = table_bytes(program.model)  # type: ignore[arg-type]  # captured, so a graph
-        untouched = len(techniques) > 1 and not changes
-        skipped = skips[0].reason if untouched and skips else "no site" if untouched else ""
-        return Row(self.data, name, size, *_lost(loss), speedup, session, skipped)
-
-    def timed(
-        self, calls: Mapping[str, Callable[[list[Tensor]], object]]
-    ) -> tuple[dict[str, float], dict[str, str]]:
-        """The fastest session against the fastest exact one, in turns, at each size."""
-        speedup, session = {}, {}
-        for rows in SIZES:
-            everyone = {**self.exact, **calls}
-            draw = self.batch(rows)
-            look = interleaved(
-                everyone, draw, seconds=self.seconds * 0.3, min_rounds=5, max_rounds=100, warmup=2
-            )
-            best, exact = (min(some, key=lambda one: look.latency(one).p50) for some in (calls, self.exact))
-            seen = interleaved(
-                {"exact": self.exact[exact], "this": calls[best]}, lambda i, draw=draw: draw(10_000 + i),
-                seconds=self.seconds * 0.7, min_rounds=20, max_rounds=2000, warmup=2,
-            )  # fmt: skip
-            speedup[str(rows)], session[str(rows)] = seen.ratio("exact", "this").value, best
-        return speedup, session
+def _row(judged: Judged, data: str, name: str, techniques: Sequence[Technique]) -> Row:
+    """One setting beside the exact plan."""
+    program, changes, skips = judged.plain, 0, []
+    for technique in techniques:
+        applied = technique.apply(program)
+        program = program.with_model(applied.model)
+        if not technique.exact:
+            changes, skips = changes + len(applied.changes), [*skips, *applied.skipped]
+    speedup, session = {}, {}
+    if program.model is not judged.plain.model:
+        timed = judged.timed(judged.calls({"": program}))
+        speedup = {str(rows): ratio for rows, (ratio, _, _) in timed.items()}
+        session = {str(rows): best for rows, (_, _, best) in timed.items()}
+    size = table_bytes(program.model)  # type: ignore[arg-type]  # captured, so a graph
+    untouched = len(techniques) > 1 and not changes
+    skipped = skips[0].reason if untouched and skips else "no site" if untouched else ""
+    return Row(data, name, size, *_lost(judged.loss(program)), speedup, session, skipped)
 
 
 def _lost(loss: Loss) -> tuple[float, float, float, str]:

@@ -23,13 +23,14 @@ from ..reads import find_tables
 from ..settings import check_above, check_whole
 from ..traffic import batches_of
 from .losses import answers_of, off
-from .training import Kept, Run, digest_of
+from .training import Kept, Loss, Run, digest_of
 
 __all__ = ["Recover"]
 
 RULE = "recover"
 _META = "recovered"
 _HELD = 4
+_SHORTER = 0.1
 aten = torch.ops.aten
 
 
@@ -41,7 +42,8 @@ class Recover(Technique):
 
     w are the weights and biases of maps, convolutions and norms; tables stay as they are. No labels are read, and the original
     is not touched. `steps` batches of the calibration are run, in an order drawn with `seed`, every fourth of them kept out: the
-    weights that are nearest on those serve, and where none is nearer than before nothing changes. Put it behind what prunes and
+    weights that are nearest on those serve. Where none is nearer than before, it is tried once more at a tenth of the rate, and then
+    nothing changes. Put it behind what prunes and
     in front of `Fuse` and what quantizes: a technique in front of it is judged by what it is after recovery.
 
     In `folder`, where one is given, the state is kept ten times a run, in a file named by what is learned from what: a run that
@@ -126,8 +128,31 @@ class Recover(Technique):
         if reason:
             return reason
         order, held = self._order(len(batches))
-        run = Run.begin(start, self.steps, self.lr)
-        kept = self._kept(start, told)
+        run = self._run(self.lr, start, told, loss, order, held)
+        if not run.lowest < run.first:
+            # What is near already is passed by with long steps.
+            run = self._run(self.lr * _SHORTER, start, told, loss, order, held)
+        if not run.lowest < run.first:
+            return f"no step came nearer to the original than {run.first:.3g} on batches that were kept out"
+        for group in names:
+            for name in group:
+                _put(student, name, run.best[group[0]])
+        added = sum(tensor.nbytes for tensor in run.best.values())
+        detail = f"{self.steps} steps: off by {run.lowest:.3g} in place of {run.first:.3g} on batches that were kept out"
+        return Change(RULE, "", detail, added)
+
+    def _run(
+        self,
+        lr: float,
+        start: dict[str, Tensor],
+        told: Sequence[Sequence[Tensor]],
+        loss: Loss,
+        order: Sequence[int],
+        held: Sequence[int],
+    ) -> Run:
+        """A run at this rate, from where it was kept."""
+        run = Run.begin(start, self.steps, lr)
+        kept = self._kept(lr, start, told)
         if kept is not None:
             kept.read(run)
 
@@ -137,14 +162,7 @@ class Recover(Technique):
                 kept.write(run)
 
         run.go(loss, order, held, seen)
-        if not run.lowest < run.first:
-            return f"no step came nearer to the original than {run.first:.3g} on batches that were kept out"
-        for group in names:
-            for name in group:
-                _put(student, name, run.best[group[0]])
-        added = sum(tensor.nbytes for tensor in run.best.values())
-        detail = f"{self.steps} steps: off by {run.lowest:.3g} in place of {run.first:.3g} on batches that were kept out"
-        return Change(RULE, "", detail, added)
+        return run
 
     def _order(self, batches: int) -> tuple[list[int], list[int]]:
         """The batch of each step, and those that are kept out; all are both where there are fewer than four."""
@@ -157,10 +175,10 @@ class Recover(Technique):
             order += [learned[index] for index in torch.randperm(len(learned), generator=generator).tolist()]
         return order, held
 
-    def _kept(self, start: dict[str, Tensor], told: Sequence[Sequence[Tensor]]) -> Kept | None:
+    def _kept(self, lr: float, start: dict[str, Tensor], told: Sequence[Sequence[Tensor]]) -> Kept | None:
         if self.folder is None:
             return None
-        settings = f"{self.steps} {self.lr} {self.seed} {sorted(start)}"
+        settings = f"{self.steps} {lr} {self.seed} {sorted(start)}"
         digest = digest_of(settings, *start.values(), *(answer for batch in told for answer in batch))
         return Kept(Path(self.folder) / f"recover-{digest}.safetensors")
 
