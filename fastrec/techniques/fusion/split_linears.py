@@ -11,8 +11,9 @@ The argument is opened into terms as long as that makes less of it: each term is
 and the columns of W it meets, equal tensors met by the sum of their columns. Terms of one size stay one product. The
 activation unit of DIN is the last line, in whatever order and of whichever of the four its author joined it.
 
-Weights are added in float64. When it does not apply: to weights that are not constant; where the terms are not less
-than four fifths of the argument at 64 candidates; to a graph that writes in place.
+What depends on no input becomes a part of the bias, be it a single column. Weights are added in float64. When it does not
+apply: to weights that are not constant; where the terms are not less than four fifths of the argument at 64 candidates; to a graph
+that writes in place.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ...graph import add_constant, constant, emit, is_call, operator_name, value
+from ...graph import add_constant, ancestors, constant, emit, is_call, operator_name, value
 from ..base import Change
 from .join import take
 from .joins import Joins
@@ -74,8 +75,7 @@ def _split(gm: fx.GraphModule, joins: Joins, node: fx.Node) -> Change | None:
     if weight is None or weight.ndim != 2 or not isinstance(x, fx.Node) or not weight.is_floating_point():
         return None
     terms = _merged(_Opening(joins, _full(x)).terms(x, weight.double(), 1))
-    whole = math.prod(_sized(n) for n in value(x).shape)
-    if (len(terms) < 2 and (not terms or terms[0].leaf is x)) or sum(t.size for t in terms) > _WORTH * whole:
+    if (len(terms) < 2 and (not terms or terms[0].leaf is x)) or not _pays(terms, x):
         return None
     groups: dict[tuple[str, ...], list[_Term]] = {}
     for term in sorted(terms, key=lambda t: t.size):
@@ -96,6 +96,21 @@ def _split(gm: fx.GraphModule, joins: Joins, node: fx.Node) -> Change | None:
     gm.graph.erase_node(node)
     shapes = ", ".join(f"{tuple(value(t.leaf).shape)}" for t in terms)
     return Change("split linears", node.name, f"its argument {tuple(value(x).shape)} as {shapes}", added)
+
+
+def _pays(terms: list[_Term], x: fx.Node) -> bool:
+    """Whether there is enough less to multiply: anything at all where the rest is a constant, which the bias takes."""
+    whole = math.prod(_sized(n) for n in value(x).shape)
+    left = [term for term in terms if not _is_fixed(term.leaf)]
+    if len(left) < len(terms) and len({tuple(map(str, term.shape)) for term in left}) < 2:
+        return sum(term.size for term in left) < whole
+    return sum(term.size for term in terms) <= _WORTH * whole
+
+
+def _is_fixed(node: fx.Node) -> bool:
+    """Whether it is made of constants alone."""
+    sources = (source for call in ancestors([node]) for source in call.all_input_nodes)
+    return node.op != "placeholder" and all(source.op != "placeholder" for source in sources)
 
 
 def _positions(gm: fx.GraphModule, joins: Joins, node: fx.Node) -> Change | None:
