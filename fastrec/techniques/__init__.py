@@ -10,7 +10,7 @@ from .fitting import FitTables
 from .fusion import Fuse
 from .history import TruncateHistory
 from .projection import FactorTables, ProjectPCA, RotateTowers
-from .pruning import PruneDead, PruneNeurons
+from .pruning import PruneDead, PruneNeurons, PruneRows
 from .quantization import CastLinears, QuantizeLinears, QuantizeTables
 from .recovery import Recover
 from .sharing import ComposeTables, ProductQuantizeTables, RelateTables, ShareEmbeddings
@@ -28,6 +28,7 @@ __all__ = [
     "ProjectPCA",
     "PruneDead",
     "PruneNeurons",
+    "PruneRows",
     "QuantizeLinears",
     "QuantizeTables",
     "Recover",
@@ -51,6 +52,7 @@ TECHNIQUES: Mapping[str, type[Technique]] = MappingProxyType(
             ProjectPCA,
             Recover,
             Fuse,
+            PruneRows,
             ShareEmbeddings,
             FitTables,
             FactorTables,

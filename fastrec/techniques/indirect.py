@@ -9,11 +9,12 @@ of its batch. It costs 4 bytes an id, and a second lookup, of single elements.
 from __future__ import annotations
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
-from ..graph import constant, emit, is_call, value
+from ..graph import add_constant, constant, emit, is_call, value
+from .reads import Table, read_otherwise
 
-__all__ = ["is_place", "look_up"]
+__all__ = ["is_place", "look_up", "read_by_map"]
 
 aten = torch.ops.aten
 
@@ -40,3 +41,9 @@ def is_place(gm: fx.GraphModule, ids: fx.Node) -> bool:
         return False
     places = constant(gm, ids.args[0])
     return places is not None and places.ndim == 1 and places.dtype is torch.int32
+
+
+def read_by_map(gm: fx.GraphModule, table: Table, rows: fx.Node, places: Tensor) -> None:
+    """Every lookup of a table as one of these rows, by the place of each id (V,)."""
+    held = add_constant(gm, f"{table.name}_places", places.int())
+    read_otherwise(gm, table, lambda ids: look_up(gm, held, rows, ids))

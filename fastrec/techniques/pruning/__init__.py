@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from .dead import PruneDead
 from .neurons import PruneNeurons
+from .rows import PruneRows
 
-__all__ = ["PruneDead", "PruneNeurons"]
+__all__ = ["PruneDead", "PruneNeurons", "PruneRows"]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .parts import parts
 
-__all__ = ["cluster"]
+__all__ = ["cluster", "weighted_means"]
 
 _STEPS, _COARSE_STEPS = 10, 4
 # Rows times centroids up to which a part is clustered whole.
@@ -50,7 +50,7 @@ def cluster(rows: Tensor, weights: Tensor, count: int) -> tuple[Tensor, Tensor]:
             used += int(own.max()) + 1
         else:
             pending += _divide(scaled, weights, part, share, generator)
-    return _means(rows, weights, places, used), places
+    return weighted_means(rows, weights, places, used), places
 
 
 def _evened(rows: Tensor, weights: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def _lloyd(
         if len(empty):
             far = (apart * weights).argsort(descending=True, stable=True)[: len(empty)]
             nearest[far] = empty
-        centres = _means(rows, weights, nearest, count)
+        centres = weighted_means(rows, weights, nearest, count)
         before = nearest
         nearest, apart = _nearest(rows, centres)
         if torch.equal(before, nearest):
@@ -130,7 +130,7 @@ def _nearest(rows: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(found), torch.cat(apart)
 
 
-def _means(rows: Tensor, weights: Tensor, places: Tensor, count: int) -> Tensor:
+def weighted_means(rows: Tensor, weights: Tensor, places: Tensor, count: int) -> Tensor:
     """The weighted mean (count, d) of the rows at each place; of one row the row itself; of none zeros."""
     sums = torch.zeros(count, rows.shape[1], dtype=torch.float64)
     mass = torch.zeros(count, dtype=torch.float64).index_add_(0, places, weights)

@@ -13,8 +13,8 @@ from ...budget import Budget
 from ...graph import add_constant
 from ...program import Program
 from ..base import Applied, Change, Skip, Technique
-from ..indirect import is_place, look_up
-from ..reads import Table, read_otherwise
+from ..indirect import is_place, read_by_map
+from ..reads import Table
 from ..settings import check_share
 from ..tables import OnTables, Traffic
 from .equal import row_labels
@@ -130,7 +130,7 @@ class ShareEmbeddings(OnTables):
         made = fewer_rows(table.tensor, counts[table.name], self.keep)
         if made is None:
             return False
-        _read_by_map(gm, table, add_constant(gm, f"{table.name}_rows", made.rows), made.places)
+        read_by_map(gm, table, add_constant(gm, f"{table.name}_rows", made.rows), made.places)
         changes.append(_change(self.rule, table, made))
         return True
 
@@ -142,11 +142,6 @@ def _change(rule: str, table: Table, made: Fewer) -> Change:
         f"bytes, {made.taken} of {made.seen} lookups in calibration exact, rows off by {made.error:.1%} of their size"
     )
     return Change(rule, table.name, detail, made.nbytes)
-
-
-def _read_by_map(gm: fx.GraphModule, table: Table, rows: fx.Node, places: Tensor) -> None:
-    held = add_constant(gm, f"{table.name}_places", places.int())
-    read_otherwise(gm, table, lambda ids: look_up(gm, held, rows, ids))
 
 
 def _together(gm: fx.GraphModule, members: Sequence[Table], pool: Pool, rule: str) -> list[Change]:
@@ -164,7 +159,7 @@ def _together(gm: fx.GraphModule, members: Sequence[Table], pool: Pool, rule: st
         size, width = table.tensor.shape
         before, own = table.tensor.nbytes, 4 * width * len(mine)
         if places is not None:
-            _read_by_map(gm, table, rows, places)
+            read_by_map(gm, table, rows, places)
             own, added = own + 4 * size, added + 4 * size
         elif grown:
             for read in table.reads:
