@@ -10,7 +10,7 @@ from .fitting import FitTables
 from .fusion import Fuse
 from .history import TruncateHistory
 from .projection import FactorTables, ProjectPCA, RotateTowers
-from .pruning import PruneDead, PruneNeurons, PruneRows
+from .pruning import PruneDead, PruneFields, PruneNeurons, PruneRows
 from .quantization import CastLinears, QuantizeLinears, QuantizeTables
 from .recovery import Recover
 from .sharing import ComposeTables, ProductQuantizeTables, RelateTables, ShareEmbeddings
@@ -27,6 +27,7 @@ __all__ = [
     "ProductQuantizeTables",
     "ProjectPCA",
     "PruneDead",
+    "PruneFields",
     "PruneNeurons",
     "PruneRows",
     "QuantizeLinears",
@@ -44,6 +45,7 @@ TECHNIQUES: Mapping[str, type[Technique]] = MappingProxyType(
     {
         kind.name: kind
         for kind in (
+            PruneFields,
             TruncateHistory,
             RelateTables,
             PruneDead,
