@@ -38,7 +38,7 @@ class PruneRows(OnTables):
     stay, each with its reason, that are read by more than lookups, smaller than `least_bytes`, not float32, not finite, looked up
     by a map already, or of which too few rows go to pay for the map.
 
-    Raises `InputError` for other settings, `TechniqueError` for calibration that the model does not take. Cost: a second for a
+    Raises `InputError` for other settings, `TechniqueError` for calibration that the model does not take. Cost: two seconds for a
     million rows of 64.
 
     Source: the frequency filter of feature admission; leaving each lookup out as Good, "The population frequencies of species", 1953.
