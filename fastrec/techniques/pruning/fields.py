@@ -67,6 +67,7 @@ class PruneFields(Technique):
     name: ClassVar[str] = "prune_fields"
     level: ClassVar[Literal["module", "graph"]] = "graph"
     fitted: ClassVar[bool] = True
+    cuts: ClassVar[bool] = True
 
     keep: float = 0.75
     by: By = "mean"
