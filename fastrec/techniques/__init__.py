@@ -10,7 +10,7 @@ from .fitting import FitTables
 from .fusion import Fuse
 from .history import TruncateHistory
 from .projection import FactorTables, ProjectPCA, RotateTowers
-from .pruning import PruneDead, PruneFields, PruneNeurons, PruneRows
+from .pruning import DropBlocks, PruneDead, PruneFields, PruneNeurons, PruneRows
 from .quantization import CastLinears, QuantizeLinears, QuantizeTables
 from .recovery import Recover
 from .sharing import ComposeTables, ProductQuantizeTables, RelateTables, ShareEmbeddings
@@ -21,6 +21,7 @@ __all__ = [
     "CastLinears",
     "Change",
     "ComposeTables",
+    "DropBlocks",
     "FactorTables",
     "FitTables",
     "Fuse",
@@ -51,6 +52,7 @@ TECHNIQUES: Mapping[str, type[Technique]] = MappingProxyType(
             PruneDead,
             PruneNeurons,
             RotateTowers,
+            DropBlocks,
             ProjectPCA,
             Recover,
             Fuse,

@@ -16,6 +16,7 @@ from fastrec.program import Program
 from fastrec.techniques import (
     TECHNIQUES,
     ComposeTables,
+    DropBlocks,
     FactorTables,
     FitTables,
     ProductQuantizeTables,
@@ -58,6 +59,7 @@ LADDER = [
 NEAR, MANY = {16: 0.002, 8: 0.1, 4: 0.5}, 32
 OF_NOISE = {
     ComposeTables: 1.2,
+    DropBlocks: 0.6,
     FactorTables: 0.6,
     FitTables: 1.2,
     ProductQuantizeTables: 0.25,

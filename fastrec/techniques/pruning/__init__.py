@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from .blocks import DropBlocks
 from .dead import PruneDead
 from .fields import PruneFields
 from .neurons import PruneNeurons
 from .rows import PruneRows
 
-__all__ = ["PruneDead", "PruneFields", "PruneNeurons", "PruneRows"]
+__all__ = ["DropBlocks", "PruneDead", "PruneFields", "PruneNeurons", "PruneRows"]
