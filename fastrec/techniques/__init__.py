@@ -10,7 +10,7 @@ from .fitting import FitTables
 from .fusion import Fuse
 from .history import TruncateHistory
 from .projection import FactorTables, ProjectPCA, RotateTowers
-from .pruning import DropBlocks, PruneDead, PruneFields, PruneNeurons, PruneRows
+from .pruning import DropBlocks, PruneDead, PruneFields, PruneHeads, PruneNeurons, PruneRows
 from .quantization import CastLinears, QuantizeLinears, QuantizeTables
 from .recovery import Recover
 from .sharing import ComposeTables, ProductQuantizeTables, RelateTables, ShareEmbeddings
@@ -31,6 +31,7 @@ __all__ = [
     "PruneFields",
     "PruneNeurons",
     "PruneRows",
+    "PruneHeads",
     "QuantizeLinears",
     "QuantizeTables",
     "Recover",
@@ -53,6 +54,7 @@ TECHNIQUES: Mapping[str, type[Technique]] = MappingProxyType(
             PruneNeurons,
             RotateTowers,
             DropBlocks,
+            PruneHeads,
             ProjectPCA,
             Recover,
             Fuse,

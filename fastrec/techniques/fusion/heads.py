@@ -18,7 +18,7 @@ from .linears import linear_weights
 from .positions import MOVES
 from .sizes import shape_of, writable
 
-__all__ = ["Heads", "Use", "attention_settings", "heads_of", "spared", "weights_of"]
+__all__ = ["Heads", "Use", "attention_settings", "heads_of", "moved_index", "spared", "weights_of"]
 
 aten = torch.ops.aten
 _ROWS = 3  # what stands for a number of rows while indices move
@@ -73,7 +73,7 @@ def heads_of(gm: fx.GraphModule, matrix: fx.Node, transposed: bool) -> Heads | N
         return None
     if not shape_of(matrix)[-1 if transposed else -2].is_Integer:
         return None
-    index = _moved_index(linear, chain[::-1])
+    index = moved_index(linear, chain[::-1])
     if index is None:
         return None
     index = index.transpose(-1, -2) if transposed else index
@@ -101,7 +101,7 @@ def heads_of(gm: fx.GraphModule, matrix: fx.Node, transposed: bool) -> Heads | N
     return None
 
 
-def _moved_index(source: fx.Node, chain: list[fx.Node]) -> Tensor | None:
+def moved_index(source: fx.Node, chain: list[fx.Node]) -> Tensor | None:
     """The places of `source` that end up in the last of these views of it, with `_ROWS` for each symbol."""
     shape = [_number(size) for size in shape_of(source)]
     if sympy.prod(shape) > _LARGEST:
@@ -142,7 +142,7 @@ def spared(linear: fx.Node, uses: list[Use]) -> bool:
             places = [place for place, argument in enumerate(user.args) if argument is path[-1]]
             if places and all((user, place) in absorbed for place in places):
                 continue
-            index = _moved_index(linear, path[1:]) if len(path) > 1 else None
+            index = moved_index(linear, path[1:]) if len(path) > 1 else None
             if index is None:
                 return False
             rows = set((index // value(linear).shape[-1]).flatten().tolist())

@@ -1,0 +1,251 @@
+"""Heads of attention that move the answers least are cut; the map behind makes up for what it can."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, fx
+
+from ...errors import InputError, TechniqueError
+from ...graph import add_constant, sweep, value
+from ...program import Program
+from ..base import Applied, Change, Skip, Technique
+from ..fusion.heads import weights_of
+from ..fusion.no_ops import remove_no_ops
+from ..fusion.purity import writes
+from ..quantization.calibration import inputs_of
+from ..quantization.layers import named
+from ..quantization.sensitivity import answers, moved, moved_by
+from ..settings import check_names, check_share, check_switch
+from ..traffic import batches_of
+from .attention import Attention, attentions
+from .attention_cutting import cut
+from .least_squares import affine
+
+__all__ = ["PruneHeads"]
+
+RULE = "prune heads"
+_META = "heads_pruned"
+_MILDER = (0.5, 0.25)
+# What is to go, goes in so many parts.
+_ROUNDS = 4
+# A head without which an answer is further off than this stays.
+_WORST = 0.5
+# Rows of calibration for each column that is fitted, and of four rows the one that judges.
+_ROWS, _EACH = 4, 4
+
+Batches = Sequence[Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class PruneHeads(Technique):
+    """Cut the heads of attention that move the answers least.
+
+        y = W_o [h_1 ... h_H] + b_o   ->   y = W' [h_i, i in S] + b'        S the heads left, h_i (B, T, d)
+
+    The rows of the maps of queries, keys and values that make the other heads go, and with them their scores; each layer may be
+    left with another number of heads, at least one. An attention is found by data flow (`attention`), whatever writes it. W' and
+    b' are the columns of W_o with what the other heads give on average in b_o, or, with `refit`, what brings the layer's result
+    nearest to what it was (`least_squares`), where that is nearer on every fourth row of the calibration, which the fit has not
+    seen. How much a head matters is measured: the layer is computed without it, with the map that it would have then, and the
+    answers are compared (`quantization.sensitivity.moved_by`). Those that move them least go, over all layers together, a quarter
+    of them at a time, and the rest are measured anew. A head without which answers are more than half off stays.
+
+    `keep` is the share of all heads that is left. `only` names the attentions to take (None: all), by their node in the graph, and
+    `without` those to leave. Put it before `Fuse`. Raises `InputError` for other settings and for a name in `only` that is no attention
+    of this model, `TechniqueError` for a model that was not captured. Cost: a run of
+    the calibration and some solutions of H d equations for each head, four times over.
+
+    Source: Michel et al., "Are Sixteen Heads Really Better than One?", 2019.
+
+    Example:
+        >>> PruneHeads().exact, [step.keep for step in PruneHeads.ladder()]
+        (False, [0.75, 0.5])
+    """
+
+    name: ClassVar[str] = "prune_heads"
+    level: ClassVar[Literal["module", "graph"]] = "graph"
+    fitted: ClassVar[bool] = True
+
+    keep: float = 0.75
+    refit: bool = True
+    only: tuple[str, ...] | None = None
+    without: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_share(self, "keep")
+        check_switch(self, "refit")
+        check_names(self, "only", "without")
+
+    @property
+    def exact(self) -> bool:
+        """Never."""
+        return False
+
+    def apply(self, program: Program) -> Applied:
+        """The graph with fewer heads; the program's own where none goes."""
+        if not isinstance(program.model, fx.GraphModule):
+            raise TechniqueError("rewrites captured graphs: capture the program first", technique=self.name)
+        reason = "the graph writes in place: values seen may change" if writes(program.model) else ""
+        if program.model.meta.get(_META):
+            reason = "its heads are pruned already"
+        if reason:
+            return Applied(program.model, skipped=(Skip(RULE, "", reason),))
+        gm = named(program.model)
+        remove_no_ops(gm)
+        sweep(gm)
+        found, reasons = attentions(gm)
+        self._check_names([*(one.name for one in found), *reasons])
+        skipped = [Skip(RULE, name, reason) for name, reason in reasons.items() if self._takes(name)]
+        chosen = [one for one in found if self._takes(one.name)]
+        changes, left = self._prune(gm, chosen, batches_of(program)) if chosen else ([], [])
+        if changes:
+            gm.meta[_META] = True
+        return Applied(gm if changes else program.model, tuple(changes), (*skipped, *left))
+
+    def _check_names(self, known: Sequence[str]) -> None:
+        for name in self.only or ():
+            if name not in known:
+                raise InputError(
+                    f"PruneHeads(only=...) has {name!r:.80}, which is no attention of this model: it has {', '.join(known) or 'none'}"
+                )
+
+    def _takes(self, name: str) -> bool:
+        return (self.only is None or name in self.only) and name not in self.without
+
+    def _prune(
+        self, gm: fx.GraphModule, chosen: list[Attention], batches: Batches
+    ) -> tuple[list[Change], list[Skip]]:
+        """Prunes these attentions; edits `gm`."""
+        rows = _rows(gm, chosen, batches)
+        skipped = []
+        for name, x in rows.items():
+            if not len(x) or not bool(x.isfinite().all()):
+                reason = (
+                    "calibration gave it values that are not finite"
+                    if len(x)
+                    else "no row of the calibration reaches it"
+                )
+                skipped.append(Skip(RULE, name, reason))
+        bad = {skip.site for skip in skipped}
+        chosen = [one for one in chosen if one.name not in bad]
+        gone = self._choose(gm, chosen, rows, batches)
+        changes, right = [], answers(gm, batches)
+        for one in chosen:
+            if gone[one.name]:
+                now = _rows(gm, [one], batches)[one.name]
+                found = self._map(gm, one, gone[one.name], rows[one.name], now)
+                added = cut(gm, one, found.kept, found.weight, found.bias)
+                pairs = zip(answers(gm, batches), right, strict=True)
+                off = max((moved(new, old) for new, old in pairs), default=0.0)
+                detail = f"{len(one.columns)} heads -> {len(found.kept)}{found.said}; answers of the calibration move by {off:.1%}"
+                changes.append(Change(RULE, one.name, detail, added))
+        return changes, skipped
+
+    def _choose(
+        self, gm: fx.GraphModule, chosen: list[Attention], rows: Mapping[str, Tensor], batches: Batches
+    ) -> dict[str, list[int]]:
+        """The heads of each attention that go."""
+        gone: dict[str, list[int]] = {one.name: [] for one in chosen}
+        maps: dict[str, tuple[fx.Node, Map]] = {}
+        count = int((1 - self.keep) * sum(len(one.columns) for one in chosen) + 1e-9)
+        for rounds in range(_ROUNDS, 0, -1):
+            tried = {}
+            for one in chosen:
+                for k in range(len(one.columns)) if len(gone[one.name]) < len(one.columns) - 1 else ():
+                    if k not in gone[one.name]:
+                        found = self._map(gm, one, [*gone[one.name], k], rows[one.name])
+                        tried[f"{one.name} {k}"] = one, k, {**maps, one.name: (one.out, found)}
+            if not tried or not count:
+                break
+            edits = {name: partial(_put, maps=found) for name, (_, _, found) in tried.items()}
+            off = moved_by(gm, batches, edits)
+            now = -(-count // rounds)
+            for name in sorted(off, key=lambda name: off[name]):
+                one, k, _ = tried[name]
+                if now and len(gone[one.name]) < len(one.columns) - 1 and off[name] <= _WORST:
+                    gone[one.name].append(k)
+                    maps[one.name] = one.out, self._map(gm, one, gone[one.name], rows[one.name])
+                    now, count = now - 1, count - 1
+        return gone
+
+    def _map(
+        self, gm: fx.GraphModule, one: Attention, gone: list[int], was: Tensor, now: Tensor | None = None
+    ) -> Map:
+        """The map of the heads that are left, from what the map behind read before any was cut, and what it reads now."""
+        weight, bias = _weights(gm, one)
+        x, goal = (was if now is None else now).double(), was.double() @ weight.t() + bias
+        kept = [k for k in range(len(one.columns)) if k not in gone]
+        left, lost = one.columns[kept].flatten(), one.columns[gone].flatten()
+        plain = Map(kept, left, weight[:, left], bias + weight[:, lost] @ x.mean(0)[lost])
+        return _refitted(plain, x[:, left], goal) if self.refit else plain
+
+    def milder(self, program: Program, changes: tuple[Change, ...]) -> tuple[Technique, ...]:  # noqa: ARG002 - the same for all
+        """Half and a quarter of what was cut."""
+        return tuple(replace(self, keep=1 - (1 - self.keep) * part) for part in _MILDER)
+
+    @classmethod
+    def ladder(cls) -> tuple[Self, ...]:
+        """Three quarters and a half of the heads."""
+        return cls(0.75), cls(0.5)
+
+
+def _rows(gm: fx.GraphModule, chosen: list[Attention], batches: Batches) -> dict[str, Tensor]:
+    """What the map behind each attention reads, (n, H d), by the attention's name."""
+    sources: dict[str, fx.Node] = {one.name: one.out.args[0] for one in chosen}  # type: ignore[misc]  # an argument of a node is of any type
+    found = inputs_of(gm, sources.values(), batches)
+    return {name: found[source] for name, source in sources.items()}
+
+
+def _weights(gm: fx.GraphModule, one: Attention) -> tuple[Tensor, Tensor]:
+    """The weight (O, H d) and bias (O,) of the map behind, float64."""
+    held = weights_of(gm, one.out)
+    assert held is not None
+    weight, bias = held
+    return weight.double(), torch.zeros(len(weight)).double() if bias is None else bias.double()
+
+
+@dataclass(frozen=True)
+class Map:
+    """The map behind an attention by the heads `kept`: weight (O, H' d) of these columns, bias (O,), and what is said of it."""
+
+    kept: list[int]
+    columns: Tensor
+    weight: Tensor
+    bias: Tensor
+    said: str = ""
+
+
+def _put(gm: fx.GraphModule, maps: Mapping[str, tuple[fx.Node, Map]]) -> None:
+    """Puts these maps in the place of those behind attentions, zeros for the other heads, in a copy of their graph."""
+    nodes = {node.name: node for node in gm.graph.nodes}
+    for of, made in maps.values():
+        out = nodes[of.name]
+        whole = made.weight.new_zeros(len(made.weight), value(out.args[0]).shape[-1])
+        whole[:, made.columns] = made.weight
+        constants = [add_constant(gm, out.name, tensor.float()) for tensor in (whole, made.bias)]
+        out.args, out.kwargs = (out.args[0], *constants), {}
+    gm.recompile()
+
+
+def _refitted(plain: Map, x: Tensor, goal: Tensor) -> Map:
+    """The map of x that is nearest to the goal, and how much nearer; the plain one where it is not."""
+    judge = torch.arange(len(x)) % _EACH == _EACH - 1
+    if int((~judge).sum()) < _ROWS * x.shape[1]:
+        return plain
+    found = affine(x[~judge], goal[~judge], plain.weight)
+    x_judge, right = x[judge], goal[judge]
+    spread = float((right - right.mean(0)).norm())
+    before, after = (
+        float((x_judge @ w.t() + b - right).norm()) / spread if spread else 0.0
+        for w, b in ((plain.weight, plain.bias), found)
+    )
+    if not after < before:
+        return plain
+    weight, bias = affine(x, goal, plain.weight)
+    said = f"; the map behind refitted, its result {after:.1%} off in place of {before:.1%}"
+    return replace(plain, weight=weight, bias=bias, said=said)
