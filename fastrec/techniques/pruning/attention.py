@@ -51,7 +51,7 @@ class Step:
     flat: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Attention:
     """`name` is that of the call or of the softmax. `node` gives the heads' results, which `out` (O, H d_v) alone reads: `columns` (H, d_v) of it are each head's.
 

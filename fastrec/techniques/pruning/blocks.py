@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
@@ -16,9 +15,9 @@ from ...program import Program
 from ..base import Applied, Change, Skip, Technique
 from ..fusion.purity import writes
 from ..quantization.layers import named
-from ..quantization.sensitivity import answers, moved
 from ..settings import check_names, check_share, check_whole
 from ..traffic import batches_of
+from .judge import WORST, Judge
 from .residuals import Block, blocks
 from .stand_ins import KINDS, Kind, StandIn, fit, put, rows_of
 
@@ -26,9 +25,6 @@ __all__ = ["DropBlocks"]
 
 RULE = "drop blocks"
 _META = "dropped"
-
-# An answer further off than this is no answer.
-_WORST = 0.5
 
 Rows = Mapping[tuple[str, int], Tensor]
 # Rows at which multiply-adds are counted: what all rows share is little beside them.
@@ -51,8 +47,8 @@ class DropBlocks(Technique):
 
     `drop` is the number of blocks, or the share of all that can be (at least one). `only` names the blocks that may go (None:
     all) and `without` those that stay; a block goes by the node of its sum. Put it before `Fuse`. Raises `InputError` for other
-    settings and for a block in `only` that the model does not have, `TechniqueError` for a model that was not captured. Cost: a
-    run of each calibration batch for each block and each that is dropped.
+    settings and for a block in `only` that the model does not have, `TechniqueError` for a model that was not captured. Cost: for
+    each block that is dropped, a run of each calibration batch, and of at most eight of them for each block there is.
 
     Source: Men et al., "ShortGPT: Layers in Large Language Models are More Redundant Than You Expect", 2024; a linear map for what
     was cut, Shopkhoev et al., "ReplaceMe: Network Simplification via Depth Pruning and Transformer Block Linearization", 2025.
@@ -133,7 +129,7 @@ class DropBlocks(Technique):
             if not good:
                 break
             site = min(good, key=lambda name: good[name].moved)
-            if good[site].moved > _WORST:
+            if good[site].moved > WORST:
                 said = f"answers of the calibration would be {good[site].moved:.0%} off without it"
                 skipped.append(Skip(RULE, site, f"{said}, and more without any other"))
                 break
@@ -182,7 +178,7 @@ class _Work:
     def __init__(self, program: Program, gm: fx.GraphModule, kind: Kind) -> None:
         self.program = program
         self._kind, self._batches = kind, batches_of(program)
-        self._right = answers(gm, self._batches)
+        self._judge = Judge(gm, self._batches)
         self._multiply_adds = cost(program.with_model(gm), _MANY).multiply_adds
         self._streams: dict[str, Tensor] = {}
 
@@ -215,14 +211,6 @@ class _Work:
             put(alone, block.within(alone), made)
             after = cost(self.program.with_model(alone), _MANY).multiply_adds
             if after < before:
-                return self._judged(alone, kind, made, before - after)
+                return _Tried(kind, made, self._judge.off(alone), (before - after) / self._multiply_adds)
             reason = reason or f"{after:,} multiply-adds in place of {before:,}: nothing is saved"
         return reason
-
-    def _judged(self, alone: fx.GraphModule, kind: Kind, made: StandIn, saved: int) -> _Tried | str:
-        """The block as it was tried in `alone`, by its answers."""
-        found = answers(alone, self._batches)
-        off = [moved(new, old) for new, old in zip(found, self._right, strict=True)]
-        if not all(map(math.isfinite, off)):
-            return "answers of the calibration are not finite"
-        return _Tried(kind, made, max(off, default=0.0), saved / self._multiply_adds)

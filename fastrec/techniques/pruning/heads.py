@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, fx
 
 from ...errors import InputError, TechniqueError
-from ...graph import add_constant, sweep, value
+from ...graph import add_constant, copy_graph, sweep, value
 from ...program import Program
 from ..base import Applied, Change, Skip, Technique
 from ..fusion.heads import weights_of
@@ -19,11 +18,11 @@ from ..fusion.no_ops import remove_no_ops
 from ..fusion.purity import writes
 from ..quantization.calibration import inputs_of
 from ..quantization.layers import named
-from ..quantization.sensitivity import answers, moved, moved_by
 from ..settings import check_names, check_share, check_switch
 from ..traffic import batches_of
 from .attention import Attention, attentions
 from .attention_cutting import cut
+from .judge import WORST, Judge
 from .least_squares import affine
 
 __all__ = ["PruneHeads"]
@@ -31,10 +30,8 @@ __all__ = ["PruneHeads"]
 RULE = "prune heads"
 _META = "heads_pruned"
 _MILDER = (0.5, 0.25)
-# What is to go, goes in so many parts.
-_ROUNDS = 4
-# A head without which an answer is further off than this stays.
-_WORST = 0.5
+# What is to go, goes in so many parts; after the first only so many times what is left to go is measured anew.
+_ROUNDS, _NEAR = 4, 2
 # Rows of calibration for each column that is fitted, and of four rows the one that judges.
 _ROWS, _EACH = 4, 4
 
@@ -52,13 +49,13 @@ class PruneHeads(Technique):
     b' are the columns of W_o with what the other heads give on average in b_o, or, with `refit`, what brings the layer's result
     nearest to what it was (`least_squares`), where that is nearer on every fourth row of the calibration, which the fit has not
     seen. How much a head matters is measured: the layer is computed without it, with the map that it would have then, and the
-    answers are compared (`quantization.sensitivity.moved_by`). Those that move them least go, over all layers together, a quarter
-    of them at a time, and the rest are measured anew. A head without which answers are more than half off stays.
+    answers are compared (`judge`). Those that move them least go, over all layers together, a quarter of them at a time, and the
+    next are measured anew. A head without which answers are more than half off stays.
 
     `keep` is the share of all heads that is left. `only` names the attentions to take (None: all), by their node in the graph, and
     `without` those to leave. Put it before `Fuse`. Raises `InputError` for other settings and for a name in `only` that is no attention
-    of this model, `TechniqueError` for a model that was not captured. Cost: a run of
-    the calibration and some solutions of H d equations for each head, four times over.
+    of this model, `TechniqueError` for a model that was not captured. Cost: for each head a run of at most eight batches of the
+    calibration and two solutions of H d equations, for those near the line again.
 
     Source: Michel et al., "Are Sixteen Heads Really Better than One?", 2019.
 
@@ -133,41 +130,40 @@ class PruneHeads(Technique):
                 skipped.append(Skip(RULE, name, reason))
         bad = {skip.site for skip in skipped}
         chosen = [one for one in chosen if one.name not in bad]
-        gone = self._choose(gm, chosen, rows, batches)
-        changes, right = [], answers(gm, batches)
+        judge = Judge(gm, batches)
+        gone = self._choose(gm, chosen, rows, judge)
+        cuts = []
         for one in chosen:
             if gone[one.name]:
                 now = _rows(gm, [one], batches)[one.name]
                 found = self._map(gm, one, gone[one.name], rows[one.name], now)
-                added = cut(gm, one, found.kept, found.weight, found.bias)
-                pairs = zip(answers(gm, batches), right, strict=True)
-                off = max((moved(new, old) for new, old in pairs), default=0.0)
-                detail = f"{len(one.columns)} heads -> {len(found.kept)}{found.said}; answers of the calibration move by {off:.1%}"
-                changes.append(Change(RULE, one.name, detail, added))
+                cuts.append((one, found, cut(gm, one, found.kept, found.weight, found.bias)))
+        off = f"; answers of the calibration move by {judge.off(gm):.1%} in all"
+        changes = [
+            Change(RULE, one.name, f"{len(one.columns)} heads -> {len(found.kept)}{found.said}{off}", added)
+            for one, found, added in cuts
+        ]
         return changes, skipped
 
     def _choose(
-        self, gm: fx.GraphModule, chosen: list[Attention], rows: Mapping[str, Tensor], batches: Batches
+        self, gm: fx.GraphModule, chosen: list[Attention], rows: Mapping[str, Tensor], judge: Judge
     ) -> dict[str, list[int]]:
         """The heads of each attention that go."""
         gone: dict[str, list[int]] = {one.name: [] for one in chosen}
         maps: dict[str, tuple[fx.Node, Map]] = {}
-        count = int((1 - self.keep) * sum(len(one.columns) for one in chosen) + 1e-9)
+        off = {(one, k): 0.0 for one in chosen for k in range(len(one.columns))}
+        count = int((1 - self.keep) * len(off) + 1e-9)
         for rounds in range(_ROUNDS, 0, -1):
-            tried = {}
-            for one in chosen:
-                for k in range(len(one.columns)) if len(gone[one.name]) < len(one.columns) - 1 else ():
-                    if k not in gone[one.name]:
-                        found = self._map(gm, one, [*gone[one.name], k], rows[one.name])
-                        tried[f"{one.name} {k}"] = one, k, {**maps, one.name: (one.out, found)}
-            if not tried or not count:
-                break
-            edits = {name: partial(_put, maps=found) for name, (_, _, found) in tried.items()}
-            off = moved_by(gm, batches, edits)
+            left = [head for head in sorted(off, key=lambda head: off[head]) if _may_go(head, gone)]
+            near = left if rounds == _ROUNDS else left[: _NEAR * count]
+            for one, k in near:
+                found = self._map(gm, one, [*gone[one.name], k], rows[one.name])
+                copy = copy_graph(gm)
+                _put(copy, {**maps, one.name: (one.out, found)})
+                off[one, k] = judge.off(copy)
             now = -(-count // rounds)
-            for name in sorted(off, key=lambda name: off[name]):
-                one, k, _ = tried[name]
-                if now and len(gone[one.name]) < len(one.columns) - 1 and off[name] <= _WORST:
+            for one, k in sorted(near, key=lambda head: off[head]):
+                if now and _may_go((one, k), gone) and off[one, k] <= WORST:
                     gone[one.name].append(k)
                     maps[one.name] = one.out, self._map(gm, one, gone[one.name], rows[one.name])
                     now, count = now - 1, count - 1
@@ -207,6 +203,12 @@ def _weights(gm: fx.GraphModule, one: Attention) -> tuple[Tensor, Tensor]:
     assert held is not None
     weight, bias = held
     return weight.double(), torch.zeros(len(weight)).double() if bias is None else bias.double()
+
+
+def _may_go(head: tuple[Attention, int], gone: Mapping[str, list[int]]) -> bool:
+    """Whether a head is there still, and not the last of its attention."""
+    one, k = head
+    return k not in gone[one.name] and len(gone[one.name]) < len(one.columns) - 1
 
 
 @dataclass(frozen=True)
