@@ -53,10 +53,10 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Attention:
-    """`name` is that of the call or of the softmax. `node` gives the heads' results, which `out` (O, H d_v) alone reads: `columns` (H, d_v) of it are each head's.
+    """Queries, keys and values that are `heads`, and the map `out` that alone reads their results, `columns` (H, d_v) of it each head's.
 
-    `steps` are those of scores; None where `node` computes attention itself. `steps_first` says that rows of `out` are
-    (T, B).
+    `name` is that of the call or of the softmax, `node` gives the results. `steps` are those of scores; None where `node` computes
+    attention itself. `steps_first` says that rows of `out` are (T, B).
     """
 
     name: str
@@ -80,7 +80,11 @@ def attentions(gm: fx.GraphModule) -> tuple[list[Attention], dict[str, str]]:
                 continue
             if made is not None:
                 found.append(made)
-    return found, reasons
+    outs = {one.out for one in found}
+    for one in found:
+        if any(heads.linear in outs for heads in one.heads):
+            reasons[one.name] = "the map behind another attention makes its heads"
+    return [one for one in found if one.name not in reasons], reasons
 
 
 def _of_call(gm: fx.GraphModule, node: fx.Node) -> Attention:
@@ -140,9 +144,8 @@ def _step(node: fx.Node) -> tuple[Step, Any] | None:
     if is_call(node, *_FILLS) and isinstance(args[1], fx.Node):
         return Step(node.target, args[1], lambda scores, mask: (scores, mask, args[2]), False), args[0]
     if is_call(node, *_CHOICES) and _is_number(args[2]):
-        return Step(node.target, _tensor(args[0]), lambda scores, mask: (mask, scores, args[2]), False), args[
-            1
-        ]
+        choose = Step(node.target, _tensor(args[0]), lambda scores, mask: (mask, scores, args[2]), False)
+        return choose, args[1]
     if is_call(node, aten.add.Tensor) and not node.kwargs and isinstance(args[1], fx.Node):
         sides = [side for side in args if _leads_to_product(side)]
         if len(sides) == 1:

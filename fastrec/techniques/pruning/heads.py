@@ -130,6 +130,8 @@ class PruneHeads(Technique):
                 skipped.append(Skip(RULE, name, reason))
         bad = {skip.site for skip in skipped}
         chosen = [one for one in chosen if one.name not in bad]
+        if not chosen:
+            return [], skipped
         judge = Judge(gm, batches)
         gone = self._choose(gm, chosen, rows, judge)
         cuts = []
@@ -138,6 +140,12 @@ class PruneHeads(Technique):
                 now = _rows(gm, [one], batches)[one.name]
                 found = self._map(gm, one, gone[one.name], rows[one.name], now)
                 cuts.append((one, found, cut(gm, one, found.kept, found.weight, found.bias)))
+        if not cuts:
+            total = sum(len(one.columns) for one in chosen)
+            reason = f"answers of the calibration are more than half off without any of its {total} heads"
+            if self._count(total) == 0:
+                reason = f"{self.keep:.0%} of its {total} heads, rounded up, are all of them"
+            return [], [*skipped, Skip(RULE, "", reason)]
         off = f"; answers of the calibration move by {judge.off(gm):.1%} in all"
         changes = [
             Change(RULE, one.name, f"{len(one.columns)} heads -> {len(found.kept)}{found.said}{off}", added)
@@ -152,7 +160,7 @@ class PruneHeads(Technique):
         gone: dict[str, list[int]] = {one.name: [] for one in chosen}
         maps: dict[str, tuple[fx.Node, Map]] = {}
         off = {(one, k): 0.0 for one in chosen for k in range(len(one.columns))}
-        count = int((1 - self.keep) * len(off) + 1e-9)
+        count = self._count(len(off))
         for rounds in range(_ROUNDS, 0, -1):
             left = [head for head in sorted(off, key=lambda head: off[head]) if _may_go(head, gone)]
             near = left if rounds == _ROUNDS else left[: _NEAR * count]
@@ -168,6 +176,10 @@ class PruneHeads(Technique):
                     maps[one.name] = one.out, self._map(gm, one, gone[one.name], rows[one.name])
                     now, count = now - 1, count - 1
         return gone
+
+    def _count(self, heads: int) -> int:
+        """How many of so many heads go: what 0.75 leaves of 12 is 9, whatever 1 - 0.75 is rounded to."""
+        return int((1 - self.keep) * heads + 1e-9)
 
     def _map(
         self, gm: fx.GraphModule, one: Attention, gone: list[int], was: Tensor, now: Tensor | None = None

@@ -303,6 +303,7 @@ def test_settings() -> None:
     first, second = (change.site for change in PruneHeads(0.5).apply(program).changes)
     assert [c.site for c in PruneHeads(0.5, only=(second,)).apply(program).changes] == [second]
     assert [c.site for c in PruneHeads(0.5, without=(second,)).apply(program).changes] == [first]
+    assert "all of them" in reasons(PruneHeads(0.9).apply(program))[""]
     for bad in ({"keep": 0}, {"keep": 1}, {"refit": 1}, {"only": "all"}):
         with pytest.raises(InputError):
             PruneHeads(**bad)  # type: ignore[arg-type]
