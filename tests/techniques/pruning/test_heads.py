@@ -94,8 +94,7 @@ def flat(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, bias: Tensor) -> Tensor:
 FORMS: dict[str, Callable[[], Any]] = {
     **{
         f"packed{first:d}{weights:d}": lambda first=first, weights=weights: Packed(first, weights)
-        for first in (False, True)
-        for weights in (False, True)
+        for first, weights in ((True, False), (False, True))
     },
     **{
         how.__name__: lambda how=how: Written(how) for how in (called, causal, by_head, written, filled, flat)
