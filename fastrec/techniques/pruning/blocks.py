@@ -61,6 +61,7 @@ class DropBlocks(Technique):
     name: ClassVar[str] = "drop_blocks"
     level: ClassVar[Literal["module", "graph"]] = "graph"
     fitted: ClassVar[bool] = True
+    cuts: ClassVar[bool] = True
 
     drop: int | float = 1
     stand_in: Kind = "linear"

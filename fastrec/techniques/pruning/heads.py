@@ -67,6 +67,7 @@ class PruneHeads(Technique):
     name: ClassVar[str] = "prune_heads"
     level: ClassVar[Literal["module", "graph"]] = "graph"
     fitted: ClassVar[bool] = True
+    cuts: ClassVar[bool] = True
 
     keep: float = 0.75
     refit: bool = True
