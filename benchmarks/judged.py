@@ -29,10 +29,10 @@ Call = Callable[[list[Tensor]], object]
 BACKENDS = (Eager(), OnnxRuntime())
 
 
-def calibrated(model: nn.Module, rows: tuple[Tensor, ...]) -> Program:
+def calibrated(model: nn.Module, rows: tuple[Tensor, ...], count: int = CALIBRATION) -> Program:
     """The captured program of a model, with batches drawn of these rows, labels last."""
     *known, _ = rows
-    chosen = torch.randperm(len(known[0]), generator=torch.Generator().manual_seed(0))[:CALIBRATION]
+    chosen = torch.randperm(len(known[0]), generator=torch.Generator().manual_seed(0))[:count]
     batches = tuple(tuple(x[ids] for x in known) for ids in chosen.split(BATCH))
     return replace(capture(Program.read(model, tuple(x[:64] for x in known))), calibration=batches)
 
