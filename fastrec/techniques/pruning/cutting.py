@@ -14,41 +14,38 @@ from ..projection.axes import RESHAPES, even_source, place
 from ..projection.groups import Flow
 from ..projection.rewrite import shifted
 from ..quantization.layers import bias_of
+from .units import Fits
 from .widths import Widths
 
-__all__ = ["Fitted", "cut"]
+__all__ = ["cut"]
 
 aten = torch.ops.aten
 
-Fitted = Mapping[str, tuple[Tensor, Tensor]]
-"""The columns (O, I') that a map, by the name of its node, reads now, and what is added to its results (O,)."""
-
 
 def cut(
-    gm: fx.GraphModule, widths: Widths, kept: Mapping[int, Tensor], fitted: Fitted | None = None
-) -> set[str]:
-    """Leaves these units of these groups, in order; edits `gm`, whose widths these are. The names of the constants it made.
+    gm: fx.GraphModule, widths: Widths, kept: Mapping[int, Tensor], fits: Fits | None = None
+) -> dict[int, int]:
+    """Leaves these units of these groups, in order; edits `gm`, whose widths these are. The bytes of the constants made for each.
 
-    Readers named in `fitted` get these weights, others the columns that are left. Tensors that were shared stay shared.
+    Readers named in `fits` get these weights, others the columns that are left. Tensors that were shared stay shared.
     """
-    return _Cut(gm, widths, kept, fitted or {}).run()
+    return _Cut(gm, widths, kept, fits or {}).run()
 
 
 class _Cut:
     """One edit of a graph."""
 
-    def __init__(
-        self, gm: fx.GraphModule, widths: Widths, kept: Mapping[int, Tensor], fitted: Fitted
-    ) -> None:
-        self.gm, self.widths, self.kept, self.fitted = gm, widths, kept, fitted
+    def __init__(self, gm: fx.GraphModule, widths: Widths, kept: Mapping[int, Tensor], fits: Fits) -> None:
+        self.gm, self.widths, self.kept, self.fits = gm, widths, kept, fits
         self.made: dict[Any, fx.Node] = {}
+        self.bytes = dict.fromkeys(kept, 0)
         self.writers = {
             leaf.node: widths.root(index)
             for index, leaf in enumerate(widths.leaves)
             if leaf.user is None and widths.root(index) in kept
         }
 
-    def run(self) -> set[str]:
+    def run(self) -> dict[int, int]:
         """Edits the nodes in order, and works out their values anew."""
         changed: set[fx.Node] = set()
         for node in list(self.gm.graph.nodes):
@@ -66,7 +63,11 @@ class _Cut:
                 node.meta["val"] = evaluate(self.gm, node)
                 if str(node.meta["val"]) != before:
                     changed.add(node)
-        return {str(node.target) for node in self.made.values()}
+        return self.bytes
+
+    def _owner(self, flow: Flow) -> int:
+        """The first group of a flow that is cut: what is made along it is counted there."""
+        return next(root for part in flow.parts if (root := self.widths.root(part.leaf)) in self.kept)
 
     def _map(self, node: fx.Node) -> None:
         """The rows that a map writes and the columns that it reads."""
@@ -77,24 +78,25 @@ class _Cut:
         rows = self.kept[self.writers[node]] if node in self.writers else None
         if columns is None and rows is None:
             return
+        owner = self.writers[node] if flow is None or columns is None else self._owner(flow)
         weight = self._held(held)
         key: list[Any] = [_told(rows), _told(columns)]
         if columns is not None:
             weight = weight[:, columns]
         shift = None
-        if columns is not None and node.name in self.fitted:
-            fresh, shift = self.fitted[node.name]
+        if columns is not None and node.name in self.fits:
+            fresh, shift = self.fits[node.name]
             weight = fresh.to(weight.dtype)
             key.append(id(fresh))
         if rows is not None:
             weight = weight[rows]
-        args: list[Any] = [source, self._constant(held, weight.contiguous(), key)]
+        args: list[Any] = [source, self._constant(held, weight.contiguous(), key, owner)]
         if rows is not None and bias is not None:
-            bias = self._constant(bias, self._held(bias)[rows], [_told(rows)])
+            bias = self._constant(bias, self._held(bias)[rows], [_told(rows)], owner)
         if shift is not None and bool(shift.any()):
-            bias = shifted(self.gm, node, bias, shift if rows is None else shift[rows])
-            if bias.op == "get_attr":
-                self.made[bias] = bias
+            shift = shift if rows is None else shift[rows]
+            bias = shifted(self.gm, node, bias, shift)
+            self.bytes[owner] += 4 * len(shift)
         node.args, node.kwargs = (*args, *([bias] if bias is not None else [])), {}
 
     def _resize(self, node: fx.Node, flow: Flow, index: Tensor) -> None:
@@ -107,16 +109,16 @@ class _Cut:
             if flow.axis >= at:
                 node.args = (source, node.args[1], _with(node.args[2], flow.axis - at, len(index)))
         elif is_call(node, aten.batch_norm.default, aten.prelu.default) and flow.axis == 1:
-            self._narrow(node, dict.fromkeys(node.all_input_nodes[1:], 0), index)
+            self._narrow(node, dict.fromkeys(node.all_input_nodes[1:], 0), index, self._owner(flow))
         elif not is_call(node, aten.cat.default, aten.stack.default):
             dims = value(node).ndim if isinstance(node.meta["val"], Tensor) else 0
             axes = {}
             for held in node.all_input_nodes:
                 if held not in self.widths.of and isinstance(held.meta["val"], Tensor):
                     axes[held] = flow.axis - (dims - value(held).ndim)
-            self._narrow(node, axes, index)
+            self._narrow(node, axes, index, self._owner(flow))
 
-    def _narrow(self, node: fx.Node, axes: Mapping[fx.Node, int], index: Tensor) -> None:
+    def _narrow(self, node: fx.Node, axes: Mapping[fx.Node, int], index: Tensor, owner: int) -> None:
         """What a node reads beside the units, at the axis where it has one number for each."""
         for held, axis in axes.items():
             if axis < 0 or value(held).shape[axis] in (1,):
@@ -124,7 +126,7 @@ class _Cut:
             tensor = constant(self.gm, held)
             if tensor is not None:
                 fresh = tensor.index_select(axis, index)
-                node.replace_input_with(held, self._constant(held, fresh, [axis, _told(index)]))
+                node.replace_input_with(held, self._constant(held, fresh, [axis, _told(index)], owner))
             elif (even := even_source(held, axis)) is not None:
                 node.replace_input_with(held, even)
 
@@ -133,11 +135,12 @@ class _Cut:
         assert tensor is not None
         return tensor
 
-    def _constant(self, held: fx.Node, tensor: Tensor, key: list[Any]) -> fx.Node:
+    def _constant(self, held: fx.Node, tensor: Tensor, key: list[Any], owner: int) -> fx.Node:
         """A constant made of another, once for all who read the same of it."""
         whole = (identity(self._held(held)), *key)
         if whole not in self.made:
             self.made[whole] = add_constant(self.gm, f"{held.target}_pruned", tensor)
+            self.bytes[owner] += tensor.nbytes
         return self.made[whole]
 
 

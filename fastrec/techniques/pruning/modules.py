@@ -22,11 +22,9 @@ from ...rows import take_rows
 from ..base import Skip
 from ..quantization.linear_modules import flat_batches, linear_modules, watch
 from .marks import Marks, Reach
+from .units import RULE
 
-__all__ = ["RULE", "Units", "find_units", "replace_weights", "seen_by", "without"]
-
-RULE = "prune neurons"
-"""What skips and changes of this technique are called."""
+__all__ = ["ModuleGroup", "find_units", "replace_weights", "seen_by", "without"]
 
 Columns = tuple[tuple[str, tuple[int, ...]], ...]
 """Paths of modules, with the column of each unit; a path occurs more than once where a unit reaches several columns."""
@@ -37,7 +35,7 @@ _FEW = 3
 
 
 @dataclass(frozen=True)
-class Units:
+class ModuleGroup:
     """One group of hidden units of a model's modules.
 
     `site` is the path of the `nn.Linear` whose outputs they are, `width` their number; `readers` are the maps that read
@@ -52,7 +50,7 @@ class Units:
     coupled: tuple[str, ...] = ()
 
 
-def find_units(program: Program) -> tuple[list[Units], list[Skip]]:
+def find_units(program: Program) -> tuple[list[ModuleGroup], list[Skip]]:
     """The hidden units of a model that can be cut, and the linear maps whose outputs cannot with their reasons.
 
     A map's units can be cut where each reaches columns of its own in plain `nn.Linear` modules whose weights nobody but
@@ -64,7 +62,7 @@ def find_units(program: Program) -> tuple[list[Units], list[Skip]]:
     Example:
         >>> tower = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 1)).eval()
         >>> find_units(Program.read(tower, torch.randn(8, 4)))
-        ([Units(site='0', width=3, readers=(('2', (0, 1, 2)),), beside=(), coupled=())], [])
+        ([ModuleGroup(site='0', width=3, readers=(('2', (0, 1, 2)),), beside=(), coupled=())], [])
     """
     modules = linear_modules(program.model)
     watched = watch(program, modules)
@@ -104,7 +102,7 @@ def find_units(program: Program) -> tuple[list[Units], list[Skip]]:
     return sound, [Skip(RULE, name, reasons[name]) for name in order]
 
 
-def seen_by(program: Program, units: Iterable[Units]) -> dict[str, Tensor]:
+def seen_by(program: Program, units: Iterable[ModuleGroup]) -> dict[str, Tensor]:
     """Rows (n, I) of what each map that reads these units is given on the calibration, spread over it, by the map's path.
 
     Maps that no row reaches are left out. Raises `TechniqueError` where `find_units` finds nothing as the model writes to its
@@ -117,7 +115,7 @@ def seen_by(program: Program, units: Iterable[Units]) -> dict[str, Tensor]:
     return {path: seen.rows() for path, seen in watched[0].items() if seen.kept}
 
 
-def without(program: Program, units: Iterable[Units], kept: Mapping[str, Tensor]) -> nn.Module:
+def without(program: Program, units: Iterable[ModuleGroup], kept: Mapping[str, Tensor]) -> nn.Module:
     """A draft of the model with only these units of each site: their numbers (n,), sorted; sites not named keep all.
 
     Tensors that are not cut are shared with the program's model. Raises `InputError` for a site of none of these groups, and
@@ -183,7 +181,7 @@ def _parameter(numbers: Tensor, like: Tensor) -> nn.Parameter:
     return nn.Parameter(made, requires_grad=like.requires_grad)
 
 
-def _gone(group: Units, kept: Tensor) -> list[int]:
+def _gone(group: ModuleGroup, kept: Tensor) -> list[int]:
     """The units that are not kept."""
     numbers = kept.tolist()
     if not numbers or numbers != sorted({*numbers} & {*range(group.width)}):
@@ -222,7 +220,7 @@ def _tied(model: nn.Module) -> dict[str, str]:
     }
 
 
-def _groups(model: nn.Module, found: Mapping[str, Reach], reasons: dict[str, str]) -> list[Units]:
+def _groups(model: nn.Module, found: Mapping[str, Reach], reasons: dict[str, str]) -> list[ModuleGroup]:
     """Units that go together; adds the reasons of maps that share columns with others in part."""
     owners: dict[tuple[str, int], list[str]] = defaultdict(list)
     for site, reach in found.items():
@@ -246,7 +244,7 @@ def _groups(model: nn.Module, found: Mapping[str, Reach], reasons: dict[str, str
             columns = [(path, tuple(each)) for path, at in merged.items() for each in at.t().tolist()]
             readers = tuple(each for each in columns if each[0] in linears)
             beside = tuple(each for each in columns if each[0] not in linears)
-            groups.append(Units(site, linears[site].out_features, readers, beside, tuple(others)))
+            groups.append(ModuleGroup(site, linears[site].out_features, readers, beside, tuple(others)))
     return groups
 
 
@@ -266,8 +264,8 @@ def _some(program: Program, batch: list[Tensor], most: int) -> list[Tensor]:
 
 
 def _sound(
-    program: Program, groups: Iterable[Units], batches: Sequence[list[Tensor]], reasons: dict[str, str]
-) -> list[Units]:
+    program: Program, groups: Iterable[ModuleGroup], batches: Sequence[list[Tensor]], reasons: dict[str, str]
+) -> list[ModuleGroup]:
     """Those whose cut is a mask on the batches; adds the reasons of the others."""
     sound = []
     for group in groups:
@@ -278,11 +276,11 @@ def _sound(
     return sound
 
 
-def _sites(groups: Iterable[Units]) -> list[str]:
+def _sites(groups: Iterable[ModuleGroup]) -> list[str]:
     return [site for group in groups for site in (group.site, *group.coupled)]
 
 
-def _wrong(program: Program, groups: Sequence[Units], batches: Sequence[list[Tensor]]) -> str:
+def _wrong(program: Program, groups: Sequence[ModuleGroup], batches: Sequence[list[Tensor]]) -> str:
     """Why cutting these units is not masking them on some of the batches, or nothing.
 
     Every second unit is cut, then the others, then the first alone: code that counts on an even number fails at one of them.
@@ -309,7 +307,7 @@ def _wrong(program: Program, groups: Sequence[Units], batches: Sequence[list[Ten
     return "" if compared else "the model fails where its units are masked"
 
 
-def _masked(program: Program, groups: Iterable[Units], kept: Mapping[str, Tensor]) -> nn.Module:
+def _masked(program: Program, groups: Iterable[ModuleGroup], kept: Mapping[str, Tensor]) -> nn.Module:
     """A draft in which nobody reads the units that are not kept."""
     model = program.draft().eval()
     for group in groups:

@@ -107,7 +107,8 @@ class _State:
         alone = x.shape[1] > _WIDE
         squares = x.square().sum(0) if alone else x.t() @ x
         diagonal = squares if alone else squares.diagonal()
-        diagonal.add_(_RIDGE * float(diagonal.mean()) + torch.finfo(torch.float64).tiny)
+        # Where nothing varies, as on a single row, the weights alone decide.
+        diagonal.add_(_RIDGE * float(diagonal.mean()) or 1.0)
         inverse = 1 / squares if alone else torch.linalg.inv(squares)
         return cls(inverse, reading.weight.double().clone(), reading.places, alone)
 

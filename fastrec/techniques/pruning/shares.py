@@ -9,6 +9,7 @@ until no more than a share of them is left. Squares, as what groups move adds up
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -80,10 +81,12 @@ def narrowed(
             if below:
                 width = max(below)
                 saved = now - count({**kept, group: width})
-                moved = curve[width] ** 2 - (curve[kept[group]] ** 2 if kept[group] in curve else 0.0)
-                steps.append((moved / saved if saved > 0 else float("inf"), group, width))
+                more = curve[width] ** 2 - curve.get(kept[group], 0.0) ** 2
+                price = more / saved if saved > 0 and math.isfinite(more) else math.inf
+                # Of those that are missed alike, the one of which most is left.
+                steps.append((price, -kept[group] / full[group], group, width))
         if not steps:
             break
-        _, group, width = min(steps)
+        _, _, group, width = min(steps)
         kept[group] = width
     return kept

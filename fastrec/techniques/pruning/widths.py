@@ -25,14 +25,14 @@ from ..projection.axes import RESHAPES, even_source, followed, place, reshaped
 from ..projection.groups import Flow, Leaf, Leaves, Part
 from ..quantization.layers import bias_of, linear_maps
 
-__all__ = ["Units", "Widths"]
+__all__ = ["GraphGroup", "Widths"]
 
 aten = torch.ops.aten
 _PRODUCTS = (aten.matmul.default, aten.bmm.default, aten.mm.default)
 
 
 @dataclass
-class Units:
+class GraphGroup:
     """Units of one group: how many, who writes them, who reads them, and why they stay, if they must."""
 
     site: str
@@ -53,14 +53,16 @@ class Widths(Leaves):
         self._readers: list[fx.Node] = []
         for node in gm.graph.nodes:
             self._visit(node)
+        self._keep_shared()
 
-    def units(self) -> dict[int, Units]:
+    def units(self) -> dict[int, GraphGroup]:
         """Every group that linear maps alone write, by the leaf that stands for it, in the graph's order."""
-        found: dict[int, Units] = {}
+        found: dict[int, GraphGroup] = {}
         for index, leaf in enumerate(self.leaves):
-            made = found.setdefault(self.root(index), Units(leaf.node.name, leaf.width))
+            made = found.setdefault(self.root(index), GraphGroup("", leaf.width))
             made.reasons += self.reasons.get(index, [])
             if leaf.user is None:
+                made.site = made.site or leaf.node.name
                 made.writers.append(leaf.node)
             else:
                 made.reasons.append(f"meets {leaf.node.name}, which no map writes")
@@ -102,7 +104,7 @@ class Widths(Leaves):
                 for source in read:
                     self.block(self.of[source], f"{name} {reason}" if name else reason)
                 self.of.pop(node, None)
-        if node in self._maps and node not in self.of:
+        if node in self._maps and node not in self.of and value(node).shape[-1] > 1:
             self._begin(node)
 
     def _begin(self, node: fx.Node) -> None:
@@ -119,6 +121,27 @@ class Widths(Leaves):
             tensor = constant(self.gm, held)
             if tensor is not None:
                 self.join(leaf, self._begun.setdefault(identity(tensor), leaf))
+
+    def _keep_shared(self) -> None:
+        """A weight that is shared stays one: all who read units by it read the same, and nobody reads it otherwise."""
+        users: dict[Any, list[fx.Node]] = {}
+        for node in self.gm.graph.nodes:
+            held = constant(self.gm, node)
+            if held is not None and held.numel():
+                users.setdefault((held.data_ptr(), held.numel()), []).extend(node.users)
+        readers = set(self._readers)
+        for nodes in users.values():
+            flows = [self.of[_source(node)] for node in nodes if node in readers]
+            written = [self.of[node] for node in nodes if node in self._maps and node in self.of]
+            odd = next((node for node in nodes if node not in self._maps), None)
+            half = next((node for node in nodes if flows and node not in readers), None)
+            stranger = odd or half
+            if stranger is not None:
+                for flow in (*flows, *(written if odd else ())):
+                    self.block(flow, f"{stranger.name} reads the weight that maps them as well")
+            elif not all(self.pair(flows[0], flow) for flow in flows[1:]):
+                for flow in flows:
+                    self.block(flow, "maps of one weight read them beside others")
 
     def _asks_shape(self, node: fx.Node, read: Sequence[fx.Node]) -> bool:
         """Whether a node reads no more than another axis's size."""

@@ -20,7 +20,7 @@ from fastrec.capture import capture
 from fastrec.errors import InputError
 from fastrec.program import Program
 from fastrec.techniques import Skip
-from fastrec.techniques.pruning.modules import Units, find_units, replace_weights, seen_by, without
+from fastrec.techniques.pruning.modules import ModuleGroup, find_units, replace_weights, seen_by, without
 from fastrec.techniques.pruning.widths import Widths
 from fastrec.techniques.quantization.layers import named
 from tests.checks import assert_as_good, assert_unchanged, snapshot
@@ -43,7 +43,7 @@ def of_zoo(name: str, rows: int = 40) -> tuple[Program, Entry]:
     return Program.read(target, entry.batch(rows, rng(1))), entry
 
 
-def units_of(program: Program) -> dict[str, Units]:
+def units_of(program: Program) -> dict[str, ModuleGroup]:
     return {group.site: group for group in find_units(program)[0]}
 
 
@@ -51,7 +51,7 @@ def reasons_of(program: Program) -> dict[str, str]:
     return {skip.site: skip.reason for skip in find_units(program)[1]}
 
 
-def masked(program: Program, groups: Mapping[str, Units], kept: Mapping[str, Tensor]) -> nn.Module:
+def masked(program: Program, groups: Mapping[str, ModuleGroup], kept: Mapping[str, Tensor]) -> nn.Module:
     """The model with the columns of what is not kept set to zero, on a copy of its own."""
     model = copy.deepcopy(program.model)
     for site, keep in kept.items():
@@ -191,7 +191,7 @@ def test_bags_and_fields_beside_a_tower() -> None:
     program = program_of(model, *batch)
     places = tuple(range(5, 12))
     assert find_units(program) == (
-        [Units("dense.0", 7, (("top", places),), (("norm", places), ("act", places)))],
+        [ModuleGroup("dense.0", 7, (("top", places),), (("norm", places), ("act", places)))],
         [
             Skip(
                 "prune neurons",
@@ -227,7 +227,7 @@ def test_several_heads_read_a_trunk_and_experts_go_together() -> None:
     program, entry = of_zoo("mmoe")
     found = units_of(program)
     eight = tuple(range(8))
-    assert found["experts.0.3"] == Units(
+    assert found["experts.0.3"] == ModuleGroup(
         "experts.0.3",
         8,
         (("heads.click.0", eight), ("heads.buy.0", eight)),
@@ -249,13 +249,15 @@ def test_a_gate_and_what_it_gates_go_together() -> None:
         other=nn.PReLU(8),
     )
     eight = tuple(range(8))
-    assert units_of(program) == {"up": Units("up", 8, (("down", eight),), (("other", eight),), ("gate",))}
+    assert units_of(program) == {
+        "up": ModuleGroup("up", 8, (("down", eight),), (("other", eight),), ("gate",))
+    }
     assert_cut_is_mask(program, {"up": torch.tensor([2, 3, 5])}, program.batch)
 
 
 def test_a_tower_that_is_called_twice_reaches_two_columns() -> None:
     program = around(lambda m, x, h: m.top(torch.cat([h, x, torch.relu(m.up(-x))], 1)), top=nn.Linear(22, 2))
-    expected = Units("up", 8, (("top", tuple(range(8))), ("top", tuple(range(14, 22)))))
+    expected = ModuleGroup("up", 8, (("top", tuple(range(8))), ("top", tuple(range(14, 22)))))
     assert units_of(program) == {"up": expected}
     assert_cut_is_mask(program, {"up": torch.tensor([0, 6])}, program.batch)
 

@@ -1,0 +1,67 @@
+"""Maps that read units which were cut, brought back to what they gave at first."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from .least_squares import affine, refitted
+from .units import Fits, Kept, LinearMap
+
+__all__ = ["alone", "in_turn"]
+
+
+def alone(readers: Iterable[LinearMap], first: Mapping[str, Tensor], kept: Kept) -> Fits:
+    """The weights of maps of which nothing but these columns is new: to say how far the answers move, by one ridge."""
+    found = {}
+    for group in _alike(readers):
+        columns = group[0].left(kept)
+        x = torch.cat([first[one.name] for one in group])
+        weight = group[0].weight
+        made = affine(x[:, columns], _given(x, weight), weight[:, columns])
+        found.update(dict.fromkeys((one.name for one in group), made))
+    return found
+
+
+def in_turn(
+    readers: Iterable[LinearMap],
+    first: Mapping[str, Tensor],
+    now: Mapping[str, Tensor],
+    before: Kept,
+    kept: Kept,
+    fits: Fits,
+) -> Fits:
+    """The weights of these maps once more units are cut: `kept` in place of those `before`, with weights `fits`.
+
+    They are fitted to rows `now` (n, I') of the model as it was before this cut, towards what they gave on rows `first` (n, I).
+    A map that is now called otherwise than at first keeps its weights.
+    """
+    found = {}
+    for group in _alike(readers):
+        one = group[0]
+        stays = torch.isin(one.left(before), one.left(kept))
+        weight, shift = fits.get(one.name) or (
+            one.weight[:, one.left(before)],
+            one.weight.new_zeros(len(one.weight)),
+        )
+        made = weight[:, stays], shift
+        if all(len(now.get(each.name, ())) == len(first[each.name]) for each in group):
+            x = torch.cat([now[each.name] for each in group])[:, stays]
+            y = _given(torch.cat([first[each.name] for each in group]), one.weight)
+            made = refitted(x, y, made[0])
+        found.update(dict.fromkeys((each.name for each in group), made))
+    return found
+
+
+def _given(x: Tensor, weight: Tensor) -> Tensor:
+    return x.double() @ weight.double().t()
+
+
+def _alike(maps: Iterable[LinearMap]) -> Iterable[list[LinearMap]]:
+    """Maps of one weight together: it stays one."""
+    found: dict[Hashable, list[LinearMap]] = {}
+    for one in maps:
+        found.setdefault(one.alike, []).append(one)
+    return found.values()
