@@ -22,7 +22,19 @@ from .purity import is_pure, writes
 __all__ = ["drop_expands", "is_pointwise"]
 
 aten = torch.ops.aten
-_UNTAGGED = frozenset(("dropout", "masked_fill", "to", "_to_copy", "type_as", "prelu", "_prelu_kernel"))
+_UNTAGGED = frozenset(
+    (
+        "dropout",
+        "masked_fill",
+        "to",
+        "_to_copy",
+        "type_as",
+        "prelu",
+        "_prelu_kernel",
+        "hardswish",
+        "log_sigmoid",
+    )
+)
 _WHERE = (aten.where.Scalar, aten.where.ScalarSelf, aten.where.ScalarOther)
 
 

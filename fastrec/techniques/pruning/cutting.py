@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,35 +18,41 @@ from ..quantization.layers import bias_of
 from .units import Fits
 from .widths import Widths
 
-__all__ = ["cut"]
+__all__ = ["Cut", "cut"]
 
 aten = torch.ops.aten
 
 
-def cut(
-    gm: fx.GraphModule, widths: Widths, kept: Mapping[int, Tensor], fits: Fits | None = None
-) -> dict[int, int]:
-    """Leaves these units of these groups, in order; edits `gm`, whose widths these are. The bytes of the constants made for each.
+@dataclass
+class Cut:
+    """The constants that were made: their names, and their bytes for each group."""
+
+    names: set[str] = field(default_factory=set)
+    bytes: dict[int, int] = field(default_factory=dict)
+
+
+def cut(gm: fx.GraphModule, widths: Widths, kept: Mapping[int, Tensor], fits: Fits | None = None) -> Cut:
+    """Leaves these units of these groups, in order; edits `gm`, whose widths these are.
 
     Readers named in `fits` get these weights, others the columns that are left. Tensors that were shared stay shared.
     """
-    return _Cut(gm, widths, kept, fits or {}).run()
+    return _Cutter(gm, widths, kept, fits or {}).run()
 
 
-class _Cut:
+class _Cutter:
     """One edit of a graph."""
 
     def __init__(self, gm: fx.GraphModule, widths: Widths, kept: Mapping[int, Tensor], fits: Fits) -> None:
         self.gm, self.widths, self.kept, self.fits = gm, widths, kept, fits
         self.made: dict[Any, fx.Node] = {}
-        self.bytes = dict.fromkeys(kept, 0)
+        self.done = Cut(bytes=dict.fromkeys(kept, 0))
         self.writers = {
             leaf.node: widths.root(index)
             for index, leaf in enumerate(widths.leaves)
             if leaf.user is None and widths.root(index) in kept
         }
 
-    def run(self) -> dict[int, int]:
+    def run(self) -> Cut:
         """Edits the nodes in order, and works out their values anew."""
         changed: set[fx.Node] = set()
         for node in list(self.gm.graph.nodes):
@@ -63,7 +70,7 @@ class _Cut:
                 node.meta["val"] = evaluate(self.gm, node)
                 if str(node.meta["val"]) != before:
                     changed.add(node)
-        return self.bytes
+        return self.done
 
     def _owner(self, flow: Flow) -> int:
         """The first group of a flow that is cut: what is made along it is counted there."""
@@ -96,7 +103,7 @@ class _Cut:
         if shift is not None and bool(shift.any()):
             shift = shift if rows is None else shift[rows]
             bias = shifted(self.gm, node, bias, shift)
-            self.bytes[owner] += 4 * len(shift)
+            self._note(bias if bias.op == "get_attr" else bias.all_input_nodes[1], owner)
         node.args, node.kwargs = (*args, *([bias] if bias is not None else [])), {}
 
     def _resize(self, node: fx.Node, flow: Flow, index: Tensor) -> None:
@@ -140,8 +147,13 @@ class _Cut:
         whole = (identity(self._held(held)), *key)
         if whole not in self.made:
             self.made[whole] = add_constant(self.gm, f"{held.target}_pruned", tensor)
-            self.bytes[owner] += tensor.nbytes
+            self._note(self.made[whole], owner)
         return self.made[whole]
+
+    def _note(self, made: fx.Node, owner: int) -> None:
+        """A constant that was made for a group."""
+        self.done.names.add(str(made.target))
+        self.done.bytes[owner] += self._held(made).nbytes
 
 
 def _told(index: Tensor | None) -> tuple[int, ...] | None:

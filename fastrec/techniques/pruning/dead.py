@@ -19,7 +19,7 @@ from ..quantization.layers import named
 from ..settings import check_ranges, check_whole
 from .bounds import Interval, intervals
 from .cutting import cut
-from .widths import Units, Widths
+from .widths import GraphGroup, Widths
 
 __all__ = ["PruneDead"]
 
@@ -109,7 +109,7 @@ class PruneDead(Technique):
         return {places[name]: ends for name, ends in self.ranges.items()}
 
     def _prune(
-        self, gm: fx.GraphModule, units: Units, ends: Mapping[fx.Node, Interval], done: set[str]
+        self, gm: fx.GraphModule, units: GraphGroup, ends: Mapping[fx.Node, Interval], done: set[str]
     ) -> Change | str:
         """Takes the dead units of a group out; or why they stay, if there are any."""
         widths = Widths(gm)
@@ -135,11 +135,10 @@ class PruneDead(Technique):
         fitted = {
             node.name: self._told(gm, widths, root, node, kept, gone & fixed, ends) for node in units.readers
         }
-        names = cut(gm, widths, {root: kept}, fitted)
-        done |= names
+        made = cut(gm, widths, {root: kept}, fitted)
+        done |= made.names
         said = f"{int((gone & fixed).sum())} that are one number whatever is asked, {int((gone & ~fixed).sum())} that nobody reads"
-        added = sum(gm.get_buffer(name).nbytes for name in names)
-        return Change(RULE, units.site, f"{units.width} -> {left} units: {said}", added)
+        return Change(RULE, units.site, f"{units.width} -> {left} units: {said}", made.bytes[root])
 
     def _told(
         self,

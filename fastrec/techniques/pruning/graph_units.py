@@ -109,7 +109,7 @@ class GraphUnits(Prunable):
         roots = {one.site: root for root, one in widths.units().items()}
         made = cut(gm, widths, {roots[site]: units for site, units in kept.items()}, fits)
         sweep(gm)
-        return gm, {site: made[roots[site]] for site in kept}
+        return gm, {site: made.bytes[roots[site]] for site in kept}
 
 
 def _source(node: fx.Node) -> fx.Node:

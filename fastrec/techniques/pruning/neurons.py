@@ -113,7 +113,7 @@ class PruneNeurons(Technique):
             if group.site in kept:
                 width = wanted[group.site]
                 others = f" of {len(group.writers)} maps" if len(group.writers) > 1 else ""
-                moved = f"alone they move the answers by {curves[group.site][width]:.2%} of their spread"
+                moved = f"alone they move the answers by {curves[group.site][width]:.2%}"
                 whole = (
                     "" if changes else f"; {saved:.2f}x fewer multiply-adds in the maps around all of them"
                 )

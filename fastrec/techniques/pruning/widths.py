@@ -160,6 +160,8 @@ class Widths(Leaves):
             return self._laid(node)
         if is_call(node, *_PRODUCTS):
             return self._product(node)
+        if is_call(node, aten.einsum.default):
+            return self._sum_of_products(node, read)
         if is_call(node, aten.batch_norm.default) or (
             is_call(node, aten.prelu.default) and not is_pointwise(node)
         ):
@@ -271,6 +273,22 @@ class Widths(Leaves):
             self.of[node] = replace(left, axis=dims - 2)
             return None
         return "adds up products of them"
+
+    def _sum_of_products(self, node: fx.Node, read: Sequence[fx.Node]) -> str | None:
+        """einsum: as a product, where one operand has the units and the result has them still."""
+        equation, operands = node.args[:2]
+        terms, _, result = str(equation).replace(" ", "").partition("->")
+        letters: Any = dict(zip(operands, terms.split(","), strict=True))  # type: ignore[arg-type]  # an argument of a node is of any type
+        letter = letters[read[0]][self.of[read[0]].axis] if "." not in terms else ""
+        if (
+            len(letters) < terms.count(",") + 1
+            or len(read) > 1
+            or terms.count(letter) != 1
+            or letter not in result
+        ):
+            return "adds up products of them"
+        self.of[node] = replace(self.of[read[0]], axis=result.index(letter))
+        return None
 
 
 def _source(node: fx.Node) -> fx.Node:
