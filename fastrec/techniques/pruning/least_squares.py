@@ -13,7 +13,7 @@ from torch import Tensor
 __all__ = ["affine", "refitted", "shifted"]
 
 _RIDGE = 1e-3
-_RIDGES = (1e-1, 1e-2, 1e-3, 1e-4)
+_RIDGES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-6)
 _HELD = 4
 
 

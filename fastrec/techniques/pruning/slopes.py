@@ -54,10 +54,10 @@ def module_slopes(program: Program, names: Collection[str]) -> dict[str, tuple[T
     held: list[tuple[str, Tensor]] = []
 
     def note(name: str, x: Tensor) -> Tensor:
-        # A value that no gradient reaches yet is where one starts; a copy of it goes on, which may be written to.
-        start = x if x.requires_grad else x.detach().requires_grad_()
-        held.append((name, start))
-        return start.clone()
+        # A copy, as the model may write to its own; a value that no gradient reaches yet is where one starts.
+        copied = x.clone() if x.requires_grad else x.clone().detach().requires_grad_()
+        held.append((name, copied))
+        return copied
 
     hear(private.model, names, note)
     kept: dict[str, list[tuple[Tensor, Tensor]]] = {}

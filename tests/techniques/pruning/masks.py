@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from fastrec.techniques.pruning.graph_units import GraphUnits
 from fastrec.techniques.pruning.units import Prunable
 from tests.checks import assert_as_good, flat
 
-__all__ = ["assert_cut_is_mask", "captured", "drawn", "masked", "reasons_of", "units_of"]
+from .models import made
+
+__all__ = ["assert_cut_is_mask", "captured", "drawn", "graph_units", "masked", "reasons_of", "units_of"]
 
 
 def captured(model: nn.Module, *batch: Any, calibration: tuple[Any, ...] = ()) -> Program:
@@ -24,6 +27,13 @@ def captured(model: nn.Module, *batch: Any, calibration: tuple[Any, ...] = ()) -
     program = Program.read(model.eval(), batch if len(batch) > 1 else batch[0])
     made = capture(program)
     return Program(made.model, made.batch, made.layout, made.entry, tuple(calibration))
+
+
+@cache
+def graph_units(name: str) -> GraphUnits:
+    """The units of one of the `MODELS`, captured."""
+    model, batch = made(name)
+    return GraphUnits(captured(model, *batch(5)))
 
 
 def units_of(units: Prunable) -> dict[str, int]:
