@@ -183,8 +183,23 @@ def _uncaptured(
     asked = replace(plain, layout=replace(plain.layout, features=once.candidates))
     whole = bool(once)
     exact = not any(step.changes and not step.exact for step in work.steps)
-    forms = [Form("modules", lambda: fast, whole=whole, exact=exact, main=True)]
-    forms += [Form(f"modules, {name}", make, whole=whole, exact=exact) for name, make in alternatives]
+    cut = [technique for technique in done if technique.cuts]
+    forms = [Form("modules", lambda: fast, whole=whole, exact=exact, cut=bool(cut), main=True)]
+    others = tuple(technique for technique in done if not technique.cuts)
+    if cut and any(not technique.exact for technique in others):
+        # What takes parts out has to be faster than the rest of the recipe without it.
+        named = ", ".join(technique.name for technique in cut)
+        forms.append(
+            Form(
+                f"modules, without {named}",
+                cache(partial(rewritten, plain, others)),
+                whole=whole,
+                exact=False,
+            )
+        )
+    forms += [
+        Form(f"modules, {name}", make, whole=whole, exact=exact, cut=bool(cut)) for name, make in alternatives
+    ]
     kept = tuple(technique for technique in recipe if technique.level == "module")
     return Rewritten(plain, asked, fast, tuple(forms), Recipe((*kept, *done)))
 

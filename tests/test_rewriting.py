@@ -14,7 +14,7 @@ from fastrec.backends import Eager, OnnxRuntime
 from fastrec.measure import evaluator
 from fastrec.ops import layers
 from fastrec.ops.packed_linears import PackedLinear
-from fastrec.techniques import Fuse, QuantizeLinears, QuantizeTables
+from fastrec.techniques import Fuse, PruneNeurons, QuantizeLinears, QuantizeTables
 
 from .checks import assert_near, assert_same_structure, assert_unchanged, call, flat, snapshot
 from .zoo import ZOO, Entry, make
@@ -130,6 +130,18 @@ def test_what_is_no_tensor_is_of_the_batch_that_was_asked() -> None:
         assert answer["mean"] == pytest.approx(right["mean"], abs=0.02 * rows)
         assert rows == 0 or answer["mean"] != 0.0
     assert not fast(**draw(8))["score"].requires_grad
+
+
+@pytest.mark.parametrize("others", [(), (INT8,)])
+def test_units_go_and_what_is_left_without_that_is_measured_beside(others: tuple[Any, ...]) -> None:
+    model = Scorer()
+    before = snapshot(model)
+    fast = compressed(model, recipe=(PruneNeurons(0.6), *others))
+    assert_unchanged(model, before)
+    assert [change.rule for step in fast.report.steps[:1] for change in step.changes] == ["prune neurons"]
+    tried = {trial.session for trial in fast.report.trials if not trial.reason}
+    assert tried == {"eager, modules"} | {"eager, modules, without prune_neurons" for _ in others}
+    assert_near([score(fast, draw(200, 9))], [score(model, draw(200, 9))], 0.5)
 
 
 def test_a_row_depends_on_no_other() -> None:

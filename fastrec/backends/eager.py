@@ -14,7 +14,7 @@ from ..ops.convolutions import INT8_CONVOLUTION
 from ..program import Program
 from .bags import as_bags
 from .base import Backend, Session
-from .common import captured, failure
+from .common import failure
 from .direct import direct
 from .models import packed_session
 from .packed_bfloat16 import pack_bfloat16
@@ -49,11 +49,10 @@ class Eager(Backend):
 
     def compile(self, program: Program) -> Session:
         """Bind the constants and choose the quickest entry of each operator. Cost: two runs of the example."""
-        if not isinstance(program.model, fx.GraphModule) and (session := packed_session(program)) is not None:
-            return session
-        gm = captured(program, self.name)
+        if not isinstance(program.model, fx.GraphModule):
+            return packed_session(program)
         try:
-            coded, size = pack_int8(as_bags(gm))
+            coded, size = pack_int8(as_bags(program.model))
             packed, more = pack_bfloat16(coded)
             return _EagerSession(direct(packed, tuple(program.batch)), size + more)
         except Exception as error:  # whatever a foreign library raises, named

@@ -29,12 +29,9 @@ class ModelSession(Session):
         return self._program.called(tensors)
 
 
-def packed_session(program: Program) -> ModelSession | None:
-    """A session of a model that holds linear maps in 8-bit integers, those packed; None for one that holds none."""
+def packed_session(program: Program) -> ModelSession:
+    """A session of a model that could not be captured, its linear maps in 8-bit integers packed."""
     model = program.draft()
-    layers = [module for module in model.modules() if isinstance(module, Int8Linear)]
-    if not layers:
-        return None
     session = ModelSession(program.with_model(model))
-    session.resident_bytes = sum(layer.pack() for layer in layers)
+    session.resident_bytes = sum(layer.pack() for layer in model.modules() if isinstance(layer, Int8Linear))
     return session

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastrec.backends import Eager, ModelSession
+from fastrec.backends import Eager, ModelSession, OnnxRuntime
 from fastrec.errors import BackendError
 from fastrec.ops.layers import Int8Linear
 from fastrec.program import Program
@@ -40,7 +40,10 @@ def test_the_answer_is_the_models_own() -> None:
     assert torch.equal(answer["state"][0], right["state"][0]) and not answer["logits"].requires_grad
 
 
-def test_a_model_without_such_layers_has_to_be_captured() -> None:
+def test_a_model_without_such_layers_runs_as_it_is() -> None:
     model = nn.Linear(4, 2).eval()
+    x = torch.randn(3, 4)
+    session = Eager().compile(Program.read(model, x))
+    assert torch.equal(session(x)[0], model(x)) and session.resident_bytes == 0
     with pytest.raises(BackendError, match="capture"):
-        Eager().compile(Program.read(model, torch.randn(3, 4)))
+        OnnxRuntime().compile(Program.read(model, x))

@@ -75,7 +75,7 @@ def assert_cut_is_mask(units: GraphUnits, kept: Mapping[str, Tensor], batch: lis
     for node in cut.graph.nodes:
         one = units.maps.get(node.name)
         if one is not None:
-            rows = len(kept[one.writes]) if one.writes in kept else len(one.weight)
+            rows = len(kept[one.writes]) if one.writes is not None and one.writes in kept else len(one.weight)
             assert tuple(node.args[1].meta["val"].shape) == (rows, len(one.left(kept))), node.name
     whole = masked(units, kept)
     wide = [tensor.double() if tensor.is_floating_point() else tensor for tensor in batch]

@@ -84,7 +84,7 @@ class Siamese(nn.Module):
         )
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return (self.tower(self.table(a)) * self.tower(self.table(b))).sum(-1)
+        return (self.tower(self.table(a)) * self.tower(self.table(b))).sum(-1)  # type: ignore[no-any-return]
 
 
 class Dice(nn.Module):
