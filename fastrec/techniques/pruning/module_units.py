@@ -43,14 +43,19 @@ class ModuleUnits(Prunable):
         ]
         self._found = {one.site: one for one in found if one.site not in why}
         self.maps = self._maps(program, modules)
+        # In the order in which the model calls them, in which cuts are made up for.
+        called = list(self.maps)
+        self.groups.sort(key=lambda group: called.index(group.site) if group.site in called else len(called))
 
     def _maps(self, program: Program, modules: dict[str, nn.Linear]) -> dict[str, LinearMap]:
+        """By name, in the order in which they are called."""
         writes = {name: one.site for one in self._found.values() for name in (one.site, *one.coupled)}
         reads: dict[str, dict[str, list[tuple[int, ...]]]] = {name: {} for name in writes}
         for one in self._found.values():
             for name, columns in one.readers:
                 reads.setdefault(name, {}).setdefault(one.site, []).append(columns)
         rows = _rows_of(program, reads)
+        order = sorted(reads, key=[*rows, *reads].index)
         return {
             name: LinearMap(
                 name,
@@ -60,7 +65,7 @@ class ModuleUnits(Prunable):
                 rows[name] * modules[name].weight.numel(),
                 name,
             )
-            for name, places in reads.items()
+            for name, places in ((name, reads[name]) for name in order)
         }
 
     def rows(self, program: Program, groups: Iterable[Group]) -> dict[str, Tensor]:

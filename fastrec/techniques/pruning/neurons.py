@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
@@ -80,24 +80,23 @@ class PruneNeurons(Technique):
 
     def apply(self, program: Program) -> Applied:
         """The model with fewer units; the program's own where none can go."""
-        captured = isinstance(program.model, fx.GraphModule)
-        if isinstance(program.model, fx.GraphModule) and writes(program.model):
-            reason = "the graph writes in place: values seen may change"
-            return Applied(program.model, skipped=(Skip(RULE, "", reason),))
-        units: Prunable = GraphUnits(program) if captured else ModuleUnits(program)
+        model = program.model
+        if isinstance(model, fx.GraphModule) and writes(model):
+            return Applied(
+                model, skipped=(Skip(RULE, "", "the graph writes in place: values seen may change"),)
+            )
+        units: Prunable = GraphUnits(program) if isinstance(model, fx.GraphModule) else ModuleUnits(program)
         groups, skipped = self._chosen(units.groups)
         rows = units.rows(units.program, groups) if groups else {}
         unseen = {group.site: _unseen(units, group, rows) for group in groups}
-        groups = [group for group in groups if not unseen[group.site]]
         skipped += [Skip(RULE, site, reason) for site, reason in unseen.items() if reason]
+        groups = [group for group in groups if not unseen[group.site]]
         orders = self._orders(units, groups, rows)
         curves = self._curves(units, groups, orders, rows)
         full = {group.site: group.width for group in groups}
-        maps = [_map(one.weight, one.products, one.writes, one.places) for one in units.maps.values()]
-        wanted = narrowed(maps, full, curves, self.keep)
-        kept = {
-            site: orders[site][-width:].sort().values for site, width in wanted.items() if width < full[site]
-        }
+        maps = _around(units, full)
+        widths = narrowed(maps, full, curves, self.keep)
+        kept = {site: _last(orders[site], width) for site, width in widths.items() if width < full[site]}
         skipped += [
             Skip(RULE, site, f"all {full[site]} units stay: others are missed less for what they save")
             for site in full
@@ -106,20 +105,14 @@ class PruneNeurons(Technique):
         if not kept:
             return Applied(program.model, (), (*units.skipped, *skipped))
         fits = self._fits(units, kept, rows) if self.reconstruct else {}
-        model, made = units.finished(kept, fits, groups)
-        saved = work(maps, full, full) / work(maps, full, wanted)
-        changes: list[Change] = []
-        for group in groups:
-            if group.site in kept:
-                width = wanted[group.site]
-                others = f" of {len(group.writers)} maps" if len(group.writers) > 1 else ""
-                moved = f"alone they move the answers by {curves[group.site][width]:.2%}"
-                whole = (
-                    "" if changes else f"; {saved:.2f}x fewer multiply-adds in the maps around all of them"
-                )
-                detail = f"{group.width} -> {width} units{others}; {moved}{whole}"
-                changes.append(Change(RULE, group.site, detail, made[group.site]))
-        return Applied(model, tuple(changes), (*units.skipped, *skipped))
+        made, added = units.finished(kept, fits, groups)
+        details = [_told(group, widths, curves) for group in groups if group.site in kept]
+        fewer = work(maps, full, full) / work(maps, full, widths)
+        details[0] += f"; {fewer:.2f}x fewer multiply-adds in the maps around all of them"
+        changes = [
+            Change(RULE, site, detail, added[site]) for site, detail in zip(kept, details, strict=True)
+        ]
+        return Applied(made, tuple(changes), (*units.skipped, *skipped))
 
     def _chosen(self, groups: Sequence[Group]) -> tuple[list[Group], list[Skip]]:
         """The groups to narrow, and those left, of those that the settings name."""
@@ -176,7 +169,7 @@ class PruneNeurons(Technique):
         for group in groups:
             found[group.site] = {}
             for width in levels(group.width, self.step):
-                kept = {group.site: orders[group.site][-width:].sort().values}
+                kept = {group.site: _last(orders[group.site], width)}
                 fits = refits.alone(units.readers(group), rows, kept) if self.reconstruct else {}
                 answers = units.answers(units.without(kept, fits))
                 found[group.site][width] = far(answers, right)
@@ -214,8 +207,24 @@ def _unseen(units: Prunable, group: Group, rows: Mapping[str, Tensor]) -> str:
     return ""
 
 
-def _map(weight: Tensor, products: float, writes: str | None, places: Mapping[str, Tensor]) -> Map:
-    """A map as `shares` counts it."""
-    reads: list[tuple[str | None, int]] = [(site, columns.numel()) for site, columns in places.items()]
-    rest = weight.shape[1] - sum(count for _, count in reads)
-    return Map(products, writes, [*reads, (None, rest)])
+def _around(units: Prunable, sites: Collection[str]) -> list[Map]:
+    """The maps that write or read these groups, as `shares` counts them."""
+    found = []
+    for one in units.maps.values():
+        if one.writes in sites or one.places.keys() & sites:
+            reads: list[tuple[str | None, int]] = [(site, at.numel()) for site, at in one.places.items()]
+            rest = one.weight.shape[1] - sum(count for _, count in reads)
+            found.append(Map(one.products, one.writes, [*reads, (None, rest)]))
+    return found
+
+
+def _last(order: Tensor, width: int) -> Tensor:
+    """The units that stay, in their own order."""
+    return order[-width:].sort().values
+
+
+def _told(group: Group, widths: Mapping[str, int], curves: Mapping[str, Mapping[int, float]]) -> str:
+    width = widths[group.site]
+    others = f" of {len(group.writers)} maps" if len(group.writers) > 1 else ""
+    moved = f"alone they move the answers by {curves[group.site][width]:.2%}"
+    return f"{group.width} -> {width} units{others}; {moved}"

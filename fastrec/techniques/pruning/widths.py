@@ -124,13 +124,17 @@ class Widths(Leaves):
 
     def _keep_shared(self) -> None:
         """A weight that is shared stays one: all who read units by it read the same, and nobody reads it otherwise."""
+        weights = {node.args[1] for node in self._maps}
         users: dict[Any, list[fx.Node]] = {}
+        whole: set[Any] = set()
         for node in self.gm.graph.nodes:
             held = constant(self.gm, node)
             if held is not None and held.numel():
-                users.setdefault((held.data_ptr(), held.numel()), []).extend(node.users)
+                memory = held.data_ptr(), held.numel()
+                users.setdefault(memory, []).extend(node.users)
+                whole |= {memory} if node in weights else set()
         readers = set(self._readers)
-        for nodes in users.values():
+        for nodes in [users[memory] for memory in users if memory in whole]:
             flows = [self.of[_source(node)] for node in nodes if node in readers]
             written = [self.of[node] for node in nodes if node in self._maps and node in self.of]
             odd = next((node for node in nodes if node not in self._maps), None)

@@ -292,6 +292,35 @@ def test_units_by_their_names() -> None:
     assert replace(SMALL, only=writers[1:]).apply(programs("gated")[1]).changes[0].site == writers[0]
 
 
+@pytest.mark.parametrize("modules", [False, True])
+def test_the_share_is_of_what_is_around_the_units_that_are_taken(modules: bool) -> None:
+    torch.manual_seed(0)
+    whole = Program.read(Mlp(16, 16, 16).eval(), numbers(5), [numbers(100)])
+    program = whole if modules else replace(capture(whole), calibration=((numbers(100),),))
+    (change,) = replace(SMALL, only=("maps.1" if modules else "linear_1",)).apply(program).changes
+    assert change.detail.startswith("16 -> 8 units") and change.detail.endswith(
+        "2.00x fewer multiply-adds in the maps around all of them"
+    )
+
+
+def test_modules_are_fitted_in_the_order_in_which_they_are_called() -> None:
+    class Backwards(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.out, self.second, self.first = nn.Linear(10, 1), nn.Linear(12, 10), nn.Linear(6, 12)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(torch.tanh(self.second(torch.relu(self.first(x)))))  # type: ignore[no-any-return]
+
+    whole = Program.read(Backwards().eval(), numbers(5), [numbers(200)])
+    graph = replace(captured(whole.model, numbers(5)), calibration=((numbers(200),),))
+    applied = SMALL.apply(whole)
+    assert [change.site for change in applied.changes] == ["first", "second"]
+    given = (numbers(50, seed=3),)
+    assert_near(answers(whole, applied.model, given), answers(graph, SMALL.apply(graph).model, given), 1e-4)
+
+
 def test_all_of_it_is_nothing_to_do() -> None:
     for program in programs("mlp"):
         applied = PruneNeurons(1.0, step=2).apply(program)
