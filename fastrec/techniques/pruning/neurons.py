@@ -168,9 +168,10 @@ class PruneNeurons(Technique):
         found: dict[str, dict[int, float]] = {}
         for group in groups:
             found[group.site] = {}
+            alone = refits.Alone(units.readers(group), rows) if self.reconstruct else None
             for width in levels(group.width, self.step):
                 kept = {group.site: _last(orders[group.site], width)}
-                fits = refits.alone(units.readers(group), rows, kept) if self.reconstruct else {}
+                fits = alone.fits(kept) if alone else {}
                 answers = units.answers(units.without(kept, fits))
                 found[group.site][width] = far(answers, right)
         return found

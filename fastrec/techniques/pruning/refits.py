@@ -7,22 +7,29 @@ from collections.abc import Hashable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from .least_squares import affine, refitted
+from .least_squares import Rows, refitted
 from .units import Fits, Kept, LinearMap
 
-__all__ = ["alone", "in_turn"]
+__all__ = ["Alone", "in_turn"]
 
 
-def alone(readers: Iterable[LinearMap], first: Mapping[str, Tensor], kept: Kept) -> Fits:
-    """The weights of maps of which nothing but these columns is new: to say how far the answers move, by one ridge."""
-    found = {}
-    for group in _alike(readers):
-        columns = group[0].left(kept)
-        x = torch.cat([first[one.name] for one in group])
-        weight = group[0].weight
-        made = affine(x[:, columns], _given(x, weight), weight[:, columns])
-        found.update(dict.fromkeys((one.name for one in group), made))
-    return found
+class Alone:
+    """Maps of which nothing but the columns is new, at one width after the other: to say how far the answers move."""
+
+    def __init__(self, readers: Iterable[LinearMap], first: Mapping[str, Tensor]) -> None:
+        self._rows: list[tuple[list[LinearMap], Rows]] = []
+        for group in _alike(readers):
+            x = torch.cat([first[one.name] for one in group])
+            self._rows.append((group, Rows(x, _given(x, group[0].weight))))
+
+    def fits(self, kept: Kept) -> Fits:
+        """Their weights with these units."""
+        found = {}
+        for group, rows in self._rows:
+            columns = group[0].left(kept)
+            made = rows.refitted(group[0].weight[:, columns], columns)
+            found.update(dict.fromkeys((one.name for one in group), made))
+        return found
 
 
 def in_turn(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastrec.techniques.pruning.least_squares import affine, refitted, shifted
+from fastrec.techniques.pruning.least_squares import Rows, affine, refitted, shifted
 
 from .models import numbers
 
@@ -69,4 +69,19 @@ def test_what_rows_that_were_not_fitted_agree_with_is_taken() -> None:
 def test_of_so_few_rows_only_the_mean_is_taken(rows: int) -> None:
     before = numbers(2, seed=2)
     weight, bias = refitted(numbers(rows), numbers(rows, 2, seed=3), before)
+    assert torch.equal(weight, before.double()) and bool(bias.isfinite().all())
+
+
+def test_products_are_taken_once_for_all_columns() -> None:
+    x, y, before = numbers(60, 8) + 2, numbers(60, 3, seed=2), numbers(3, 8, seed=3)
+    rows = Rows(x, y + x[:, :3])
+    for columns in (torch.tensor([0, 3, 4, 7]), torch.arange(8)):
+        found = rows.refitted(before[:, columns], columns)
+        alone = refitted(x[:, columns], y + x[:, :3], before[:, columns])
+        torch.testing.assert_close(found, alone, rtol=1e-9, atol=1e-9)
+
+
+def test_rounding_of_columns_that_never_vary_is_no_variance() -> None:
+    before = numbers(3, seed=2)
+    weight, bias = refitted(torch.full((7, 6), 0.1), numbers(7, 3, seed=3), before)
     assert torch.equal(weight, before.double()) and bool(bias.isfinite().all())

@@ -215,6 +215,19 @@ def test_few_rows_do_no_harm_to_what_they_do_not_say(modules: bool, rows: int) -
         assert_near(got, [model(*batch(200))], 1.0)
 
 
+def test_of_few_rows_for_many_columns_no_more_is_fitted_than_others_agree_with() -> None:
+    torch.manual_seed(0)
+    model, fresh = Mlp(96).eval(), numbers(500, seed=9)
+    program = replace(captured(model, numbers(5)), calibration=((numbers(100),),))
+    off = []
+    for reconstruct in (True, False):
+        applied = PruneNeurons(0.8, reconstruct=reconstruct).apply(program)
+        assert list(sizes(applied).values()) == [(96, 64)]
+        with torch.no_grad():
+            off.append(float((applied.model(fresh)[0] - model(fresh)).norm()))
+    assert off[0] < off[1]
+
+
 def test_answers_that_are_ids_are_judged_by_how_many_are_others() -> None:
     _, program = programs("chosen")
     assert SMALL.apply(program).changes
