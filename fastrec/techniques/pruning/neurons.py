@@ -42,8 +42,8 @@ class PruneNeurons(Technique):
 
     `only` names the maps whose units to take (None: all), `without` those to leave: by the names of the graph's nodes, or the paths
     of modules. Raises `InputError` for other settings and for names in `only` that write no units, `TechniqueError` for
-    scores by gradients of answers that have none. Cost: some eight runs of 2,048 rows for each group, and an inverse of a matrix of
-    the width of each map's input.
+    scores by gradients of answers that have none. Cost: some eight runs of 2,048 rows for each group, each with six
+    solutions of a matrix of the width of each map's input, and an inverse of it.
 
     Source: Frantar and Alistarh, "Optimal Brain Compression", 2022, for whole units; Fang et al., "DepGraph: Towards Any Structural
     Pruning", 2023, for groups.
