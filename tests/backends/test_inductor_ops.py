@@ -15,7 +15,7 @@ from fastrec.ops.linears import INT8_LINEAR
 from fastrec.ops.packed_linears import pack
 from fastrec.program import Program
 
-from .graphs import assert_no_row_sees_another, captured
+from .graphs import assert_no_row_sees_another, captured, graph_of, skip_unless_packed
 from .test_onnx_ops import Codes, draw
 
 BACKEND = Inductor()
@@ -35,7 +35,9 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def program() -> Program:
-    return captured(Codes(), draw(5))
+    made = captured(Codes(), draw(5))
+    skip_unless_packed(graph_of(made))
+    return made
 
 
 @pytest.fixture(scope="module", params=[inductor._GENERATED, 0], ids=["generated", "onednn"])
@@ -80,6 +82,7 @@ class Wide(nn.Module):
 @pytest.mark.parametrize("inner", [2, 41, 67])
 def test_any_width(inner: int) -> None:
     program = captured(Wide(inner), (torch.randn(5, inner),))
+    skip_unless_packed(graph_of(program))
     session, made = BACKEND.compile(program), Wide(inner)
     # The zero is taken off in float32, from sums of all codes.
     largest = 255 * made.codes.abs().float().sum(1) * made.scale * 0.03

@@ -4,33 +4,25 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from fastrec.backends import Eager, packed_int8
 from fastrec.backends.packed_bfloat16 import bfloat16_linear, pack_bfloat16
-from fastrec.backends.packed_int8 import pack_int8, packed_of
-from fastrec.graph import is_call
+from fastrec.backends.packed_int8 import pack_int8
 from fastrec.ops.linears import INT8_LINEAR
 from fastrec.ops.packed_linears import PackedLinear, pack, packed_linear
 from fastrec.program import Program
 from fastrec.techniques import CastLinears, QuantizeLinears
 
-from .graphs import CASES, captured, graph_of, program_of
+from .graphs import CASES, captured, graph_of, program_of, skip_unless_packed
 from .test_onnx_ops import Codes, draw
 
 
 @pytest.fixture(scope="module")
 def program() -> Program:
     made = captured(Codes(), draw(5))
-    _packs(graph_of(made))
+    skip_unless_packed(graph_of(made))
     return made
-
-
-def _packs(gm: fx.GraphModule) -> None:
-    """Skips on a processor whose kernel does not stand for every 8-bit map of the graph: of some shapes it gives other bits."""
-    for node in gm.graph.nodes:
-        if is_call(node, INT8_LINEAR) and isinstance(found := packed_of(gm, node), str):
-            pytest.skip(found)
 
 
 def test_every_map_is_packed_and_the_graph_left(program: Program) -> None:
@@ -96,7 +88,7 @@ def test_beside_maps_in_bfloat16_both_are_packed(monkeypatch: pytest.MonkeyPatch
     both = captured(tower, (draw(40)[0],))
     for technique in (CastLinears(least=0, only=("linear",)), QuantizeLinears(least=0, only=("linear_1",))):
         both = both.with_model(technique.apply(both).model)
-    _packs(graph_of(both))
+    skip_unless_packed(graph_of(both))
     coded, size = pack_int8(graph_of(both))
     packed, more = pack_bfloat16(coded)
     targets = [node.target for node in packed.graph.nodes]
