@@ -203,7 +203,7 @@ class Guard:
         feature, place = self._features[index], bad[0].tolist()
         row = place[feature.growing or 0] if place else 0
         raise InputError(
-            f"feature {feature.name!r}, row {row}: got {float(tensor[tuple(place)]):g}, declared from {low:g} to {high:g}, which the "
+            f"feature {feature.name!r}, row {row}: got {float(tensor[tuple(place)]):.9g}, declared from {low:g} to {high:g}, which the "
             "model was compressed for. Clip it, or compress with the ranges that there are.",
             feature=feature.name,
             row=row,

@@ -141,8 +141,7 @@ def compress(
             program = replace(program, layout=replace(program.layout, exempt=found.plain.layout.exempt))
             small = small_enough(found, budget)
             found, bounded, keep_original = small or found, small is not None, keep_original and small is None
-            promised = {name: ends for step in found.recipe for name, ends in step.promised.items()}
-            guard = read_guard(found.asked, on_nonfinite, promised)
+            guard = read_guard(found.asked, on_nonfinite, found.recipe.promised)
             checks = _Checks(guard if guards else None, on_nonfinite == "propagate")
             fresh = _fresh(work, once, found, guard)
             steps = found.recipe
@@ -151,7 +150,9 @@ def compress(
                 graphs = tuple(t for t in steps if t.level == "graph" and t.exact)
                 work.notes += advice(found.plain, found.fast, lambda asked: rewritten(asked, graphs))
             runners = chosen if found.captured else [backend for backend in chosen if backend.modules]
-            sessions = compile_forms(work, program, once, found.forms, runners, fresh, sizes, show)
+            sessions = compile_forms(
+                work, program, once, found.forms, runners, fresh, sizes, show, guard.bounds
+            )
             if not sessions and not work.trials:
                 work.notes.append(
                     "no backend was given or is installed that runs it, so nothing was measured"
@@ -165,7 +166,7 @@ def compress(
             report,
             accuracy=judged.accuracy,
             segments=judged.segments,
-            work=_work(found),
+            work=_work(found, made),
             tables=tables_of(serving.model, budget),
         )
         made.recipe = steps
@@ -182,6 +183,12 @@ def _fresh(work: Journal, once: Once, found: Rewritten, guard: Guard) -> Batches
     known = work.calibration if found.recipe.exact else apart(work.calibration)[1]
     flats = known or [found.plain.flat(found.plain.batch)]
     given = [once.one(once.same(flat)) for several in flats for flat in once.requests(several)]
+    for flat in given if found.recipe.promised else ():
+        try:
+            guard(flat)
+        except InputError as error:
+            where = "calibration" if work.calibration else "the example batch"
+            raise type(error)(f"{where}: {error}", feature=error.feature, row=error.row) from error
     draw = Fresh(found.asked.layout.features, given, guard.bounds, redraw=not work.calibration)
     if not once:
         return draw
@@ -314,6 +321,7 @@ def _assemble(
 ) -> CompressedModel:
     """The compressed model, holding only what serves."""
     names = {result.session for result in results} - {ORIGINAL}
+    tried = any(not made.exact for made in sessions.values())
     for name in set(sessions) - names:
         del sessions[name]
     work.notes += [
@@ -323,9 +331,12 @@ def _assemble(
     ]
     lossy = any(not sessions[name].exact for name in names)
     if found is not None and not lossy and not all(form.exact for form in found.forms):
-        work.notes.append(
-            "nothing that the recipe approximates serves: at no number of rows was it faster than what keeps the answer"
+        why = (
+            "at no number of rows was it faster than what keeps the answer"
+            if tried
+            else "no session of it may, as its trials say"
         )
+        work.notes.append(f"nothing that the recipe approximates serves: {why}")
     original = program.with_model(program.draft().eval()).bare()
     if found is None or not names:
         made = CompressedModel(original, {}, None, checks.guard, once)
@@ -384,10 +395,12 @@ def _report(
     )
 
 
-def _work(found: Rewritten | None) -> Work | None:
+def _work(found: Rewritten | None, made: CompressedModel) -> Work | None:
+    """The multiply-adds of what serves; of what the recipe made where nothing does."""
     if found is None or not found.captured:
         return None
-    return Work(per_candidate(found.plain), per_candidate(found.fast), per_request(found.fast))
+    serving = found.fast if made.plan is None else found.form(lossy=not made.exact).make()
+    return Work(per_candidate(found.plain), per_candidate(serving), per_request(serving))
 
 
 def _unreadable(work: Journal, target: Any, batch: Any, recipe: Recipe) -> CompressedModel:

@@ -49,6 +49,23 @@ class Recipe:
         """Whether every technique keeps the answer."""
         return all(technique.exact for technique in self.techniques)
 
+    @property
+    def promised(self) -> dict[str, tuple[float, float]]:
+        """What all techniques take for granted of numeric inputs, (least, largest) by name: where they meet.
+
+        Raises `InputError` where two of them do not.
+        """
+        found: dict[str, tuple[float, float]] = {}
+        for technique in self:
+            for name, (low, high) in technique.promised.items():
+                least, most = found.get(name, (low, high))
+                found[name] = max(low, least), min(high, most)
+                if found[name][0] > found[name][1]:
+                    raise InputError(
+                        f"recipe: {name!r} is declared from {low:g} to {high:g}, and from {least:g} to {most:g}: no number is in both"
+                    )
+        return found
+
     def to_plain(self) -> dict[str, Any]:
         """The recipe as data that JSON can hold; `InputError` at a setting that it cannot."""
         steps = [

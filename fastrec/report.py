@@ -180,17 +180,25 @@ class Report:
         lines += [str(one) for one in self.accuracy]
         lines += told(self.segments)
         lines += [f"does not serve: {skip.reason}" for skip in self.refused]
-        lines += self._approximated()
+        lines += self._approximated() if self._lossy else []
         if self.tables is not None:
             lines.append(str(self.tables))
         if self.work is not None:
             lines.append(f"multiply-adds per candidate: {worked(self.work)}")
+        if not all(step.exact for step in self.steps):
+            lines += [f"note: {clean(note, 240)}" for note in self.notes]
         done = count(sum(len(step.changes) for step in self.steps), "change")
         memory = f"{amount(self.memory.before_bytes)} before, {amount(self.memory.after_bytes)} after"
         if self.memory.session_bytes:
             memory += f" and {amount(self.memory.session_bytes)} in sessions"
         lines.append(f"{done}, {len(self.skipped)} skipped; tensors: {memory}; took {duration(self.seconds)}")
         return "\n".join(lines)
+
+    @property
+    def _lossy(self) -> bool:
+        """Whether something that approximates serves, or nothing was timed."""
+        exact = ("original", ", exact")
+        return not self.sizes or not all(size.session.endswith(exact) for size in self.sizes)
 
     def _approximated(self) -> list[str]:
         """What was done to the first sites that are no longer exact."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -65,6 +65,12 @@ def read(
     if any(module.training for module in model.modules()):
         work.notes.append(
             "the model was in training mode: it was measured, and is served, in evaluation mode"
+        )
+    if calibration is not None and (
+        isinstance(calibration, Mapping) or not isinstance(calibration, Iterable)
+    ):
+        raise InputError(
+            f"calibration takes batches, each as the model takes it, in a list or loader: got a {type(calibration).__name__}"
         )
     batches = list(itertools.islice(calibration or (), _BATCHES))
     try:
@@ -136,7 +142,7 @@ def apply_recipe(
             named = ", ".join(technique.name for technique in cut)
             others.append(Form(f"without {named}", cache(partial(rewritten, asked, whole)), exact=False))
     # What is learned would be learned again.
-    if asked is not plain and not any(technique.mends for technique in graphs):
+    if asked.model is not plain.model and not any(technique.mends for technique in graphs):
         # Where rows are few, one lookup and one product for all of them may beat one for the request and one more.
         repeated = partial(rewritten, plain, tuple(graphs))
         others.append(Form("whole batch", repeated, whole=True, exact=exact, cut=bool(cut)))

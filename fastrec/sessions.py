@@ -12,6 +12,7 @@ from .backends import Backend, Session
 from .compressed import Repeated
 from .errors import BackendError
 from .graph import share_constants
+from .guards import Bounds
 from .journal import Journal
 from .measure import Fidelity
 from .plan import Batches, leaders, remaining
@@ -68,12 +69,13 @@ def compile_forms(
     fresh: Batches,
     sizes: Sequence[int],
     show: Stages,
+    bounds: Sequence[Bounds | None] = (),
 ) -> dict[str, Made]:
-    """Sessions by their label: the main forms by every backend, the others by those that lead with one.
+    """Sessions by their label: the main forms by every backend, the others by those that lead with one; `bounds` are those of ids.
 
     Whatever cannot be compiled, answers differently or would take too long is left out, with its reason.
     """
-    work = _Compiling(journal, original, once, fresh, sizes)
+    work = _Compiling(journal, original, once, fresh, sizes, bounds)
     mains = [(form, backend) for backend in backends for form in forms if form.main]
     # What is slow comes last: it may take the time of the others.
     mains.sort(key=lambda pair: not pair[0].exact and pair[1].plain(work.program(pair[0])))
@@ -98,7 +100,13 @@ class _Compiling:
     """The sessions so far, and how long each backend took."""
 
     def __init__(
-        self, journal: Journal, original: Program, once: Once, fresh: Batches, sizes: Sequence[int]
+        self,
+        journal: Journal,
+        original: Program,
+        once: Once,
+        fresh: Batches,
+        sizes: Sequence[int],
+        bounds: Sequence[Bounds | None],
     ) -> None:
         self.made: dict[str, Made] = {}
         self.took: dict[Backend, float] = {}
@@ -108,6 +116,7 @@ class _Compiling:
         self._original = once_each(draft.answers, fresh)
         self._meant: dict[str, Expected] = {}
         self._axes = original.layout.output_axes
+        self._bounds = bounds
 
     def compile_all(self, pairs: Sequence[tuple[Form, Backend]], show: Stages) -> None:
         """A session of each, as far as the time goes."""
@@ -183,7 +192,7 @@ class _Compiling:
         if form.exact or layout.rows is None or not layout.independent:
             return 0.0
         crowd = self._fresh(max(checked_rows(program, self._sizes)), 5)
-        return neighbours(call, self._once.candidates, crowd, self._axes, layout.exempt)
+        return neighbours(call, self._once.candidates, crowd, self._axes, layout.exempt, self._bounds)
 
     def _plain(self, form: Form, program: Program) -> Expected:
         """What the program answers run as it is written."""

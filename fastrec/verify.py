@@ -6,9 +6,11 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from .guards import Bounds
 from .inputs import Feature
 from .measure import fidelity
 from .measure.accuracy import Fidelity
@@ -81,12 +83,14 @@ def neighbours(
     crowd: Sequence[Tensor],
     axes: Sequence[int | None],
     exempt: Sequence[int] = (),
+    bounds: Sequence[Bounds | None] = (),
 ) -> float | str:
     """How far a row's answer was seen to move with the rows beside it, or why that is more than float rounding.
 
     The crowd is answered as it is and turned round, and two of its rows alone and beside a row of 1e3, and of 1e30, in
     place of its floats. A scale taken from the whole batch shows here, and nowhere else; where all is the same to the
-    last bit this gives 0. `exempt` are numbers of rows that the session is not called with.
+    last bit this gives 0. `exempt` are numbers of rows that the session is not called with; floats that are ids, which have
+    `bounds`, stay.
     """
     count = count_rows(features, crowd) or 1
     together = list(session(list(crowd)))
@@ -107,14 +111,25 @@ def neighbours(
             found.append(("alone", off(take_rows(features, crowd, row), row)))
         for outlier in _OUTLIERS:
             pair = take_rows(features, crowd, torch.cat([row, torch.tensor([count - 1])]))
-            for feature, tensor in zip(features, pair, strict=True):
+            for index, (feature, tensor) in enumerate(zip(features, pair, strict=True)):
                 if feature.role == "rows" and tensor.is_floating_point() and not feature.request:
-                    tensor.select(feature.axis or 0, 1).fill_(outlier)
+                    bound = bounds[index] if index < len(bounds) else None
+                    _fill(tensor, feature.axis or 0, outlier, bound)
             found.append((f"beside a row of {outlier:g}", off(pair, row)))
     for where, difference in found:
         if not difference.exact:
             return f"a row's answer differs by {difference.max_abs:.3g} {where}: it depends on its neighbours"
     return max(difference.max_abs for _, difference in found)
+
+
+def _fill(tensor: Tensor, axis: int, number: float, bound: Bounds | None) -> None:
+    """Puts a number in the second row, in place of all that are no ids."""
+    row = tensor.select(axis, 1)
+    if bound is None:
+        row.fill_(number)
+    else:
+        free = torch.from_numpy(np.isinf(np.broadcast_to(bound.high, tuple(tensor.shape))))
+        row.masked_fill_(free.select(axis, 1), number)
 
 
 def _joined(batches: Sequence[Sequence[Tensor]], axes: Sequence[int | None]) -> list[Tensor]:

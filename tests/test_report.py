@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from fastrec.errors import InputError
-from fastrec.report import Report
+from fastrec.report import Report, Step
+from fastrec.techniques import Change
 from tests.reports import improved, segmented, size, unchanged
 
 
@@ -85,9 +86,9 @@ def test_print_gives_a_line_per_batch_size() -> None:
         "onnxruntime",
     ]
     assert len({line.rindex("  ") for line in lines[1:7]}) == 1  # the columns stand below each other
-    assert "6.0e-08" in lines[7] and "28 changes, 3 skipped" in lines[9]
+    assert "6.0e-08" in lines[7] and lines[9] == "note: one thread" and "28 changes, 3 skipped" in lines[10]
     assert lines[8] == "the tables take 900 B, 1,000 B are allowed" and improved().met
-    assert len(lines) == 10
+    assert len(lines) == 11
     assert max(map(len, lines[1:])) <= 100
 
 
@@ -97,7 +98,7 @@ def test_print_gives_the_worst_segments_of_each_grouping() -> None:
         "  auc of popularity 10: 0.80000 before, 0.79900 after, lost 0.001, at most 0.0013"
     )
     assert "0.0005 allowed: not certifiable" in lines[8] and "and 8 segments more" in lines[11]
-    assert len(lines) == 14
+    assert len(lines) == 15
 
 
 def test_reports_that_were_written_without_segments_are_read() -> None:
@@ -110,7 +111,7 @@ def test_print_cleans_foreign_names() -> None:
     hostile = replace(improved(), sizes=(size(1, 2e-3, 1e-3, session="a\n\x1b[31mb" + "x" * 10_000),))
     assert "\x1b" not in str(hostile)
     assert len(str(hostile)) < 1000
-    assert len(str(hostile).splitlines()) == 6
+    assert len(str(hostile).splitlines()) == 7
 
 
 def test_what_differs_is_said() -> None:
@@ -127,3 +128,13 @@ def test_reports_need_no_renderer() -> None:
     code = "import sys, fastrec.report; print([m for m in sys.modules if m == 'rich' or m.startswith('fastrec.render')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_was_cut_is_told_only_where_it_serves() -> None:
+    lossy = Step("prune_neurons", False, (Change("prune neurons", "linear", "64 -> 16 units"),), 0.1)
+    serving = replace(improved(), steps=(lossy,), notes=())
+    assert "linear: 64 -> 16 units" in str(serving)
+    sizes = tuple(replace(one, session="onnxruntime, exact") for one in serving.sizes)
+    beside = replace(serving, sizes=sizes, notes=("nothing that the recipe approximates serves",))
+    assert "64 -> 16 units" not in str(beside)
+    assert "note: nothing that the recipe approximates serves" in str(beside)

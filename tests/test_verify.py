@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fastrec.capture import capture
+from fastrec.guards import Bounds
 from fastrec.inputs import Feature
 from fastrec.measure import Fidelity
 from fastrec.program import Program
@@ -118,3 +120,18 @@ def test_what_is_expected_is_run_once() -> None:
     for _ in range(2):
         assert isinstance(verify(expected, double, fresh, [1, 33], (0,)), Fidelity)
     assert calls == [1] * 16 + [33]
+
+
+def test_ids_that_lie_among_floats_stay_ids() -> None:
+    table = torch.arange(10.0)
+    packed = torch.stack([torch.arange(8.0), torch.linspace(0, 1, 8)], 1)
+    feature = Feature("x", torch.float32, (8, 2), 0, "rows")
+    seen: list[float] = []
+
+    def session(flat: list[Tensor]) -> list[Tensor]:
+        seen.append(float(flat[0][:, 1].max()))
+        return [table[flat[0][:, 0].long()] + 0 * flat[0][:, 1].clamp(-1, 1)]
+
+    bound = Bounds(np.array([[0.0, -np.inf]]), np.array([[10.0, np.inf]]))
+    assert neighbours(session, [feature], [packed], [0], (), [bound]) == 0.0
+    assert max(seen) > 1e29

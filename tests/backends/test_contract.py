@@ -208,7 +208,9 @@ def test_compiling_changes_nothing_and_leaves_nothing(
 
 
 @each_backend
-def test_a_model_that_was_not_captured_runs_where_modules_do_and_is_refused_elsewhere(backend: Backend) -> None:
+def test_a_model_that_was_not_captured_runs_where_modules_do_and_is_refused_elsewhere(
+    backend: Backend,
+) -> None:
     if backend.unavailable() is not None:
         pytest.skip(str(backend.unavailable()))
     program, model = program_of(CASES[0])

@@ -163,3 +163,28 @@ def test_ranges_that_are_none_are_refused(ranges: Any) -> None:
 def test_an_input_that_is_none_is_named() -> None:
     with pytest.raises(InputError, match="names 'other', which is no input of this model: it has ids, dense"):
         PruneDead(ranges={"other": (0.0, 1.0)}).apply(captured(Tower(), batch()))
+
+
+def test_ranges_of_several_techniques_meet() -> None:
+    wide = PruneDead(ranges={"dense": (0.0, 2.0)})
+    assert fastrec.Recipe((IN_RANGE, wide)).promised == {"dense": (0.0, 1.0)}
+    fast = fastrec.compress(
+        Tower(), batch(64), recipe=[IN_RANGE, wide, Fuse()], backends=[Eager()], batch_sizes=(8,), seconds=3,
+        progress=False,
+    )  # fmt: skip
+    with pytest.raises(InputError, match="declared from 0 to 1"):
+        fast(*batch(9, high=1.9))
+    with pytest.raises(InputError, match="no number is in both"):
+        _ = fastrec.Recipe((IN_RANGE, PruneDead(ranges={"dense": (2.0, 3.0)}))).promised
+
+
+def test_a_batch_that_is_given_outside_its_range_is_named() -> None:
+    with pytest.raises(InputError, match="the example batch: feature 'dense', row 0"):
+        fastrec.compress(
+            Tower(), batch(64, high=9.0), recipe=[IN_RANGE], backends=[Eager()], seconds=3, progress=False
+        )
+    with pytest.raises(InputError, match="calibration: feature 'dense', row 0"):
+        fastrec.compress(
+            Tower(), batch(64), calibration=[batch(64, high=9.0)], recipe=[IN_RANGE], backends=[Eager()], seconds=3,
+            progress=False,
+        )  # fmt: skip
