@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import trade_offs
+from benchmarks import pruning, trade_offs
 from benchmarks.marks import put
 from benchmarks.results import Results
 from benchmarks.tables import brief
@@ -37,6 +37,12 @@ def test_the_page_of_trade_offs_is_the_committed_results() -> None:
     page = (ROOT / "docs" / "trade-offs.md").read_text()
     (path,) = (ROOT / "benchmarks" / "results" / "trade-offs").glob("*.json")
     assert page == trade_offs.with_table(page, trade_offs.read(path))
+
+
+def test_the_page_of_pruning_is_the_committed_results() -> None:
+    page = (ROOT / "docs" / "pruning.md").read_text()
+    (path,) = (ROOT / "benchmarks" / "results" / "pruning").glob("*.json")
+    assert page == pruning.with_table(page, pruning.read(path))
 
 
 def test_the_card_of_retrieval_has_the_committed_results() -> None:
