@@ -99,6 +99,8 @@ class DropBlocks(Technique):
         self._check_names([block.add.name for block in found])
         chosen = [block for block in found if self._takes(block.add.name)]
         skipped = [Skip(RULE, block.add.name, block.reason) for block in chosen if block.reason]
+        if not found:
+            skipped.append(Skip(RULE, "", "no residual block was found"))
         fit = {block.add.name for block in chosen if not block.reason}
         changes, left = self._drop(work, gm, fit)
         if changes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from ...errors import InputError, TechniqueError
-from ...graph import constant
+from ...graph import constant, value
 from ...program import Program
 from ..base import Applied, Change, Skip, Technique
 from ..fusion.purity import writes
@@ -19,7 +19,7 @@ from ..quantization.layers import named
 from ..settings import check_ranges, check_whole
 from .bounds import Interval, intervals
 from .cutting import cut
-from .widths import GraphGroup, Widths
+from .widths import GraphGroup, Widths, no_units
 
 __all__ = ["PruneDead"]
 
@@ -82,19 +82,40 @@ class PruneDead(Technique):
         changes: list[Change] = []
         skipped: list[Skip] = []
         done: set[str] = set()
-        for one in Widths(gm).units().values():
-            if one.reasons or not one.readers:
-                continue  # who reads them otherwise is said by techniques that are asked for
+        found = list(Widths(gm).units().values())
+        # Who reads the others otherwise is said by techniques that are asked for.
+        free = [one for one in found if one.readers and not one.reasons]
+        for one in free:
             made = self._prune(gm, one, ends, done)
             if isinstance(made, Change):
                 changes.append(made)
                 ends = intervals(gm, ranges)
             elif made:
                 skipped.append(Skip(RULE, one.site, made))
+        if not changes and not skipped:
+            skipped = [Skip(RULE, "", self._nothing(gm, ranges, found, free))]
         if not changes:
             return Applied(program.model, (), tuple(skipped))
         settle(gm, _META, done)
         return Applied(gm, tuple(changes), tuple(skipped))
+
+    def _nothing(
+        self,
+        gm: fx.GraphModule,
+        ranges: Mapping[str, tuple[float, float]],
+        found: Sequence[GraphGroup],
+        free: Sequence[GraphGroup],
+    ) -> str:
+        """Why no unit of these groups goes, where none is dead."""
+        if not found:
+            return no_units(gm, type(self).__name__)
+        if not free:
+            return "none of its hidden units can go: PruneNeurons says why of each"
+        unknown = any(
+            node.op == "placeholder" and node.name not in ranges and value(node).is_floating_point()
+            for node in gm.graph.nodes
+        )
+        return "no unit is dead" + " within what is known of its inputs" * unknown
 
     def _of_inputs(self, program: Program, gm: fx.GraphModule) -> dict[str, tuple[float, float]]:
         """The ranges by the nodes of their inputs."""

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from ...cost import costs
 from ...graph import constant, copy_graph, sweep
 from ...program import Program
+from ..base import Skip
 from ..fusion.id_columns import identity
 from ..projection.rewrite import settle
 from ..quantization.calibration import inputs_of
@@ -17,8 +18,8 @@ from ..quantization.layers import named
 from ..traffic import batches_of
 from .cutting import cut
 from .slopes import slopes_of
-from .units import Fits, Group, Kept, LinearMap, Prunable
-from .widths import GraphGroup, Widths
+from .units import RULE, Fits, Group, Kept, LinearMap, Prunable
+from .widths import GraphGroup, Widths, no_units
 
 __all__ = ["GraphUnits"]
 
@@ -44,6 +45,8 @@ class GraphUnits(Prunable):
             Group(one.site, one.width, tuple(node.name for node in one.writers), self._refusal(one))
             for one in found.values()
         ]
+        if not self.groups:
+            self.skipped = (Skip(RULE, "", no_units(gm, "PruneNeurons")),)
         self.maps = self._maps(widths, found)
 
     def _refusal(self, group: GraphGroup) -> str:

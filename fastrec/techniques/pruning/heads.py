@@ -99,6 +99,8 @@ class PruneHeads(Technique):
         found, reasons = attentions(gm)
         self._check_names([*(one.name for one in found), *reasons])
         skipped = [Skip(RULE, name, reason) for name, reason in reasons.items() if self._takes(name)]
+        if not found and not reasons:
+            skipped.append(Skip(RULE, "", "no attention between linear maps was found"))
         chosen = [one for one in found if self._takes(one.name)]
         changes, left = self._prune(gm, chosen, batches_of(program)) if chosen else ([], [])
         if changes:

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ...program import Program
+from ..base import Skip
 from ..quantization.linear_modules import answers_to, flat_batches, linear_modules
 from .heard import hear
 from .modules import find_units, replace_weights, seen_by, without
 from .slopes import module_slopes
-from .units import Fits, Group, Kept, LinearMap, Prunable
+from .units import RULE, Fits, Group, Kept, LinearMap, Prunable
+from .widths import NO_UNITS
 
 __all__ = ["ModuleUnits"]
 
@@ -41,6 +43,8 @@ class ModuleUnits(Prunable):
             for site in modules
             if site in groups
         ]
+        if not self.groups and not self.skipped:
+            self.skipped = (Skip(RULE, "", NO_UNITS),)
         self._found = {one.site: one for one in found if one.site not in why}
         self.maps = self._maps(program, modules)
         # In the order in which the model calls them, in which cuts are made up for.

@@ -19,13 +19,17 @@ import torch
 from torch import Tensor, fx
 
 from ...graph import constant, is_call, operator_name, value
+from ...ops.linears import INT8_LINEAR
 from ..fusion.id_columns import identity
 from ..fusion.pointwise import is_pointwise
 from ..projection.axes import RESHAPES, even_source, followed, place, reshaped
 from ..projection.groups import Flow, Leaf, Leaves, Part
 from ..quantization.layers import bias_of, linear_maps
 
-__all__ = ["GraphGroup", "Widths"]
+__all__ = ["NO_UNITS", "GraphGroup", "Widths", "no_units"]
+
+NO_UNITS = "no hidden units of linear maps were found"
+"""Said of a model that has none."""
 
 aten = torch.ops.aten
 _PRODUCTS = (aten.matmul.default, aten.bmm.default, aten.mm.default)
@@ -293,6 +297,12 @@ class Widths(Leaves):
             return "adds up products of them"
         self.of[node] = replace(self.of[read[0]], axis=result.index(letter))
         return None
+
+
+def no_units(gm: fx.GraphModule, technique: str) -> str:
+    """Why a graph has no hidden units that `technique` could take."""
+    integers = any(is_call(node, INT8_LINEAR) for node in gm.graph.nodes)
+    return f"its linear maps are in 8 bits already: put {technique} first" if integers else NO_UNITS
 
 
 def _source(node: fx.Node) -> fx.Node:

@@ -260,3 +260,8 @@ def test_settings() -> None:
     for bad in ({"drop": 0}, {"drop": 1.5}, {"drop": True}, {"stand_in": "none"}, {"without": "add"}):
         with pytest.raises(InputError):
             DropBlocks(**bad)  # type: ignore[arg-type]
+
+
+def test_a_model_without_blocks_is_told_so() -> None:
+    applied = DropBlocks().apply(read(nn.Linear(10, 2), torch.randn(8, 10)))
+    assert applied.changes == () and reasons(applied) == {"": "no residual block was found"}

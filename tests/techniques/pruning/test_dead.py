@@ -13,7 +13,7 @@ from fastrec.backends import Eager
 from fastrec.capture import capture
 from fastrec.errors import InputError
 from fastrec.program import Program
-from fastrec.techniques import Fuse, PruneDead
+from fastrec.techniques import Applied, Fuse, PruneDead, QuantizeLinears
 from tests.checks import assert_as_good, double, flat
 
 IN_RANGE = PruneDead(ranges={"dense": (0.0, 1.0)})
@@ -50,6 +50,11 @@ def captured(model: nn.Module, given: Any) -> Program:
     return capture(Program.read(model.eval(), given))
 
 
+def said(applied: Applied) -> list[str]:
+    """Why the whole model stays."""
+    return [skip.reason for skip in applied.skipped if not skip.site]
+
+
 def test_units_that_no_row_and_no_number_in_range_wakes_go_and_the_answer_stays() -> None:
     model = Tower(unread=16).eval()
     applied = IN_RANGE.apply(captured(model, batch()))
@@ -67,6 +72,20 @@ def test_units_that_no_row_and_no_number_in_range_wakes_go_and_the_answer_stays(
 def test_without_a_declared_range_numbers_may_be_any() -> None:
     applied = PruneDead().apply(captured(Tower(unread=0), batch()))
     assert applied.changes == ()
+    assert said(applied) == ["no unit is dead within what is known of its inputs"]
+
+
+def test_where_nothing_is_dead_it_says_so() -> None:
+    awake = captured(Tower(asleep=0, unread=0), batch())
+    assert said(IN_RANGE.apply(awake)) == ["no unit is dead"]
+    answers = captured(nn.Linear(4, 8), torch.randn(3, 4))
+    assert said(PruneDead().apply(answers)) == [
+        "none of its hidden units can go: PruneNeurons says why of each"
+    ]
+    rows = captured(nn.Embedding(9, 4), torch.arange(3))
+    assert said(PruneDead().apply(rows)) == ["no hidden units of linear maps were found"]
+    integers = awake.with_model(QuantizeLinears(least=0).apply(awake).model)
+    assert said(PruneDead().apply(integers)) == ["its linear maps are in 8 bits already: put PruneDead first"]
 
 
 def test_what_a_unit_always_is_goes_into_the_bias_of_its_readers() -> None:

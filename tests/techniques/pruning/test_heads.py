@@ -306,3 +306,10 @@ def test_settings() -> None:
     for bad in ({"keep": 0}, {"keep": 1}, {"refit": 1}, {"only": "all"}):
         with pytest.raises(InputError):
             PruneHeads(**bad)  # type: ignore[arg-type]
+
+
+def test_a_model_without_attention_is_told_so() -> None:
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    applied = PruneHeads().apply(capture(Program.read(nn.Linear(4, 2).eval(), x)))
+    assert applied.changes == ()
+    assert reasons(applied) == {"": "no attention between linear maps was found"}

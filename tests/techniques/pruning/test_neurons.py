@@ -390,3 +390,20 @@ def test_modules_say_that_they_were_pruned_and_copies_as_well() -> None:
     for units in (found, again):
         assert [group.reason for group in units.groups[:2]] == ["its units are pruned already"] * 2
     assert not any(group.reason for group in ModuleUnits(whole).groups[:2])
+
+
+@pytest.mark.parametrize("modules", [False, True])
+def test_a_model_without_hidden_units_is_told_so(modules: bool) -> None:
+    whole = Program.read(nn.Sequential(nn.Embedding(9, 4), nn.Flatten()).eval(), torch.arange(5))
+    (skip,) = SMALL.apply(whole if modules else capture(whole)).skipped
+    assert (skip.site, skip.reason) == ("", "no hidden units of linear maps were found")
+
+
+def test_integers_have_no_units_any_more_and_the_order_is_said() -> None:
+    _, program = programs("mlp")
+    integers = program.with_model(QuantizeLinears(least=0).apply(program).model)
+    applied = SMALL.apply(integers)
+    assert applied.model is integers.model
+    assert [(skip.site, skip.reason) for skip in applied.skipped] == [
+        ("", "its linear maps are in 8 bits already: put PruneNeurons first")
+    ]
