@@ -42,12 +42,15 @@ def check_share(technique: Any, *settings: str, zero: bool = False, one: bool = 
 
 
 def check_names(technique: Any, *settings: str) -> None:
-    """Tuples of names, or None."""
+    """Tuples of names, or None; an empty one only where it is the default, as elsewhere it would leave all."""
+    defaults = {field.name: field.default for field in fields(technique)}
     for setting in settings:
         value = getattr(technique, setting)
         names = isinstance(value, tuple) and all(isinstance(name, str) and name for name in value)
         if value is not None and not names:
             raise _wrong(technique, setting, "a tuple of names", value)
+        if value == () and defaults[setting] is None:
+            raise _wrong(technique, setting, "a name at least, or None for all", value)
 
 
 def check_above(technique: Any, *settings: str) -> None:
