@@ -91,8 +91,12 @@ class PruneNeurons(Technique):
         unseen = {group.site: _unseen(units, group, rows) for group in groups}
         skipped += [Skip(RULE, site, reason) for site, reason in unseen.items() if reason]
         groups = [group for group in groups if not unseen[group.site]]
+        right = units.answers(units.program) if groups else []
+        if not all(bool(answer.isfinite().all()) for batch in right for answer in batch):
+            groups = []
+            skipped.append(Skip(RULE, "", "the model's answers to the calibration are not all finite"))
         orders = self._orders(units, groups, rows)
-        curves = self._curves(units, groups, orders, rows)
+        curves = self._curves(units, groups, orders, rows, right)
         full = {group.site: group.width for group in groups}
         maps = _around(units, full)
         widths = narrowed(maps, full, curves, self.keep)
@@ -162,9 +166,9 @@ class PruneNeurons(Technique):
         groups: Sequence[Group],
         orders: Mapping[str, Tensor],
         rows: Mapping[str, Tensor],
+        right: Sequence[Sequence[Tensor]],
     ) -> dict[str, dict[int, float]]:
-        """How far the answers move with fewer units of one group alone, at each of its levels."""
-        right = units.answers(units.program) if groups else []
+        """How far the answers move from the right ones with fewer units of one group alone, at each of its levels."""
         found: dict[str, dict[int, float]] = {}
         for group in groups:
             found[group.site] = {}

@@ -282,6 +282,22 @@ def test_what_the_calibration_does_not_say_stays() -> None:
     }
 
 
+@pytest.mark.parametrize("modules", [False, True])
+def test_answers_that_are_not_finite_judge_nothing(modules: bool) -> None:
+    class Logarithm(Mlp):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).log()
+
+    torch.manual_seed(0)
+    whole = Program.read(Logarithm(16).eval(), numbers(5), [numbers(50)])
+    program = whole if modules else replace(capture(whole), calibration=((numbers(50),),))
+    applied = SMALL.apply(program)
+    assert applied.model is program.model and not applied.changes
+    assert ("", "the model's answers to the calibration are not all finite") in {
+        (skip.site, skip.reason) for skip in applied.skipped
+    }
+
+
 def test_units_by_their_names() -> None:
     whole, program = programs("beside")
     left, right, mid = (group.site for group in GraphUnits(program).groups)
