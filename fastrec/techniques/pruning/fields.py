@@ -22,6 +22,7 @@ from ..fusion.purity import writes
 from ..quantization.sensitivity import answers, moved
 from ..settings import check_choice, check_names, check_share
 from ..traffic import batches_of
+from .judge import WORST
 from .lookups import Field, Part, drop, find_fields
 from .origins import Origin, Origins, words_of
 
@@ -29,6 +30,7 @@ __all__ = ["PruneFields"]
 
 By: TypeAlias = Literal["mean", "permutation"]
 RULE = "prune fields"
+_FAR = "fields_stay"
 _LADDER = (0.9, 0.75, 0.5)
 # Batches that importance is measured on, fields measured again after each that went, and shufflings of one.
 _BATCHES, _NEAR, _SHUFFLES = 64, 4, 3
@@ -52,7 +54,8 @@ class PruneFields(Technique):
 
     The model takes the same inputs. A change says whether the field's is still read by anything: if not, it need not be computed.
     Numbers that are no ids are not fields. Fields stay, each with its reason, whose histories are padded with rows of zeros, whose
-    rows are not finite, or with lookups that have no other form (weighted bags, bags of different sizes).
+    rows are not finite, or with lookups that have no other form (weighted bags, bags of different sizes); and, unless `fields`
+    names them, those without which answers are more than half off.
 
     Raises `InputError` for other settings and for the name of no field, `TechniqueError` for a model that was not captured and for
     calibration that it does not take. Cost: of up to 64 batches, a run for each field and four for each that goes; by permutation three times that.
@@ -118,16 +121,24 @@ class PruneFields(Technique):
                 reason = f"of {total} fields {len(before)} went before: with keep={self.keep} no other goes"
                 skipped.append(Skip(RULE, "", reason))
             return Applied(gm, (), tuple(skipped))
+        if self.fields is None and gm.meta.get(_FAR):
+            reason = "fields went before until answers would have been more than half off: no other goes"
+            return Applied(gm, (), (*skipped, Skip(RULE, "", reason)))
         if count < len(able) and sum(count_rows(features, batch) or 1 for batch in batches) < 2:
             reason = "calibration has one row, on which no field is worth more than another"
             return Applied(gm, (), (*skipped, Skip(RULE, "", reason)))
-        chosen = _choose(
-            _Importance(gm, batches[:: -(-len(batches) // _BATCHES)], features, self.by), able, count
-        )
+        importance = _Importance(gm, batches[:: -(-len(batches) // _BATCHES)], features, self.by)
+        # Who names fields has said what they may cost.
+        chosen, reasons = _choose(importance, able, count, WORST if self.fields is None else math.inf)
+        skipped += [Skip(RULE, name, reason) for name, reason in reasons.items()]
+        if not chosen:
+            return Applied(gm, (), tuple(skipped))
         made = copy_graph(gm)
         drop(made, [part for one in chosen for part in one.field.parts])
         forget_moved(made)
         made.meta["pruned_fields"] = (*before, *(one.field.name for one in chosen))
+        if reasons:
+            made.meta[_FAR] = True
         return Applied(made, tuple(_changes(made, chosen, features, self.by)), tuple(skipped))
 
     def _count(self, total: int) -> int:
@@ -185,11 +196,14 @@ class _Importance:
 
     def _moved(self, gm: fx.GraphModule, batches: Sequence[Sequence[Tensor]]) -> float:
         pairs = zip(answers(gm, batches), self._right, strict=True)
-        return max((moved(new, old) for new, old in pairs), default=0.0)
+        found = [moved(new, old) for new, old in pairs]
+        return max(found, default=0.0) if all(map(math.isfinite, found)) else math.inf
 
 
-def _choose(importance: _Importance, able: Sequence[Field], count: int) -> list[_Chosen]:
-    """The least important fields, in the order in which they go."""
+def _choose(
+    importance: _Importance, able: Sequence[Field], count: int, worst: float
+) -> tuple[list[_Chosen], dict[str, str]]:
+    """The least important fields, in the order in which they go; by its name, why the first stays without which answers are further off than `worst`."""
     alone = {field.name: importance.of(field, ()) for field in able}
     left = sorted(able, key=lambda field: alone[field.name])
     chosen: list[_Chosen] = []
@@ -200,8 +214,12 @@ def _choose(importance: _Importance, able: Sequence[Field], count: int) -> list[
         field = left.pop(place)
         gone += field.parts
         together = near[place] if importance.by == "mean" else importance.removed(gone)
+        if together > worst:
+            off = f"be {together:.0%} off" if math.isfinite(together) else "not be finite"
+            before = f" and the {len(chosen)} before it" if chosen else ""
+            return chosen, {field.name: f"answers of the calibration would {off} without it{before}"}
         chosen.append(_Chosen(field, alone[field.name], together))
-    return chosen
+    return chosen, {}
 
 
 def _shuffled(

@@ -132,6 +132,36 @@ def test_fusion_takes_the_constants_into_biases() -> None:
         )
 
 
+@pytest.mark.parametrize("by", ["mean", "permutation"])
+def test_no_more_go_where_answers_would_be_more_than_half_off(by: Any) -> None:
+    made = PruneFields(keep=0.1, by=by).apply(PROGRAM)
+    gone = [change.site for change in made.changes]
+    assert gone[:2] == ["x[:, 4]", "x[:, 2]"] and len(gone) < F - 1
+    said = [float(change.detail.rpartition("gone by ")[2]) for change in made.changes[1:]]
+    assert max(said) <= 0.5
+    (skip,) = made.skipped
+    found = re.fullmatch(
+        rf"answers of the calibration would be (\d+)% off without it and the {len(gone)} before it",
+        skip.reason,
+    )
+    assert found and int(found[1]) >= 50 and skip.site not in gone
+    # What is half off already is not the measure of what is left.
+    (skip_again,) = PruneFields(keep=0.1, by=by).apply(PROGRAM.with_model(made.model)).skipped
+    assert skip_again.site == "" and "no other goes" in skip_again.reason
+    # Who names them has them go.
+    named = PruneFields(fields=(*gone, skip.site), by=by).apply(PROGRAM)
+    assert {change.site for change in named.changes} == {*gone, skip.site} and not named.skipped
+    assert f"gone by {int(found[1]) / 100:.1g}" in named.changes[-1].detail
+
+
+def test_answers_that_are_not_finite_let_no_field_go() -> None:
+    odd = Parts(lambda m, user, item: (m.one(user) * m.one(item[:, 0])).log())
+    users, items = ids(50, 1)[:, 0], ids(50, 1, seed=1)
+    made = PruneFields(keep=0.5).apply(captured(odd, users, items))
+    assert made.changes == ()
+    assert made.skipped[0].reason == "answers of the calibration would not be finite without it"
+
+
 def test_each_field_is_measured_with_those_that_went() -> None:
     class Sums(nn.Module):
         """Columns 0 and 1 nearly cancel where they hold the same ids, as they always do."""
@@ -149,9 +179,10 @@ def test_each_field_is_measured_with_those_that_went() -> None:
 
     seen = ids(400, 3)
     seen[:, 1] = seen[:, 0]
-    made = PruneFields(keep=0.3).apply(captured(Sums(), seen[:8], calibration=(seen,)))
+    technique = PruneFields(fields=("x[:, 0]", "x[:, 1]", "x[:, 2]"))
+    made = technique.apply(captured(Sums(), seen[:8], calibration=(seen,)))
     # Alone, column 0 is worth most.
-    assert [change.site for change in made.changes] == ["x[:, 1]", "x[:, 0]"]
+    assert [change.site for change in made.changes] == ["x[:, 1]", "x[:, 0]", "x[:, 2]"]
 
 
 class Shared(nn.Module):
@@ -226,7 +257,7 @@ def test_a_history_is_one_field_and_stays_where_it_is_padded(bag: bool) -> None:
     )
     items[0] = 0
     padded = captured(Events(items, bag), users[:8], seen[:8], calibration=(users, seen))
-    made = PruneFields(keep=0.4).apply(padded)
+    made = PruneFields(fields=("user", "history")).apply(padded)
     assert [change.site for change in made.changes] == ["user"]
     assert made.skipped[0].site == "history" and "its histories are padded" in made.skipped[0].reason
 
@@ -300,7 +331,7 @@ def test_what_stays_says_why() -> None:
     users, items = ids(50, 1)[:, 0], ids(50, 1, seed=1)
     keep = PruneFields(keep=0.5)
     largest = captured(Parts(lambda m, user, item: m.one(user) * m.bag(item)), users, items)
-    made = keep.apply(largest)
+    made = PruneFields(fields=("user", "item")).apply(largest)
     assert [change.site for change in made.changes] == ["user"]
     assert [(skip.site, skip.reason) for skip in made.skipped] == [
         ("item", "of model.bag.weight: its bags are maxima")
@@ -322,15 +353,15 @@ def test_what_stays_says_why() -> None:
 def test_names_say_what_goes_and_what_stays() -> None:
     made = PruneFields(fields=("x[:, 0]", "x[:, 4]")).apply(PROGRAM)
     assert [change.site for change in made.changes] == ["x[:, 4]", "x[:, 0]"]
-    made = PruneFields(keep=0.66, without=("x[:, 4]",)).apply(PROGRAM)
-    assert "x[:, 4]" not in [change.site for change in made.changes] and len(made.changes) == 2
+    made = PruneFields(keep=0.8, without=("x[:, 4]",)).apply(PROGRAM)
+    assert [change.site for change in made.changes] == ["x[:, 2]"]
     for setting in ("fields", "without"):
         with pytest.raises(InputError, match=re.escape(f"PruneFields({setting}=...) has 'x[:, 9]'")):
             PruneFields(**{setting: ("x[:, 9]",)}).apply(PROGRAM)  # type: ignore[arg-type]  # by name
 
 
 def test_milder_settings_drop_the_less_important_half() -> None:
-    technique = PruneFields(keep=0.3)
+    technique = PruneFields(fields=tuple(f"x[:, {column}]" for column in (1, 2, 3, 4)))
     changes = technique.apply(PROGRAM).changes
     milder = technique.milder(PROGRAM, changes)
     sites = [change.site for change in changes]
