@@ -67,7 +67,7 @@ class PruneNeurons(Technique):
     without: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_share(self, "keep", one=True)
+        check_share(self, "keep")
         check_choice(self, "by", By)
         check_whole(self, "step", least=1)
         check_switch(self, "reconstruct")
@@ -194,7 +194,7 @@ class PruneNeurons(Technique):
 
     def milder(self, program: Program, changes: tuple[Change, ...]) -> tuple[Technique, ...]:  # noqa: ARG002 - the same for all
         """Half and a quarter of what was cut."""
-        return tuple(replace(self, keep=1 - (1 - self.keep) * part) for part in _MILDER if self.keep < 1)
+        return tuple(replace(self, keep=1 - (1 - self.keep) * part) for part in _MILDER)
 
     @classmethod
     def ladder(cls) -> tuple[Self, ...]:
