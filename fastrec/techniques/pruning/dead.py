@@ -39,7 +39,7 @@ class PruneDead(Technique):
     `InputError` as long as the guards are on (`compress(guards=True)`); no range is taken for granted without being declared.
 
     So many dead units stay that widths are multiples of `step`, as kernels want them, and one unit of each map. Raises
-    `InputError` for other settings, `TechniqueError` for a model that was not captured. Cost: a pass over tables and weights.
+    `InputError` for other settings and for ranges of what is no input of floating-point numbers, `TechniqueError` for a model that was not captured. Cost: a pass over tables and weights.
 
     Source: interval bounds as in Gowal et al., "On the Effectiveness of Interval Bound Propagation", 2018; Serra, Kumar and
     Ramalingam, "Lossless Compression of Deep Neural Networks", 2020.
@@ -58,6 +58,9 @@ class PruneDead(Technique):
     def __post_init__(self) -> None:
         check_ranges(self, "ranges")
         check_whole(self, "step", least=1)
+        # As they are read back from JSON, and the caller's mapping stays the caller's.
+        ranges = {name: (float(low), float(high)) for name, (low, high) in self.ranges.items()}
+        object.__setattr__(self, "ranges", ranges)
 
     @property
     def exact(self) -> bool:
@@ -119,7 +122,7 @@ class PruneDead(Technique):
 
     def _of_inputs(self, program: Program, gm: fx.GraphModule) -> dict[str, tuple[float, float]]:
         """The ranges by the nodes of their inputs."""
-        inputs = [node.name for node in gm.graph.nodes if node.op == "placeholder"]
+        inputs = [node for node in gm.graph.nodes if node.op == "placeholder"]
         places = {feature.name: node for feature, node in zip(program.layout.features, inputs, strict=True)}
         missing = sorted({*self.ranges} - {*places})
         if missing:
@@ -127,7 +130,15 @@ class PruneDead(Technique):
                 f"PruneDead(ranges=...) names {', '.join(map(repr, missing))}, which is no input of this model: it has "
                 f"{', '.join(places)}"
             )
-        return {places[name]: ends for name, ends in self.ranges.items()}
+        for name in self.ranges:
+            if not value(places[name]).is_floating_point():
+                dtype = str(value(places[name]).dtype).removeprefix("torch.")
+                raise InputError(
+                    f"PruneDead(ranges=...) names {name!r}, which holds {dtype}: ranges are of floating-point numbers; ids lie between "
+                    "what their tables have",
+                    feature=name,
+                )
+        return {places[name].name: ends for name, ends in self.ranges.items()}
 
     def _prune(
         self, gm: fx.GraphModule, units: GraphGroup, ends: Mapping[fx.Node, Interval], done: set[str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -177,6 +178,24 @@ def test_numbers_outside_what_was_declared_are_refused() -> None:
 def test_ranges_that_are_none_are_refused(ranges: Any) -> None:
     with pytest.raises(InputError, match=r"PruneDead\(ranges=...\) takes a mapping"):
         PruneDead(ranges=ranges)
+
+
+def test_settings_are_read_back_as_they_were_given() -> None:
+    given = {"dense": [0, 1]}
+    technique: Any = PruneDead(ranges=given)  # type: ignore[arg-type]  # as people write it
+    assert technique == IN_RANGE and technique.ranges["dense"] == (0.0, 1.0)
+    assert isinstance(technique.ranges["dense"][0], float)
+    recipe = fastrec.Recipe((technique,))
+    assert fastrec.Recipe.from_json(recipe.to_json()) == recipe
+    given["dense"][1] = 9
+    assert technique == IN_RANGE
+
+
+def test_ranges_are_of_numbers_and_not_of_ids() -> None:
+    said = "names 'ids', which holds int64: ranges are of floating-point numbers; ids lie between what their tables have"
+    with pytest.raises(InputError, match=re.escape(said)) as caught:
+        PruneDead(ranges={"ids": (0, 99)}).apply(captured(Tower(), batch()))
+    assert caught.value.feature == "ids"
 
 
 def test_an_input_that_is_none_is_named() -> None:
