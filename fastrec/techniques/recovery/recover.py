@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -49,7 +50,7 @@ class Recover(Technique):
     In `folder`, where one is given, the state is kept ten times a run, in a file named by what is learned from what: a run that
     was killed goes on from there, and ends as it would have. Same settings and seed, same result, on the same machine.
 
-    Raises `InputError` for other settings, `TechniqueError` for a model that was not captured. Cost: `steps` runs of a batch and
+    Raises `InputError` for other settings and, before it trains, for a folder that no file can be written in, `TechniqueError` for a model that was not captured. Cost: `steps` runs of a batch and
     their gradients.
 
     Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, equation 2, at temperature 1.
@@ -90,6 +91,8 @@ class Recover(Technique):
         if reason:
             return Applied(gm, skipped=(Skip(RULE, "", reason),))
         assert isinstance(program.origin, fx.GraphModule)
+        if self.folder is not None:
+            _check_folder(self.folder)
         student = copy_graph(gm)
         with torch.random.fork_rng(devices=()):
             found = self._learn(student, program.origin, batches_of(program))
@@ -181,6 +184,19 @@ class Recover(Technique):
         settings = f"{self.steps} {lr} {self.seed} {sorted(start)}"
         digest = digest_of(settings, *start.values(), *(answer for batch in told for answer in batch))
         return Kept(Path(self.folder) / f"recover-{digest}.safetensors")
+
+
+def _check_folder(folder: str) -> None:
+    """Makes a folder, and raises `InputError` where no file can be written in it."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"Recover(folder=...) has {folder!r}, in which no file can be written ({error!s:.200}): give a folder that is yours to "
+            "write in, or None to keep nothing"
+        ) from error
 
 
 def _trained(gm: fx.GraphModule) -> list[list[str]]:

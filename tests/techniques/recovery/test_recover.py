@@ -125,6 +125,23 @@ def test_a_killed_run_goes_on_where_it_was(
     assert technique.apply(pruned).changes == whole.changes
 
 
+@pytest.mark.parametrize("name", ["file", "file/below", "no\0path"])
+def test_a_folder_that_cannot_be_written_is_refused_before_it_trains(
+    pruned: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    ran: list[int] = []
+    monkeypatch.setattr(training.Run, "_step", lambda run, loss, index: ran.append(run.done))
+    technique = Recover(steps=3, folder=str(tmp_path / name))
+    with pytest.raises(InputError, match=r"in which no file can be written .*: give a folder") as caught:
+        technique.apply(pruned)
+    assert repr(technique.folder) in str(caught.value) and not ran
+    # A folder that is not there yet is made, and what tries it leaves nothing.
+    fresh = tmp_path / "fresh" / "below"
+    Recover(steps=3, folder=str(fresh)).apply(pruned)
+    assert ran and {file.suffix for file in fresh.iterdir()} == {".safetensors"}
+
+
 def test_where_there_is_nothing_to_learn_it_says_so(pruned: Program) -> None:
     plain = pruned.with_model(pruned.origin) if pruned.origin is not None else pruned
     for program in (plain, replace(pruned, origin=None)):
