@@ -51,6 +51,7 @@ class PruneRows(OnTables):
     name: ClassVar[str] = "prune_rows"
     rule: ClassVar[str] = "prune rows"
     fitted: ClassVar[bool] = True
+    cuts: ClassVar[bool] = True
 
     least: int = 2
 
