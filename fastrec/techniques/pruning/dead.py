@@ -39,7 +39,8 @@ class PruneDead(Technique):
     `InputError` as long as the guards are on (`compress(guards=True)`); no range is taken for granted without being declared.
 
     So many dead units stay that widths are multiples of `step`, as kernels want them, and one unit of each map. Raises
-    `InputError` for other settings and for ranges of what is no input of floating-point numbers, `TechniqueError` for a model that was not captured. Cost: a pass over tables and weights.
+    `InputError` for other settings and for ranges of what is no input of floating-point numbers, `TechniqueError` for a model
+    that was not captured. Cost: a pass over tables and weights.
 
     Source: interval bounds as in Gowal et al., "On the Effectiveness of Interval Bound Propagation", 2018; Serra, Kumar and
     Ramalingam, "Lossless Compression of Deep Neural Networks", 2020.

@@ -50,8 +50,8 @@ class Recover(Technique):
     In `folder`, where one is given, the state is kept ten times a run, in a file named by what is learned from what: a run that
     was killed goes on from there, and ends as it would have. Same settings and seed, same result, on the same machine.
 
-    Raises `InputError` for other settings and, before it trains, for a folder that no file can be written in, `TechniqueError` for a model that was not captured. Cost: `steps` runs of a batch and
-    their gradients.
+    Raises `InputError` for other settings and, before it trains, for a folder that no file can be written in, `TechniqueError` for a
+    model that was not captured. Cost: `steps` runs of a batch and their gradients.
 
     Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, equation 2, at temperature 1.
 
