@@ -41,6 +41,16 @@ def test_an_exact_session_is_preferred_where_it_is_as_fast() -> None:
     assert preferred([*trials, Trial(1, "broken", None, None, "")], ()) == "coarse"
 
 
+def test_what_is_cut_is_preferred_only_where_the_rest_of_its_recipe_is_slower() -> None:
+    def trials(beside: float) -> list[Trial]:
+        medians = (("int8", 1.0), ("int8, without prune_neurons", beside), ("exact", 1.5))
+        return [Trial(1, name, p50, 1.0, "") for name, p50 in medians]
+
+    uncut = {"int8, without prune_neurons", "exact"}
+    assert preferred(trials(1.02), {"exact"}, uncut) == "int8, without prune_neurons"
+    assert preferred(trials(1.2), {"exact"}, uncut) == "int8"
+
+
 def result(low: float, value: float) -> SizeResult:
     latency = Latency(100, 0.001, 0.002, None, 0.0009, 0.0011)
     return SizeResult(1, latency, latency, Ratio(value, low, value + 0.1, 100), "eager")

@@ -14,7 +14,7 @@ from fastrec.backends import Eager, OnnxRuntime
 from fastrec.measure import evaluator
 from fastrec.ops import layers
 from fastrec.ops.packed_linears import PackedLinear
-from fastrec.techniques import Fuse, PruneNeurons, QuantizeLinears, QuantizeTables
+from fastrec.techniques import Fuse, PruneNeurons, QuantizeLinears, QuantizeTables, Recover
 
 from .checks import assert_near, assert_same_structure, assert_unchanged, call, flat, snapshot
 from .zoo import ZOO, Entry, make
@@ -142,6 +142,36 @@ def test_units_go_and_what_is_left_without_that_is_measured_beside(others: tuple
     tried = {trial.session for trial in fast.report.trials if trial.p50}
     assert tried == {"eager, modules"} | {"eager, modules, without prune_neurons" for _ in others}
     assert_near([score(fast, draw(200, 9))], [score(model, draw(200, 9))], 0.5)
+
+
+class Plain(nn.Module):
+    """ids (N, 2), numbers (N, 8) -> (N, 1): a table and a tower, which can be captured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(500, 8)
+        self.tower = nn.Sequential(
+            nn.Linear(24, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1)
+        )
+
+    def forward(self, ids: Tensor, numbers: Tensor) -> Tensor:
+        scores: Tensor = self.tower(torch.cat([self.table(ids).flatten(1), numbers], 1))
+        return scores
+
+
+@pytest.mark.parametrize("others", [(), (QuantizeTables(8, least_bytes=0),)])
+def test_of_a_graph_what_is_left_without_what_was_cut_is_measured_beside_it(others: tuple[Any, ...]) -> None:
+    rng = torch.Generator().manual_seed(1)
+    batches = [
+        (torch.randint(500, (64, 2), generator=rng), torch.randn(64, 8, generator=rng)) for _ in range(4)
+    ]
+    fast = compress(
+        Plain().eval(), batches[0], recipe=(PruneNeurons(0.5), Recover(steps=5), Fuse(fold_bytes=0), *others),
+        calibration=batches, backends=[Eager()], batch_sizes=(8,), seconds=60, progress=False,
+    )  # fmt: skip
+    tried = {trial.session for trial in fast.report.trials if trial.p50}
+    assert tried == {"eager", "eager, exact"} | {"eager, without prune_neurons" for _ in others}
 
 
 def test_a_row_depends_on_no_other() -> None:
