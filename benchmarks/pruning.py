@@ -5,17 +5,14 @@ Writes `benchmarks/results/pruning/<machine>.json`, and the tables and curves of
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fastrec.cost import per_candidate
 from fastrec.measure import Machine, machine
-from fastrec.plain import dumps, from_plain, loads, to_plain
+from fastrec.plain import from_plain, loads
 from fastrec.program import Program
 from fastrec.techniques import (
     DropBlocks,
@@ -31,12 +28,11 @@ from fastrec.wording import duration, times
 
 from .judged import INT8, SIZES, Judged, calibrated
 from .marks import put
+from .pages import ROOT, run
 from .pruning_models import models
 
-ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "pruning.md"
 CURVES = ROOT / "docs" / "pruning.svg"
-RESULTS = ROOT / "benchmarks" / "results" / "pruning"
 SCHEMA = 1
 ALLOWED = 5e-4
 """The loss of AUC that verdicts are about."""
@@ -218,21 +214,11 @@ def read(path: Path) -> Pruning:
     return from_plain(Pruning, loads(path.read_text(), path.name, SCHEMA), path.name)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each size of each setting")
-    parser.add_argument("--only", nargs="*", default=(), help="settings that hold one of these words")
-    parser.add_argument("--out", type=Path, help="where to write, the results folder if not given")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    found = measure(given.seconds, given.only)
-    path = given.out or RESULTS / f"{found.machine.slug}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(dumps({"schema": SCHEMA, **to_plain(found, "pruning")}) + "\n")
-    if not given.only and given.out is None:
-        PAGE.write_text(with_table(PAGE.read_text(), found))
-        curves(found)
+def show(found: Pruning) -> None:
+    """Puts it on the page."""
+    PAGE.write_text(with_table(PAGE.read_text(), found))
+    curves(found)
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, "pruning", SCHEMA, measure, show)

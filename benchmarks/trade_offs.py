@@ -5,19 +5,17 @@ Writes `benchmarks/results/trade-offs/<machine>.json` and the table in `docs/tra
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from fastrec.cost import table_bytes
 from fastrec.measure import Machine, machine
 from fastrec.measure.loss import Loss
-from fastrec.plain import dumps, from_plain, loads, to_plain
+from fastrec.plain import from_plain, loads
 from fastrec.techniques import (
     TECHNIQUES,
     FitTables,
@@ -30,10 +28,9 @@ from fastrec.wording import amount, times
 
 from .judged import INT8, SIZES, Judged, calibrated
 from .marks import put
+from .pages import ROOT, run
 
-ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "trade-offs.md"
-RESULTS = ROOT / "benchmarks" / "results" / "trade-offs"
 SCHEMA = 1
 ALLOWED = 5e-4
 """The loss of AUC that verdicts are about."""
@@ -173,20 +170,10 @@ def read(path: Path) -> TradeOffs:
     return from_plain(TradeOffs, loads(path.read_text(), path.name, SCHEMA), path.name)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each size of each setting")
-    parser.add_argument("--only", nargs="*", default=(), help="settings that hold one of these words")
-    parser.add_argument("--out", type=Path, help="where to write, the results folder if not given")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    found = measure(given.seconds, given.only)
-    path = given.out or RESULTS / f"{found.machine.slug}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(dumps({"schema": SCHEMA, **to_plain(found, "trade-offs")}) + "\n")
-    if not given.only:
-        PAGE.write_text(with_table(PAGE.read_text(), found))
+def show(found: TradeOffs) -> None:
+    """Puts it on the page."""
+    PAGE.write_text(with_table(PAGE.read_text(), found))
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, "trade-offs", SCHEMA, measure, show)
