@@ -108,8 +108,11 @@ def measure(seconds: float, only: Sequence[str]) -> Pruning:
         judged = Judged(plain, parts["test"], seconds, {"exact": fused, "int8": _after(fused, INT8)})
         for setting, kept, way, techniques in settings():
             if not only or any(word in setting for word in only):
-                rows.append(_row(judged, name, setting, kept, way, techniques))
-                print(rows[-1], flush=True)
+                row = _row(judged, name, setting, kept, way, techniques)
+                if row.skipped and isinstance(techniques[-1], Recover):
+                    continue  # the row of what it would recover says why
+                rows.append(row)
+                print(row, flush=True)
     return Pruning(machine(), tuple(rows))
 
 
