@@ -66,8 +66,7 @@ def settings(tables: int) -> dict[str, tuple[Technique, ...]]:
     order = list(TECHNIQUES)
     found: dict[str, tuple[Technique, ...]] = {"exact": (Fuse(),)}
     for kind in TECHNIQUES.values():
-        # What takes parts out has a page of its own.
-        for rung in kind.ladder() if kind is not FitTables and not (kind.cuts or kind.mends) else ():
+        for rung in kind.ladder() if kind is not FitTables and not kind.mends else ():
             # The tables and layers of these models are small.
             sized = {"least_bytes": 0, **({"least": 4096} if kind is ProjectPCA else {})}
             technique = replace(rung, **{name: size for name, size in sized.items() if hasattr(rung, name)})  # type: ignore[arg-type]  # settings by name
@@ -108,7 +107,9 @@ def measure(seconds: float, only: Sequence[str]) -> TradeOffs:
         tables[data] = table_bytes(plain.model)  # type: ignore[arg-type]  # captured, so a graph
         judged = Judged(plain, parts["test"], seconds, {"exact": plain.with_model(Fuse().apply(plain).model)})
         for name, techniques in settings(tables[data]).items():
-            if not only or any(word in name for word in only):
+            # What takes parts out has a page of its own.
+            asked = any(word in name for word in only) if only else not any(t.cuts for t in techniques)
+            if asked:
                 rows.append(_row(judged, data, name, techniques))
                 print(rows[-1], flush=True)
     return TradeOffs(machine(), tables, tuple(rows))
