@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
-from torch import nn
+from torch import fx, nn
 
 from ..budget import Budget
+from ..errors import TechniqueError
 from ..program import Program
 
-__all__ = ["Applied", "Change", "Skip", "Technique"]
+__all__ = ["Applied", "Change", "Skip", "Technique", "graph_of"]
 
 
 @dataclass(frozen=True)
@@ -98,3 +99,10 @@ class Technique(abc.ABC):
     def ladder(cls) -> tuple[Self, ...]:
         """Settings from mild to strong."""
         return (cls(),)
+
+
+def graph_of(program: Program, technique: Technique) -> fx.GraphModule:
+    """The graph of a captured program. Raises `TechniqueError` for one that was not captured."""
+    if not isinstance(program.model, fx.GraphModule):
+        raise TechniqueError("rewrites captured graphs: capture the program first", technique=technique.name)
+    return program.model

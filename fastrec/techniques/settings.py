@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any, get_args
 
@@ -12,6 +12,7 @@ from ..errors import InputError
 __all__ = [
     "check_above",
     "check_choice",
+    "check_known",
     "check_names",
     "check_ranges",
     "check_share",
@@ -67,6 +68,16 @@ def check_choice(technique: Any, setting: str, of: Any) -> None:
     if getattr(technique, setting) not in get_args(of):
         words = " or ".join(map(repr, get_args(of)))
         raise _wrong(technique, setting, words, getattr(technique, setting))
+
+
+def check_known(technique: Any, setting: str, known: Collection[str], kind: str) -> None:
+    """Names, or None, of what the model has of a kind."""
+    for name in getattr(technique, setting) or ():
+        if name not in known:
+            raise InputError(
+                f"{type(technique).__name__}({setting}=...) has {name!r:.80}, which is no {kind} of this model: it has "
+                f"{', '.join(known) or 'none'}"
+            )
 
 
 def check_ranges(technique: Any, setting: str) -> None:

@@ -11,13 +11,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, fx
 
-from ..errors import InputError, TechniqueError
 from ..graph import copy_graph, sweep
 from ..program import Program
-from .base import Applied, Change, Skip, Technique
+from .base import Applied, Change, Skip, Technique, graph_of
 from .fusion.moves import forget_moved
 from .reads import Table, find_tables
-from .settings import check_names, check_whole
+from .settings import check_known, check_names, check_whole
 from .traffic import batches_of, ids_seen, row_counts
 
 __all__ = ["OnTables", "Traffic"]
@@ -56,29 +55,20 @@ class OnTables(Technique):
 
     def apply(self, program: Program) -> Applied:
         """The graph with these tables, sharing every other tensor; the program's own where none is worth it."""
-        if not isinstance(program.model, fx.GraphModule):
-            raise TechniqueError("rewrites captured graphs: capture the program first", technique=self.name)
-        gm = copy_graph(program.model)
+        given = graph_of(program, self)
+        gm = copy_graph(given)
         tables = find_tables(gm)
-        self._check_names([table.name for table in tables])
+        check_known(self, "only", [table.name for table in tables], "table")
         chosen = [table for table in tables if self.only is None or table.name in self.only]
         reasons = {table.name: self._unfit(gm, table) for table in chosen}
         kept = [table for table in chosen if not reasons[table.name]]
         skipped = [Skip(self.rule, name, reason) for name, reason in reasons.items() if reason]
         changes, left = self.take(gm, kept, _traffic(gm, kept, program, self.name)) if kept else ([], [])
         if not changes:
-            return Applied(program.model, (), (*skipped, *left))
+            return Applied(given, (), (*skipped, *left))
         sweep(gm)
         forget_moved(gm)
         return Applied(gm, tuple(changes), (*skipped, *left))
-
-    def _check_names(self, known: Sequence[str]) -> None:
-        for name in self.only or ():
-            if name not in known:
-                raise InputError(
-                    f"{type(self).__name__}(only=...) has {name!r:.80}, which is no table of this model: it has "
-                    f"{', '.join(known) or 'none'}"
-                )
 
     def _unfit(self, gm: fx.GraphModule, table: Table) -> str:
         """Why the table stays, or nothing."""

@@ -11,10 +11,9 @@ from torch import Tensor, fx
 
 from ...budget import Budget
 from ...cost import table_bytes
-from ...errors import TechniqueError
 from ...program import Program
 from ...rows import count_rows, take_rows
-from ..base import Applied, Change, Skip, Technique
+from ..base import Applied, Change, Skip, Technique, graph_of
 from ..quantization.sensitivity import answers, moved
 from ..reads import Table, find_tables
 from ..settings import check_whole, named
@@ -88,15 +87,14 @@ class FitTables(Technique):
 
     def apply(self, program: Program) -> Applied:
         """The graph with its tables in these forms, sharing every other tensor; the program's own where they take no more."""
-        if not isinstance(program.model, fx.GraphModule):
-            raise TechniqueError("rewrites captured graphs: capture the program first", technique=self.name)
-        before = table_bytes(program.model)
+        given = graph_of(program, self)
+        before = table_bytes(given)
         reason = f"the tables take {before:,} bytes" if before <= self.bytes else ""
-        if program.model.meta.get("fitted"):
+        if given.meta.get("fitted"):
             reason = "its tables were fitted before"
         if reason:
-            return Applied(program.model, skipped=(Skip(_RULE, "", reason),))
-        tables, skipped = self._tables(program.model)
+            return Applied(given, skipped=(Skip(_RULE, "", reason),))
+        tables, skipped = self._tables(given)
         whole = sum(table.tensor.nbytes for table in tables)
         options = [
             _options(program, table, self._ways(table, before, 2 * table.tensor.nbytes > whole))
@@ -112,7 +110,7 @@ class FitTables(Technique):
                 made = formed
                 changes.append(Change(_RULE, table.name, _said(table, option), option.cost.bytes))
         if not changes:
-            return Applied(program.model, (), skipped)
+            return Applied(given, (), skipped)
         assert isinstance(made.model, fx.GraphModule)
         made.model.meta["fitted"] = True
         after = table_bytes(made.model)

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, fx
 
 from ...budget import Budget
-from ...errors import InputError, TechniqueError
+from ...errors import InputError
 from ...graph import copy_graph, sweep
 from ...program import Program
 from ...quiet import quiet, reason_of
 from ...rows import take_rows
-from ..base import Applied, Change, Skip, Technique
+from ..base import Applied, Change, Skip, Technique, graph_of
 from .absorbed_attention import absorb_keys
 from .bags import simplify_bags
 from .chains import merge_chains
@@ -166,9 +166,8 @@ class Fuse(Technique):
 
     def apply(self, program: Program) -> Applied:
         """The rewritten graph; the program's own when no rule applies."""
-        if not isinstance(program.model, fx.GraphModule):
-            raise TechniqueError("rewrites captured graphs: capture the program first", technique=self.name)
-        work = _Rewriting(program.model, _probes(program))
+        given = graph_of(program, self)
+        work = _Rewriting(given, _probes(program))
         chosen = [[self._set(rule) for rule in phase if self._uses(rule)] for phase in PHASES]
         phase = 0
         for _ in range(_ROUNDS * len(chosen)):

@@ -7,7 +7,7 @@ from torch._ops import OpOverload
 
 from ...graph import is_random, is_written
 
-__all__ = ["is_pure", "writes"]
+__all__ = ["is_pure", "unsteady", "writes"]
 
 
 def is_pure(node: fx.Node) -> bool:
@@ -22,3 +22,8 @@ def is_pure(node: fx.Node) -> bool:
 def writes(gm: fx.GraphModule) -> bool:
     """Whether any node of the graph writes into one of its arguments."""
     return any(is_written(node) for node in gm.graph.nodes)
+
+
+def unsteady(gm: fx.GraphModule) -> str:
+    """Why what was seen of the graph's values may not hold, or nothing."""
+    return "the graph writes in place: values seen may change" if writes(gm) else ""

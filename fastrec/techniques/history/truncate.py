@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, fx
 
 from ...cost import costs
-from ...errors import TechniqueError
 from ...graph import ancestors, copy_graph, emit, is_call, is_free, operator_name, sweep, value
 from ...program import Program
-from ..base import Applied, Change, Skip, Technique
+from ..base import Applied, Change, Skip, Technique, graph_of
 from ..fusion.positions import Part, Place
-from ..fusion.purity import writes
+from ..fusion.purity import unsteady
 from ..settings import check_whole
 from ..traffic import batches_of, values_seen
 from .segments import Segments
@@ -77,16 +76,13 @@ class TruncateHistory(Technique):
 
     def apply(self, program: Program) -> Applied:
         """The graph with these histories shorter; the program's own where none is worth it."""
-        if not isinstance(program.model, fx.GraphModule):
-            raise TechniqueError("rewrites captured graphs: capture the program first", technique=self.name)
-        if writes(program.model):
-            return Applied(
-                program.model, skipped=(Skip(RULE, "", "the graph writes in place: values seen may change"),)
-            )
-        gm = copy_graph(program.model)
+        given = graph_of(program, self)
+        if reason := unsteady(given):
+            return Applied(given, skipped=(Skip(RULE, "", reason),))
+        gm = copy_graph(given)
         lookups = [node for node in gm.graph.nodes if has_events(node, self.size)]
         if not lookups:
-            return Applied(program.model)
+            return Applied(given)
         why: dict[fx.Node, str] = {}
         chosen: list[Stretch] = []
         work = _Work(program.with_model(gm))
@@ -105,7 +101,7 @@ class TruncateHistory(Technique):
             Skip(RULE, node.name, why.get(node) or _mixing(node)) for node in lookups if node not in taken
         )
         if not chosen:
-            return Applied(program.model, (), skips)
+            return Applied(given, (), skips)
         changes = self._rewrite(gm, chosen)
         sweep(gm)
         return Applied(gm, tuple(changes), skips)

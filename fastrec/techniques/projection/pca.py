@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Literal, Self
@@ -11,16 +11,15 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor, fx
 
-from ...errors import InputError, TechniqueError
 from ...graph import constant
 from ...program import Program
-from ..base import Applied, Change, Skip, Technique
-from ..fusion.purity import writes
+from ..base import Applied, Change, Skip, Technique, graph_of
+from ..fusion.purity import unsteady
 from ..quantization.calibration import inputs_of
 from ..quantization.layers import linear_maps, named
 from ..quantization.sensitivity import moved_by
 from ..reads import Table, find_tables
-from ..settings import check_names, check_share, check_switch, check_whole
+from ..settings import check_known, check_names, check_share, check_switch, check_whole
 from ..traffic import batches_of
 from .bases import Basis
 from .fit import STEP, fitted
@@ -101,33 +100,23 @@ class ProjectPCA(Technique):
 
     def apply(self, program: Program) -> Applied:
         """The graph with these tables and maps narrower; the program's own where none is."""
-        if not isinstance(program.model, fx.GraphModule):
-            raise TechniqueError("rewrites captured graphs: capture the program first", technique=self.name)
-        if writes(program.model):
-            reason = "the graph writes in place: values seen may change"
-            return Applied(program.model, skipped=(Skip(self.name, "", reason),))
-        gm = named(program.model)
+        given = graph_of(program, self)
+        if reason := unsteady(given):
+            return Applied(given, skipped=(Skip(self.name, "", reason),))
+        gm = named(given)
         changes, skipped = self._edit(gm, batches_of(program))
-        return Applied(gm if changes else program.model, tuple(changes), tuple(skipped))
+        return Applied(gm if changes else given, tuple(changes), tuple(skipped))
 
     def _edit(self, gm: fx.GraphModule, batches: Batches) -> tuple[list[Change], list[Skip]]:
         """Edits the graph: tables first, then maps of what is left of them."""
         done: set[str] = set(gm.meta.get(_META, ()))
         names = {node.name for node in linear_maps(gm)}
         changes, skipped, sites = self._tables(gm, batches, done)
-        self._check_names({*sites, *names})
+        check_known(self, "only", sorted({*sites, *names}), "group of tables and no linear map")
         more, left = self._linears(gm, batches, done) if self.linears else ([], [])
         if changes or more:
             settle(gm, _META, done)
         return changes + more, skipped + left
-
-    def _check_names(self, known: Iterable[str]) -> None:
-        for name in self.only or ():
-            if name not in known:
-                raise InputError(
-                    f"ProjectPCA(only=...) has {name!r:.80}, which is no group of tables and no linear map of this model: it "
-                    f"has {', '.join(sorted(known)) or 'none'}"
-                )
 
     def _takes(self, *names: str) -> bool:
         """Whether a site of these names is to be taken: a group has those of all of its tables."""

@@ -9,10 +9,9 @@ from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor, fx
 
-from ...errors import TechniqueError
 from ...program import Program
-from ..base import Applied, Change, Skip, Technique
-from ..fusion.purity import writes
+from ..base import Applied, Change, Skip, Technique, graph_of
+from ..fusion.purity import unsteady
 from ..quantization.calibration import inputs_of
 from ..quantization.layers import named
 from ..settings import check_share, check_whole
@@ -71,12 +70,10 @@ class RotateTowers(Technique):
 
     def apply(self, program: Program) -> Applied:
         """The graph with narrower towers; the program's own where none is."""
-        if not isinstance(program.model, fx.GraphModule):
-            raise TechniqueError("rewrites captured graphs: capture the program first", technique=self.name)
-        if writes(program.model):
-            reason = "the graph writes in place: values seen may change"
-            return Applied(program.model, skipped=(Skip(self.name, "", reason),))
-        gm = named(program.model)
+        given = graph_of(program, self)
+        if reason := unsteady(given):
+            return Applied(given, skipped=(Skip(self.name, "", reason),))
+        gm = named(given)
         done: set[str] = set(gm.meta.get(_META, ()))
         changes, skipped = [], []
         for stream in streams(gm):
@@ -87,7 +84,7 @@ class RotateTowers(Technique):
                 skipped.append(Skip(RULE, stream.name, made))
         if changes:
             settle(gm, _META, done)
-        return Applied(gm if changes else program.model, tuple(changes), tuple(skipped))
+        return Applied(gm if changes else given, tuple(changes), tuple(skipped))
 
     def _turn(
         self, gm: fx.GraphModule, stream: Stream, batches: Sequence[Sequence[Tensor]], done: set[str]

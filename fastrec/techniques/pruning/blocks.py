@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
 from torch import Tensor, fx
 
 from ...cost import cost, costs
-from ...errors import InputError, TechniqueError
+from ...errors import InputError
 from ...graph import copy_graph, value
 from ...program import Program
-from ..base import Applied, Change, Skip, Technique
-from ..fusion.purity import writes
+from ..base import Applied, Change, Skip, Technique, graph_of
+from ..fusion.purity import unsteady
 from ..quantization.layers import named
-from ..settings import check_names, check_share, check_whole
+from ..settings import check_known, check_names, check_share, check_whole
 from ..traffic import batches_of
 from .judge import WORST, Judge
 from .residuals import Block, blocks
@@ -86,17 +86,16 @@ class DropBlocks(Technique):
 
     def apply(self, program: Program) -> Applied:
         """The graph with fewer blocks; the program's own where none goes."""
-        if not isinstance(program.model, fx.GraphModule):
-            raise TechniqueError("rewrites captured graphs: capture the program first", technique=self.name)
-        reason = "the graph writes in place: values seen may change" if writes(program.model) else ""
-        if program.model.meta.get(_META):
-            reason = f"{program.model.meta[_META]} of its blocks are dropped already"
+        given = graph_of(program, self)
+        reason = unsteady(given)
+        if given.meta.get(_META):
+            reason = f"{given.meta[_META]} of its blocks are dropped already"
         if reason:
-            return Applied(program.model, skipped=(Skip(RULE, "", reason),))
-        gm = named(program.model)
+            return Applied(given, skipped=(Skip(RULE, "", reason),))
+        gm = named(given)
         work = _Work(program, gm, self.stand_in)
         found = work.blocks(gm)
-        self._check_names([block.add.name for block in found])
+        check_known(self, "only", [block.add.name for block in found], "block")
         chosen = [block for block in found if self._takes(block.add.name)]
         skipped = [Skip(RULE, block.add.name, block.reason) for block in chosen if block.reason]
         if not found:
@@ -105,14 +104,7 @@ class DropBlocks(Technique):
         changes, left = self._drop(work, gm, fit)
         if changes:
             gm.meta[_META] = len(changes)
-        return Applied(gm if changes else program.model, tuple(changes), (*skipped, *left))
-
-    def _check_names(self, known: Sequence[str]) -> None:
-        for name in self.only or ():
-            if name not in known:
-                raise InputError(
-                    f"DropBlocks(only=...) has {name!r:.80}, which is no block of this model: it has {', '.join(known) or 'none'}"
-                )
+        return Applied(gm if changes else given, tuple(changes), (*skipped, *left))
 
     def _takes(self, name: str) -> bool:
         return (self.only is None or name in self.only) and name not in self.without

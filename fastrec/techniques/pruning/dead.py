@@ -9,11 +9,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, fx
 
-from ...errors import InputError, TechniqueError
+from ...errors import InputError
 from ...graph import constant, value
 from ...program import Program
-from ..base import Applied, Change, Skip, Technique
-from ..fusion.purity import writes
+from ..base import Applied, Change, Skip, Technique, graph_of
+from ..fusion.purity import unsteady
 from ..projection.rewrite import settle
 from ..quantization.layers import named
 from ..settings import check_ranges, check_whole
@@ -75,12 +75,10 @@ class PruneDead(Technique):
 
     def apply(self, program: Program) -> Applied:
         """The graph without these units; the program's own where there are none."""
-        if not isinstance(program.model, fx.GraphModule):
-            raise TechniqueError("rewrites captured graphs: capture the program first", technique=self.name)
-        if writes(program.model):
-            reason = "the graph writes in place: values seen may change"
-            return Applied(program.model, skipped=(Skip(RULE, "", reason),))
-        gm = named(program.model)
+        given = graph_of(program, self)
+        if reason := unsteady(given):
+            return Applied(given, skipped=(Skip(RULE, "", reason),))
+        gm = named(given)
         ranges = self._of_inputs(program, gm)
         ends = intervals(gm, ranges)
         changes: list[Change] = []
@@ -99,7 +97,7 @@ class PruneDead(Technique):
         if not changes and not skipped:
             skipped = [Skip(RULE, "", self._nothing(gm, ranges, found, free))]
         if not changes:
-            return Applied(program.model, (), tuple(skipped))
+            return Applied(given, (), tuple(skipped))
         settle(gm, _META, done)
         return Applied(gm, tuple(changes), tuple(skipped))
 

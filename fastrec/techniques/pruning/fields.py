@@ -10,17 +10,16 @@ from typing import ClassVar, Literal, Self, TypeAlias
 import torch
 from torch import Tensor, fx
 
-from ...errors import InputError, TechniqueError
 from ...graph import constant, copy_graph
 from ...inputs import Feature
 from ...program import Program
 from ...rows import count_rows
-from ..base import Applied, Change, Skip, Technique
+from ..base import Applied, Change, Skip, Technique, graph_of
 from ..fusion.id_columns import identity
 from ..fusion.moves import forget_moved
-from ..fusion.purity import writes
+from ..fusion.purity import unsteady
 from ..quantization.sensitivity import answers, moved
-from ..settings import check_choice, check_names, check_share
+from ..settings import check_choice, check_known, check_names, check_share
 from ..traffic import batches_of
 from .judge import WORST
 from .lookups import Field, Part, drop, find_fields
@@ -100,16 +99,14 @@ class PruneFields(Technique):
 
     def apply(self, program: Program) -> Applied:
         """The graph without these fields; the program's own where all stay."""
-        gm = program.model
-        if not isinstance(gm, fx.GraphModule):
-            raise TechniqueError("rewrites captured graphs: capture the program first", technique=self.name)
-        if writes(gm):
-            reason = "the graph writes in place: values seen may change"
+        gm = graph_of(program, self)
+        if reason := unsteady(gm):
             return Applied(gm, skipped=(Skip(RULE, "", reason),))
         features, batches = program.layout.features, batches_of(program)
         found = find_fields(gm, features, batches, self.name)
         before: tuple[str, ...] = gm.meta.get("pruned_fields", ())
-        self._check([*(field.name for field in found), *before])
+        for setting in ("fields", "without"):
+            check_known(self, setting, [*(field.name for field in found), *before], "field")
         able = [field for field in found if not field.reason and field.name not in (self.without or ())]
         if self.fields is not None:
             able = [field for field in able if field.name in self.fields]
@@ -144,15 +141,6 @@ class PruneFields(Technique):
     def _count(self, total: int) -> int:
         """How many of so many fields go."""
         return total - math.ceil(self.keep * total - 1e-9)
-
-    def _check(self, known: Sequence[str]) -> None:
-        for setting, names in (("fields", self.fields or ()), ("without", self.without or ())):
-            for name in names:
-                if name not in known:
-                    raise InputError(
-                        f"PruneFields({setting}=...) has {name!r:.80}, which is no field of this model: it has "
-                        f"{', '.join(known) or 'none'}"
-                    )
 
 
 @dataclass(frozen=True)

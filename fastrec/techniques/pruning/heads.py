@@ -9,16 +9,15 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor, fx
 
-from ...errors import InputError, TechniqueError
 from ...graph import add_constant, copy_graph, sweep, value
 from ...program import Program
-from ..base import Applied, Change, Skip, Technique
+from ..base import Applied, Change, Skip, Technique, graph_of
 from ..fusion.heads import weights_of
 from ..fusion.no_ops import remove_no_ops
-from ..fusion.purity import writes
+from ..fusion.purity import unsteady
 from ..quantization.calibration import inputs_of
 from ..quantization.layers import named
-from ..settings import check_names, check_share, check_switch
+from ..settings import check_known, check_names, check_share, check_switch
 from ..traffic import batches_of
 from .attention import Attention, attentions
 from .attention_cutting import cut
@@ -86,18 +85,17 @@ class PruneHeads(Technique):
 
     def apply(self, program: Program) -> Applied:
         """The graph with fewer heads; the program's own where none goes."""
-        if not isinstance(program.model, fx.GraphModule):
-            raise TechniqueError("rewrites captured graphs: capture the program first", technique=self.name)
-        reason = "the graph writes in place: values seen may change" if writes(program.model) else ""
-        if program.model.meta.get(_META):
+        given = graph_of(program, self)
+        reason = unsteady(given)
+        if given.meta.get(_META):
             reason = "its heads are pruned already"
         if reason:
-            return Applied(program.model, skipped=(Skip(RULE, "", reason),))
-        gm = named(program.model)
+            return Applied(given, skipped=(Skip(RULE, "", reason),))
+        gm = named(given)
         remove_no_ops(gm)
         sweep(gm)
         found, reasons = attentions(gm)
-        self._check_names([*(one.name for one in found), *reasons])
+        check_known(self, "only", [*(one.name for one in found), *reasons], "attention")
         skipped = [Skip(RULE, name, reason) for name, reason in reasons.items() if self._takes(name)]
         if not found and not reasons:
             skipped.append(Skip(RULE, "", "no attention between linear maps was found"))
@@ -105,14 +103,7 @@ class PruneHeads(Technique):
         changes, left = self._prune(gm, chosen, batches_of(program)) if chosen else ([], [])
         if changes:
             gm.meta[_META] = True
-        return Applied(gm if changes else program.model, tuple(changes), (*skipped, *left))
-
-    def _check_names(self, known: Sequence[str]) -> None:
-        for name in self.only or ():
-            if name not in known:
-                raise InputError(
-                    f"PruneHeads(only=...) has {name!r:.80}, which is no attention of this model: it has {', '.join(known) or 'none'}"
-                )
+        return Applied(gm if changes else given, tuple(changes), (*skipped, *left))
 
     def _takes(self, name: str) -> bool:
         return (self.only is None or name in self.only) and name not in self.without

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from ...errors import InputError
 from ...program import Program
 from ..base import Applied, Change, Skip, Technique
-from ..fusion.purity import writes
+from ..fusion.purity import unsteady
 from ..settings import check_choice, check_names, check_share, check_switch, check_whole
 from . import refits
 from .graph_units import GraphUnits
@@ -81,10 +81,8 @@ class PruneNeurons(Technique):
     def apply(self, program: Program) -> Applied:
         """The model with fewer units; the program's own where none can go."""
         model = program.model
-        if isinstance(model, fx.GraphModule) and writes(model):
-            return Applied(
-                model, skipped=(Skip(RULE, "", "the graph writes in place: values seen may change"),)
-            )
+        if isinstance(model, fx.GraphModule) and (reason := unsteady(model)):
+            return Applied(model, skipped=(Skip(RULE, "", reason),))
         units: Prunable = GraphUnits(program) if isinstance(model, fx.GraphModule) else ModuleUnits(program)
         groups, skipped = self._chosen(units.groups)
         rows = units.rows(units.program, groups) if groups else {}

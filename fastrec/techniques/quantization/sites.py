@@ -11,14 +11,13 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import fx
 
-from ...errors import InputError, TechniqueError
 from ...graph import is_call, value
 from ...ops.convolutions import INT8_CONVOLUTION
 from ...ops.linears import INT8_LINEAR
 from ...program import Program
-from ..base import Applied, Change, Skip, Technique
-from ..fusion.purity import writes
-from ..settings import check_names, check_whole
+from ..base import Applied, Change, Skip, Technique, graph_of
+from ..fusion.purity import unsteady
+from ..settings import check_known, check_names, check_whole
 from .layers import is_convolution, named, uses
 
 __all__ = ["OnLayers"]
@@ -77,14 +76,11 @@ class OnLayers(Technique):
 
     def apply(self, program: Program) -> Applied:
         """The graph with these layers approximated; the program's own where there are none."""
-        if not isinstance(program.model, fx.GraphModule):
-            raise TechniqueError("rewrites captured graphs: capture the program first", technique=self.name)
-        reason = self.missing()
-        if writes(program.model):
-            reason = "the graph writes in place: values seen may change"
+        given = graph_of(program, self)
+        reason = unsteady(given) or self.missing()
         if reason:
-            return Applied(program.model, skipped=(Skip(self.rule, "", reason),))
-        gm = named(program.model)
+            return Applied(given, skipped=(Skip(self.rule, "", reason),))
+        gm = named(given)
         found = {node.name: node for node in self.candidates(gm)}
         sizes = {
             name: (uses(node), "multiply-adds a row" if is_convolution(node) else "weights")
@@ -92,7 +88,7 @@ class OnLayers(Technique):
         }
         chosen, skips = self.choose(sizes, [node.name for node in gm.graph.nodes if _is_taken(node)])
         changes, left = self.take(program, gm, [found[name] for name in chosen]) if chosen else ((), [])
-        return Applied(gm if changes else program.model, changes, (*skips, *left))
+        return Applied(gm if changes else given, changes, (*skips, *left))
 
     def choose(
         self, sizes: Mapping[str, tuple[int, str]], done: Sequence[str]
@@ -102,12 +98,7 @@ class OnLayers(Technique):
         Raises `InputError` for a name in `only` that is no site.
         """
         sites = [*sizes, *done]
-        for name in self.only or ():
-            if name not in sites:
-                raise InputError(
-                    f"{type(self).__name__}(only=...) has {name!r:.80}, which is no {self.kind} of this model: "
-                    f"it has {', '.join(sites) or 'none'}"
-                )
+        check_known(self, "only", sites, self.kind)
         skips = [
             Skip(self.rule, name, f"to be left as it is, but no {self.kind} of this model")
             for name in self.without

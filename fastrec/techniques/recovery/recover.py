@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, fx
 from torch.func import functional_call
 
-from ...errors import InputError, TechniqueError
+from ...errors import InputError
 from ...graph import constant, copy_graph, is_call
 from ...program import Program
 from ...progress import tell
-from ..base import Applied, Change, Skip, Technique
+from ..base import Applied, Change, Skip, Technique, graph_of
 from ..fusion.id_columns import identity
 from ..fusion.purity import writes
 from ..reads import find_tables
@@ -84,9 +84,7 @@ class Recover(Technique):
 
     def apply(self, program: Program) -> Applied:
         """The graph with weights that answer more like the original; the program's own where none do."""
-        gm = program.model
-        if not isinstance(gm, fx.GraphModule):
-            raise TechniqueError("rewrites captured graphs: capture the program first", technique=self.name)
+        gm = graph_of(program, self)
         reason = self._refusal(gm, program.origin)
         if reason:
             return Applied(gm, skipped=(Skip(RULE, "", reason),))

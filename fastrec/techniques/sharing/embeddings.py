@@ -15,7 +15,7 @@ from ...program import Program
 from ..base import Applied, Change, Skip, Technique
 from ..indirect import is_place, read_by_map
 from ..reads import Table
-from ..settings import check_share
+from ..settings import check_known, check_share
 from ..tables import OnTables, Traffic
 from .equal import row_labels
 from .fewer import Fewer, fewer_rows
@@ -89,7 +89,7 @@ class ShareEmbeddings(OnTables):
         if isinstance(program.model, fx.GraphModule):
             return super().apply(program)
         model, names, changes, skipped = share_parameters(program, self.rule, self.least_bytes, self.only)
-        self._check_names(names)
+        check_known(self, "only", names, "table")
         if not self.exact:
             reason = "it could not be captured: parameters that are equal are shared, rows are not"
             skipped.append(Skip(self.rule, type(program.model).__name__, reason))
