@@ -17,7 +17,7 @@ from .bases import Basis
 from .flows import Flows
 from .groups import Flow, Group
 
-__all__ = ["Projected", "project", "settle"]
+__all__ = ["Projected", "name_size", "project", "settle", "shifted"]
 
 aten = torch.ops.aten
 _PARTS = 1 << 16
@@ -115,19 +115,25 @@ def _resize(
     if flow is None:
         return
     width, dims = _width(flows, flow, bases), value(node).ndim if isinstance(node.meta["val"], Tensor) else 0
-    if is_call(node, *RESHAPES[:3], aten.expand.default):
-        node.args = (source, _with(node.args[1], flow.axis, width), *node.args[2:])
-    elif is_call(node, aten.unflatten.int):
-        at = place(node.args[1], value(source).ndim)
-        if flow.axis >= at:
-            node.args = (source, node.args[1], _with(node.args[2], flow.axis - at, width))
-    elif is_call(node, *_BY_ELEMENT):
+    name_size(node, flow.axis, width)
+    if is_call(node, *_BY_ELEMENT):
         for arg in node.args[:2]:
             if isinstance(arg, fx.Node) and arg not in flows.of and isinstance(arg.meta["val"], Tensor):
                 at = flow.axis - (dims - value(arg).ndim)
                 even = even_source(arg, at) if at >= 0 and value(arg).shape[at] != 1 else None
                 if even is not None:
                     node.replace_input_with(arg, even)
+
+
+def name_size(node: fx.Node, axis: int, size: int) -> None:
+    """Names another size of an axis, in a reshape or an expand; the source still has the dimensions it had."""
+    source: Any = node.args[0] if node.args else None
+    if is_call(node, *RESHAPES[:3], aten.expand.default):
+        node.args = (source, _with(node.args[1], axis, size), *node.args[2:])
+    elif is_call(node, aten.unflatten.int):
+        at = place(node.args[1], value(source).ndim)
+        if axis >= at:
+            node.args = (source, node.args[1], _with(node.args[2], axis - at, size))
 
 
 def _with(sizes: Any, at: int, size: int) -> list[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,28 +10,22 @@ from torch import Tensor, fx
 
 from ...graph import add_constant, constant, evaluate, is_call, value
 from ..fusion.id_columns import identity
-from ..projection.axes import RESHAPES, even_source, place
+from ..projection.axes import RESHAPES, even_source
 from ..projection.groups import Flow
-from ..projection.rewrite import shifted
+from ..projection.rewrite import name_size, shifted
 from ..quantization.layers import bias_of
 from .units import Fits
 from .widths import Widths
 
-__all__ = ["Cut", "cut"]
+__all__ = ["cut"]
 
 aten = torch.ops.aten
 
 
-@dataclass
-class Cut:
-    """The constants that were made: their names, and their bytes for each group."""
-
-    names: set[str] = field(default_factory=set)
-    bytes: dict[int, int] = field(default_factory=dict)
-
-
-def cut(gm: fx.GraphModule, widths: Widths, kept: Mapping[int, Tensor], fits: Fits | None = None) -> Cut:
-    """Leaves these units of these groups, in order; edits `gm`, whose widths these are.
+def cut(
+    gm: fx.GraphModule, widths: Widths, kept: Mapping[int, Tensor], fits: Fits | None = None
+) -> dict[int, int]:
+    """Leaves these units of these groups, in order; edits `gm`, whose widths these are. The bytes of the constants made for each group.
 
     Readers named in `fits` get these weights, others the columns that are left. Tensors that were shared stay shared.
     """
@@ -45,14 +38,14 @@ class _Cutter:
     def __init__(self, gm: fx.GraphModule, widths: Widths, kept: Mapping[int, Tensor], fits: Fits) -> None:
         self.gm, self.widths, self.kept, self.fits = gm, widths, kept, fits
         self.made: dict[Any, fx.Node] = {}
-        self.done = Cut(bytes=dict.fromkeys(kept, 0))
+        self.bytes = dict.fromkeys(kept, 0)
         self.writers = {
             leaf.node: widths.root(index)
             for index, leaf in enumerate(widths.leaves)
             if leaf.user is None and widths.root(index) in kept
         }
 
-    def run(self) -> Cut:
+    def run(self) -> dict[int, int]:
         """Edits the nodes in order, and works out their values anew."""
         changed: set[fx.Node] = set()
         for node in list(self.gm.graph.nodes):
@@ -70,7 +63,7 @@ class _Cutter:
                 node.meta["val"] = evaluate(self.gm, node)
                 if str(node.meta["val"]) != before:
                     changed.add(node)
-        return self.done
+        return self.bytes
 
     def _owner(self, flow: Flow) -> int:
         """The first group of a flow that is cut: what is made along it is counted there."""
@@ -108,13 +101,8 @@ class _Cutter:
 
     def _resize(self, node: fx.Node, flow: Flow, index: Tensor) -> None:
         """The sizes that a node names, and constants of one number for each unit."""
-        source: Any = node.args[0]
-        if is_call(node, *RESHAPES[:3], aten.expand.default):
-            node.args = (source, _with(node.args[1], flow.axis, len(index)), *node.args[2:])
-        elif is_call(node, aten.unflatten.int):
-            at = place(node.args[1], value(source).ndim)
-            if flow.axis >= at:
-                node.args = (source, node.args[1], _with(node.args[2], flow.axis - at, len(index)))
+        if is_call(node, *RESHAPES, aten.expand.default):
+            name_size(node, flow.axis, len(index))
         elif is_call(node, aten.batch_norm.default, aten.prelu.default) and flow.axis == 1:
             self._narrow(node, dict.fromkeys(node.all_input_nodes[1:], 0), index, self._owner(flow))
         elif not is_call(node, aten.cat.default, aten.stack.default):
@@ -152,15 +140,9 @@ class _Cutter:
 
     def _note(self, made: fx.Node, owner: int) -> None:
         """A constant that was made for a group."""
-        self.done.names.add(str(made.target))
-        self.done.bytes[owner] += self._held(made).nbytes
+        self.bytes[owner] += self._held(made).nbytes
 
 
 def _told(index: Tensor | None) -> tuple[int, ...] | None:
     """An index that can be a key."""
     return None if index is None else tuple(index.tolist())
-
-
-def _with(sizes: Any, at: int, size: int) -> list[Any]:
-    """The sizes with another one there; -1, which says the rest, says it still."""
-    return [size if i == at and given != -1 else given for i, given in enumerate(sizes)]

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, fx
 
 from ...errors import InputError
-from ...graph import constant, value
+from ...graph import constant, sweep, value
 from ...program import Program
 from ..base import Applied, Change, Skip, Technique, graph_of
+from ..fusion.moves import forget_moved
 from ..fusion.purity import unsteady
-from ..projection.rewrite import settle
 from ..quantization.layers import named
 from ..settings import check_ranges, check_whole
 from .bounds import Interval, intervals
 from .cutting import cut
-from .widths import GraphGroup, Widths, no_units
+from .widths import GraphGroup, Widths, no_units, source_of
 
 __all__ = ["PruneDead"]
 
 RULE = "prune dead"
-_META = "awake"
 
 
 @dataclass(frozen=True)
@@ -80,25 +79,25 @@ class PruneDead(Technique):
             return Applied(given, skipped=(Skip(RULE, "", reason),))
         gm = named(given)
         ranges = self._of_inputs(program, gm)
-        ends = intervals(gm, ranges)
+        ends, widths = intervals(gm, ranges), Widths(gm)
         changes: list[Change] = []
         skipped: list[Skip] = []
-        done: set[str] = set()
-        found = list(Widths(gm).units().values())
+        found = list(widths.units().values())
         # Who reads the others otherwise is said by techniques that are asked for.
         free = [one for one in found if one.readers and not one.reasons]
         for one in free:
-            made = self._prune(gm, one, ends, done)
+            made = self._prune(gm, one, widths, ends)
             if isinstance(made, Change):
                 changes.append(made)
-                ends = intervals(gm, ranges)
+                ends, widths = intervals(gm, ranges), Widths(gm)
             elif made:
                 skipped.append(Skip(RULE, one.site, made))
         if not changes and not skipped:
             skipped = [Skip(RULE, "", self._nothing(gm, ranges, found, free))]
         if not changes:
             return Applied(given, (), tuple(skipped))
-        settle(gm, _META, done)
+        sweep(gm)
+        forget_moved(gm)
         return Applied(gm, tuple(changes), tuple(skipped))
 
     def _nothing(
@@ -140,15 +139,14 @@ class PruneDead(Technique):
         return {places[name].name: ends for name, ends in self.ranges.items()}
 
     def _prune(
-        self, gm: fx.GraphModule, units: GraphGroup, ends: Mapping[fx.Node, Interval], done: set[str]
+        self, gm: fx.GraphModule, units: GraphGroup, widths: Widths, ends: Mapping[fx.Node, Interval]
     ) -> Change | str:
         """Takes the dead units of a group out; or why they stay, if there are any."""
-        widths = Widths(gm)
         root = next(root for root, one in widths.units().items() if one.site == units.site)
         fixed = torch.ones(units.width, dtype=torch.bool)
         unread = torch.ones(units.width, dtype=torch.bool)
         for node in units.readers:
-            source, weight = _source(node), constant(gm, node.args[1])
+            source, weight = source_of(node), constant(gm, node.args[1])
             assert weight is not None
             places = widths.places(widths.of[source], root)
             fixed &= ends[source].across(weight.shape[1]).fixed[places].all(1)
@@ -167,9 +165,8 @@ class PruneDead(Technique):
             node.name: self._told(gm, widths, root, node, kept, gone & fixed, ends) for node in units.readers
         }
         made = cut(gm, widths, {root: kept}, fitted)
-        done |= made.names
         said = f"{int((gone & fixed).sum())} that are one number whatever is asked, {int((gone & ~fixed).sum())} that nobody reads"
-        return Change(RULE, units.site, f"{units.width} -> {left} units: {said}", made.bytes[root])
+        return Change(RULE, units.site, f"{units.width} -> {left} units: {said}", made[root])
 
     def _told(
         self,
@@ -182,7 +179,7 @@ class PruneDead(Technique):
         ends: Mapping[fx.Node, Interval],
     ) -> tuple[Tensor, Tensor]:
         """The columns that a reader keeps, and what those that are one number add to its results."""
-        source, weight = _source(node), constant(gm, node.args[1])
+        source, weight = source_of(node), constant(gm, node.args[1])
         assert weight is not None
         flow = widths.of[source]
         columns = widths.columns(flow, {root: kept})
@@ -190,9 +187,3 @@ class PruneDead(Technique):
         gone = widths.places(flow, root)[fixed].flatten()
         values = ends[source].across(weight.shape[1]).low[gone]
         return weight[:, columns], weight[:, gone].double() @ values
-
-
-def _source(node: fx.Node) -> fx.Node:
-    source: Any = node.args[0]
-    assert isinstance(source, fx.Node)
-    return source

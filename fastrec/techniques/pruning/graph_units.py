@@ -19,7 +19,7 @@ from ..traffic import batches_of
 from .cutting import cut
 from .slopes import slopes_of
 from .units import RULE, Fits, Group, Kept, LinearMap, Prunable
-from .widths import GraphGroup, Widths, no_units
+from .widths import GraphGroup, Widths, no_units, source_of
 
 __all__ = ["GraphUnits"]
 
@@ -68,7 +68,7 @@ class GraphUnits(Prunable):
         reads: dict[fx.Node, dict[str, Tensor]] = {node: {} for node in writes}
         for root, one in free.items():
             for node in one.readers:
-                reads.setdefault(node, {})[one.site] = widths.places(widths.of[_source(node)], root)
+                reads.setdefault(node, {})[one.site] = widths.places(widths.of[source_of(node)], root)
         products = {node: found.multiply_adds for node, found in costs(self.program, _COUNTED)}
         made = {}
         for node, places in reads.items():
@@ -83,7 +83,7 @@ class GraphUnits(Prunable):
         """What each map that reads these units is given."""
         gm: Any = program.model
         nodes = {node.name: node for node in gm.graph.nodes}
-        sources = {one.name: _source(nodes[one.name]) for group in groups for one in self.readers(group)}
+        sources = {one.name: source_of(nodes[one.name]) for group in groups for one in self.readers(group)}
         seen = inputs_of(gm, sources.values(), self.batches)
         return {name: seen[source] for name, source in sources.items()}
 
@@ -91,8 +91,8 @@ class GraphUnits(Prunable):
         """What each map that reads these units is given, and the slopes of the answers by it."""
         nodes = {node.name: node for node in self._gm.graph.nodes}
         seen = self.rows(self.program, groups)
-        slopes = slopes_of(self._gm, [_source(nodes[name]) for name in seen], self.batches)
-        return {name: (x, slopes[_source(nodes[name])]) for name, x in seen.items()}
+        slopes = slopes_of(self._gm, [source_of(nodes[name]) for name in seen], self.batches)
+        return {name: (x, slopes[source_of(nodes[name])]) for name, x in seen.items()}
 
     def without(self, kept: Kept, fits: Fits) -> Program:
         """The program with these units and weights."""
@@ -112,13 +112,7 @@ class GraphUnits(Prunable):
         roots = {one.site: root for root, one in widths.units().items()}
         made = cut(gm, widths, {roots[site]: units for site, units in kept.items()}, fits)
         sweep(gm)
-        return gm, {site: made.bytes[roots[site]] for site in kept}
-
-
-def _source(node: fx.Node) -> fx.Node:
-    source: Any = node.args[0]
-    assert isinstance(source, fx.Node)
-    return source
+        return gm, {site: made[roots[site]] for site in kept}
 
 
 def _held(node: fx.Node) -> fx.Node:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Rows", "affine", "refitted", "shifted"]
+__all__ = ["Rows", "affine", "refitted"]
 
 _RIDGE = 1e-3
 _RIDGES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-6)
@@ -43,11 +43,6 @@ def affine(
 def refitted(x: Tensor, y: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
     """The weight (O, I) and bias (O,) of a map whose input is now x (n, I), towards what it gave, y (n, O): see `Rows.refitted`."""
     return Rows(x, y).refitted(before)
-
-
-def shifted(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-    """The bias (O,) with which rows x (n, I) by a weight (O, I) have the mean of rows y (n, O)."""
-    return y.double().mean(0) - weight.double() @ x.double().mean(0)
 
 
 class Rows:

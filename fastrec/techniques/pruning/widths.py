@@ -26,7 +26,7 @@ from ..projection.axes import RESHAPES, even_source, followed, place, reshaped
 from ..projection.groups import Flow, Leaf, Leaves, Part
 from ..quantization.layers import bias_of, linear_maps
 
-__all__ = ["NO_UNITS", "GraphGroup", "Widths", "no_units"]
+__all__ = ["NO_UNITS", "GraphGroup", "Widths", "no_units", "source_of"]
 
 NO_UNITS = "no hidden units of linear maps were found"
 """Said of a model that has none."""
@@ -71,7 +71,7 @@ class Widths(Leaves):
             else:
                 made.reasons.append(f"meets {leaf.node.name}, which no map writes")
         for node in self._readers:
-            for root in {self.root(part.leaf) for part in self.of[_source(node)].parts}:
+            for root in {self.root(part.leaf) for part in self.of[source_of(node)].parts}:
                 found[root].readers.append(node)
         return {root: made for root, made in found.items() if made.writers}
 
@@ -139,7 +139,7 @@ class Widths(Leaves):
                 whole |= {memory} if node in weights else set()
         readers = set(self._readers)
         for nodes in [users[memory] for memory in users if memory in whole]:
-            flows = [self.of[_source(node)] for node in nodes if node in readers]
+            flows = [self.of[source_of(node)] for node in nodes if node in readers]
             written = [self.of[node] for node in nodes if node in self._maps and node in self.of]
             odd = next((node for node in nodes if node not in self._maps), None)
             half = next((node for node in nodes if flows and node not in readers), None)
@@ -184,8 +184,8 @@ class Widths(Leaves):
         return "reads them otherwise than one by one"
 
     def _read(self, node: fx.Node) -> str | None:
-        flow = self.of.get(_source(node))
-        if flow is None or node not in self._maps or flow.axis != value(_source(node)).ndim - 1:
+        flow = self.of.get(source_of(node))
+        if flow is None or node not in self._maps or flow.axis != value(source_of(node)).ndim - 1:
             return "maps them by no constant weight, or along another axis"
         weight = constant(self.gm, node.args[1])
         if weight is None or not bool(weight.isfinite().all()):
@@ -206,7 +206,7 @@ class Widths(Leaves):
 
     def _per_channel(self, node: fx.Node, read: Sequence[fx.Node]) -> str | None:
         """Numbers of each channel, which go with it: channels are the second axis."""
-        flow = self.of.get(_source(node))
+        flow = self.of.get(source_of(node))
         held = node.all_input_nodes[1:]
         if (
             flow is None
@@ -305,7 +305,8 @@ def no_units(gm: fx.GraphModule, technique: str) -> str:
     return f"its linear maps are in 8 bits already: put {technique} first" if integers else NO_UNITS
 
 
-def _source(node: fx.Node) -> fx.Node:
+def source_of(node: fx.Node) -> fx.Node:
+    """What a map reads."""
     source: Any = node.args[0]
     assert isinstance(source, fx.Node)
     return source
