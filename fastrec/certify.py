@@ -58,6 +58,7 @@ class Certifier:
         private = original.with_model(original.draft(private_buffers=True).eval())
         whole = AsCalled(private, Once(()), private.answers)
         self._scores: Array | None = None
+        self._mended: tuple[nn.Module, Technique, Applied] | None = None
         if isinstance(evaluate, Evaluator):
             self._scores = evaluate.scores(whole)
             self._before = evaluate.of(self._scores)
@@ -93,7 +94,7 @@ class Certifier:
         It is judged by what `mend`, a technique further on that brings answers back, makes of it. Where none is, the model
         comes back as it was, with no changes.
         """
-        applied = technique.apply(program)
+        applied = self._apply(technique, program)
         refused: list[str] = []
         settings = [technique]
         for setting in settings:  # grows by milder ones once the first is refused
@@ -103,7 +104,8 @@ class Certifier:
                 return setting, applied, refused
             made = program.with_model(applied.model)
             if mend is not None:
-                made = made.with_model(mend.apply(made).model)
+                self._mended = made.model, mend, mend.apply(made)
+                made = made.with_model(self._mended[2].model)
             judged = self.judge(self._run(made))
             if judged.holds:
                 return setting, applied, refused
@@ -111,6 +113,14 @@ class Certifier:
             if setting is technique:
                 settings += technique.milder(program, applied.changes)
         return technique, Applied(program.model, (), applied.skipped), refused
+
+    def _apply(self, technique: Technique, program: Program) -> Applied:
+        """What a technique does; what brought answers back as others were judged is not learned again in its own place."""
+        if self._mended is not None:
+            model, mend, applied = self._mended
+            if model is program.model and mend is technique:
+                return applied
+        return technique.apply(program)
 
     def _run(self, program: Program) -> Answers:
         """What answers batches with one row of each request feature: a model that was not captured takes them repeated."""

@@ -184,29 +184,28 @@ class Guard:
                 )
 
     def _refuse_nonfinite(self, index: int, tensor: Tensor) -> None:
-        bad = (~tensor.isfinite()).nonzero()
-        if not len(bad):  # the sum overflowed, the elements did not
-            return
-        feature, place = self._features[index], bad[0].tolist()
-        row = place[feature.growing or 0] if place else 0
-        raise InputError(
-            f"feature {feature.name!r}, row {row}: got {float(tensor[tuple(place)])}, expected finite numbers. "
-            "Clean the batch, or compress with on_nonfinite='propagate'.",
-            feature=feature.name,
-            row=row,
-        )
+        # Where a sum overflowed, the elements did not: none is bad.
+        said = "expected finite numbers. Clean the batch, or compress with on_nonfinite='propagate'."
+        self._refuse_numbers(index, tensor, ~tensor.isfinite(), said)
 
     def _refuse_outside(self, index: int, tensor: Tensor, low: float, high: float) -> None:
-        bad = ((tensor < low) | (tensor > high)).nonzero()
-        if not len(bad):  # a number that is none, which is the other checks' to refuse
+        # A number that is none is the other checks' to refuse.
+        said = (
+            f"declared from {low:g} to {high:g}, which the model was compressed for. Clip it, or compress with the "
+            "ranges that there are."
+        )
+        self._refuse_numbers(index, tensor, (tensor < low) | (tensor > high), said)
+
+    def _refuse_numbers(self, index: int, tensor: Tensor, bad: Tensor, said: str) -> None:
+        """Raise for the first number that is bad, if there is one."""
+        places = bad.nonzero()
+        if not len(places):
             return
-        feature, place = self._features[index], bad[0].tolist()
+        feature, place = self._features[index], places[0].tolist()
         row = place[feature.growing or 0] if place else 0
+        got = float(tensor[tuple(place)])
         raise InputError(
-            f"feature {feature.name!r}, row {row}: got {float(tensor[tuple(place)]):.9g}, declared from {low:g} to {high:g}, which the "
-            "model was compressed for. Clip it, or compress with the ranges that there are.",
-            feature=feature.name,
-            row=row,
+            f"feature {feature.name!r}, row {row}: got {got:.9g}, {said}", feature=feature.name, row=row
         )
 
 

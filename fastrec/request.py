@@ -218,7 +218,8 @@ def ask(captured: Program) -> Program:
     """The captured program of one request: whole request features have one row, spread where they are read.
 
     The layout calls them fixed, with one row, so that whatever counts, draws or checks rows leaves them alone. Of
-    a matrix with request columns, row 0 of those is spread, and batches of no rows are left to the model. The program itself where nothing is declared.
+    a matrix with request columns, row 0 of those is spread, and batches of no rows are left to the model. Its `origin`
+    is the graph of one request as well. The program itself where nothing is declared.
 
     Raises `InputError` where every feature that counts rows belongs to the request.
     """
@@ -263,7 +264,12 @@ def ask(captured: Program) -> Program:
 
     calibration = [asked(given) for flat in captured.calibration for given in once.requests(flat)]
     return replace(
-        captured, model=gm, layout=layout, batch=asked(captured.batch), calibration=tuple(calibration)
+        captured,
+        model=gm,
+        layout=layout,
+        batch=asked(captured.batch),
+        calibration=tuple(calibration),
+        origin=gm,
     )
 
 

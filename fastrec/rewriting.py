@@ -119,10 +119,8 @@ def apply_recipe(
     except CaptureError as error:
         return _uncaptured(work, program, recipe, strict, certifier, show, error)
     known = work.calibration if recipe.exact else apart(work.calibration)[0]
-    plain = replace(plain, calibration=tuple(tuple(flat) for flat in known))
-    plain = replace(plain, origin=plain.model)
-    asked = ask(plain)
-    asked = fast = replace(asked, origin=asked.model)
+    plain = replace(plain, calibration=tuple(tuple(flat) for flat in known), origin=plain.model)
+    asked = fast = ask(plain)
     if not recipe.exact:
         check_calibration(work, asked, asked.calibration, recipe)
     wanted = [technique for technique in recipe if technique.level == "graph"]
@@ -136,17 +134,23 @@ def apply_recipe(
         kept = tuple(technique for technique in graphs if technique.exact)
         # Made once: sessions and what is left of it share its tables.
         forms.append(Form("exact", cache(partial(rewritten, asked, kept)), main=True))
-        whole = tuple(technique for technique in graphs if not (technique.cuts or technique.mends))
-        if cut and any(not technique.exact for technique in whole):
-            # What takes parts out has to be faster than the rest of the recipe without it.
-            named = ", ".join(technique.name for technique in cut)
-            others.append(Form(f"without {named}", cache(partial(rewritten, asked, whole)), exact=False))
+        others += _uncut(asked, graphs)
     # What is learned would be learned again.
-    if asked.model is not plain.model and not any(technique.mends for technique in graphs):
+    if asked is not plain and not any(technique.mends for technique in graphs):
         # Where rows are few, one lookup and one product for all of them may beat one for the request and one more.
         repeated = partial(rewritten, plain, tuple(graphs))
         others.append(Form("whole batch", repeated, whole=True, exact=exact, cut=bool(cut)))
     return Rewritten(plain, asked, fast, (*forms, *others), Recipe((*modules, *graphs)))
+
+
+def _uncut(program: Program, techniques: Sequence[Technique]) -> list[Form]:
+    """The rest of a recipe without what takes parts out, which has to be faster than that; none where nothing else approximates."""
+    cut = [technique for technique in techniques if technique.cuts]
+    rest = tuple(technique for technique in techniques if not (technique.cuts or technique.mends))
+    if not cut or all(technique.exact for technique in rest):
+        return []
+    names = ", ".join(technique.name for technique in cut)
+    return [Form(f"without {names}", cache(partial(rewritten, program, rest)), exact=False)]
 
 
 def _uncaptured(
@@ -191,18 +195,7 @@ def _uncaptured(
     exact = not any(step.changes and not step.exact for step in work.steps)
     cut = [technique for technique in done if technique.cuts]
     forms = [Form("modules", lambda: fast, whole=whole, exact=exact, cut=bool(cut), main=True)]
-    others = tuple(technique for technique in done if not technique.cuts)
-    if cut and any(not technique.exact for technique in others):
-        # What takes parts out has to be faster than the rest of the recipe without it.
-        named = ", ".join(technique.name for technique in cut)
-        forms.append(
-            Form(
-                f"modules, without {named}",
-                cache(partial(rewritten, plain, others)),
-                whole=whole,
-                exact=False,
-            )
-        )
+    forms += [replace(form, name=f"modules, {form.name}", whole=whole) for form in _uncut(plain, done)]
     forms += [
         Form(f"modules, {name}", make, whole=whole, exact=exact, cut=bool(cut)) for name, make in alternatives
     ]

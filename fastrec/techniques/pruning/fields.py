@@ -18,7 +18,7 @@ from ..base import Applied, Change, Skip, Technique, graph_of
 from ..fusion.id_columns import identity
 from ..fusion.moves import forget_moved
 from ..fusion.purity import unsteady
-from ..quantization.sensitivity import answers, moved
+from ..quantization.sensitivity import answers, furthest
 from ..settings import check_choice, check_known, check_names, check_share
 from ..traffic import batches_of
 from .judge import WORST
@@ -183,9 +183,7 @@ class _Importance:
         return alone
 
     def _moved(self, gm: fx.GraphModule, batches: Sequence[Sequence[Tensor]]) -> float:
-        pairs = zip(answers(gm, batches), self._right, strict=True)
-        found = [moved(new, old) for new, old in pairs]
-        return max(found, default=0.0) if all(map(math.isfinite, found)) else math.inf
+        return furthest(answers(gm, batches), self._right)
 
 
 def _choose(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from torch import Tensor, fx
 
-from ..quantization.sensitivity import answers, moved
+from ..quantization.sensitivity import answers, furthest
 
 __all__ = ["WORST", "Judge"]
 
@@ -27,5 +26,4 @@ class Judge:
 
     def off(self, gm: fx.GraphModule) -> float:
         """How far the answers of a graph are off, the largest of the outputs; infinite where they are not finite. Cost: a run of each batch."""
-        found = [moved(new, old) for new, old in zip(answers(gm, self._batches), self._right, strict=True)]
-        return max(found, default=0.0) if all(map(math.isfinite, found)) else math.inf
+        return furthest(answers(gm, self._batches), self._right)

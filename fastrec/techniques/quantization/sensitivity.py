@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, fx
 
 from ...graph import copy_graph
 
-__all__ = ["answers", "moved", "moved_by"]
+__all__ = ["answers", "furthest", "moved", "moved_by"]
 
 
 def moved_by(
@@ -38,6 +39,12 @@ def answers(gm: fx.GraphModule, batches: Sequence[Sequence[Tensor]]) -> list[Ten
     with torch.no_grad(), torch.random.fork_rng(devices=()):
         found = [[out.flatten() for out in gm(*batch) if out.is_floating_point()] for batch in batches]
     return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+
+def furthest(new: Sequence[Tensor], old: Sequence[Tensor]) -> float:
+    """How far the answer that moved most did; infinite where one is no number any more."""
+    found = [moved(after, before) for after, before in zip(new, old, strict=True)]
+    return max(found, default=0.0) if all(map(math.isfinite, found)) else math.inf
 
 
 def moved(new: Tensor, old: Tensor) -> float:

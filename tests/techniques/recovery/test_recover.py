@@ -171,7 +171,7 @@ def test_bad_settings_are_named(settings: Any) -> None:
         Recover(**settings)
 
 
-def test_what_prunes_is_judged_after_recovery() -> None:
+def test_what_prunes_is_judged_after_recovery(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Ranker().eval()
     given = batch(3000, seed=5)
     with torch.no_grad():
@@ -187,9 +187,13 @@ def test_what_prunes_is_judged_after_recovery() -> None:
     }
     alone = fastrec.compress(model, batch(64), recipe=[ROUGH, Fuse()], **options)
     assert any(skip.site == "budget" and skip.rule == "prune_neurons" for skip in alone.report.skipped)
+    learn, learned = Recover._learn, []
+    monkeypatch.setattr(Recover, "_learn", lambda self, *given: learned.append(self) or learn(self, *given))
     mended = fastrec.compress(model, batch(64), recipe=[ROUGH, Recover(steps=200), Fuse()], **options)
     steps = {step.technique: step.changes for step in mended.report.steps}
     assert steps["prune_neurons"] and steps["recover"]
+    # As it was judged, and not once more in its own place.
+    assert len(learned) == 1
     assert not any(skip.rule == "prune_neurons" and skip.site == "budget" for skip in mended.report.skipped)
 
 
