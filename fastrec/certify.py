@@ -13,6 +13,7 @@ from .errors import InputError, MeasurementError
 from .losses import Accuracy, SegmentAccuracy, of_segments, refusal
 from .measure import Evaluator, Loss, SegmentLoss
 from .measure.loss import LOWER_IS_BETTER, Array
+from .memo import Memo
 from .program import Answers, Program
 from .request import Once
 from .techniques import Applied, Technique
@@ -58,7 +59,6 @@ class Certifier:
         private = original.with_model(original.draft(private_buffers=True).eval())
         whole = AsCalled(private, Once(()), private.answers)
         self._scores: Array | None = None
-        self._mended: tuple[nn.Module, Technique, Applied] | None = None
         if isinstance(evaluate, Evaluator):
             self._scores = evaluate.scores(whole)
             self._before = evaluate.of(self._scores)
@@ -87,25 +87,24 @@ class Certifier:
         )
 
     def settle(
-        self, technique: Technique, program: Program, mend: Technique | None = None
+        self, technique: Technique, program: Program, memo: Memo, mend: Technique | None = None
     ) -> tuple[Technique, Applied, list[str]]:
         """The technique, or a milder one whose loss is certified, what it did, and why stronger ones may not serve.
 
-        It is judged by what `mend`, a technique further on that brings answers back, makes of it. Where none is, the model
-        comes back as it was, with no changes.
+        It is judged by what `mend`, a technique further on that brings answers back, makes of it; `memo` keeps what that learned for
+        its own place. Where none is certified, the model comes back as it was, with no changes.
         """
-        applied = self._apply(technique, program)
+        applied = memo.apply(technique, program)
         refused: list[str] = []
         settings = [technique]
         for setting in settings:  # grows by milder ones once the first is refused
             if setting is not technique:
-                applied = setting.apply(program)
+                applied = memo.apply(setting, program)
             if not applied.changes:
                 return setting, applied, refused
             made = program.with_model(applied.model)
             if mend is not None:
-                self._mended = made.model, mend, mend.apply(made)
-                made = made.with_model(self._mended[2].model)
+                made = made.with_model(memo.apply(mend, made).model)
             judged = self.judge(self._run(made))
             if judged.holds:
                 return setting, applied, refused
@@ -113,14 +112,6 @@ class Certifier:
             if setting is technique:
                 settings += technique.milder(program, applied.changes)
         return technique, Applied(program.model, (), applied.skipped), refused
-
-    def _apply(self, technique: Technique, program: Program) -> Applied:
-        """What a technique does; what brought answers back as others were judged is not learned again in its own place."""
-        if self._mended is not None:
-            model, mend, applied = self._mended
-            if model is program.model and mend is technique:
-                return applied
-        return technique.apply(program)
 
     def _run(self, program: Program) -> Answers:
         """What answers batches with one row of each request feature: a model that was not captured takes them repeated."""

@@ -19,6 +19,7 @@ from .declared import Declared, read_program, request_notes
 from .errors import CaptureError, FastrecError, InputError, TechniqueError
 from .journal import Journal
 from .measure import fidelity
+from .memo import Memo
 from .program import Program, target_of
 from .progress import Stages
 from .recipe import Recipe
@@ -104,27 +105,28 @@ def apply_recipe(
     strict: bool,
     certifier: Certifier | None,
     show: Stages,
+    memo: Memo | None = None,
 ) -> Rewritten | None:
     """The captured program before and after the recipe's graph techniques.
 
     One that cannot be captured has its modules edited, by techniques that do so; None where there is nothing to edit.
+    What `memo` has seen done is not done again.
     """
+    memo = memo or Memo()
     modules = tuple(technique for technique in recipe if technique.level == "module")
     for technique in modules:
         show(technique.name)
-        program, _ = _applied(work, program, technique, None)
+        program, _ = _applied(work, program, technique, None, memo)
     show("capturing")
     try:
-        plain = capture(program)
+        plain, asked = memo.captured(program, partial(_captured, work))
     except CaptureError as error:
-        return _uncaptured(work, program, recipe, strict, certifier, show, error)
-    known = work.calibration if recipe.exact else apart(work.calibration)[0]
-    plain = replace(plain, calibration=tuple(tuple(flat) for flat in known), origin=plain.model)
-    asked = fast = ask(plain)
+        return _uncaptured(work, program, recipe, strict, certifier, show, memo, error)
+    fast = asked
     if not recipe.exact:
         check_calibration(work, asked, asked.calibration, recipe)
     wanted = [technique for technique in recipe if technique.level == "graph"]
-    fast, graphs, alternatives = _in_turn(work, fast, wanted, certifier, show)
+    fast, graphs, alternatives = _in_turn(work, fast, wanted, certifier, show, memo)
     exact = not any(step.changes and not step.exact for step in work.steps)
     cut = [technique for technique in graphs if technique.cuts]
     others = [Form(name, make, exact=exact, cut=bool(cut)) for name, make in alternatives]
@@ -133,7 +135,7 @@ def apply_recipe(
         # What approximates has to be faster than what does not, or it is dropped.
         kept = tuple(technique for technique in graphs if technique.exact)
         # Made once: sessions and what is left of it share its tables.
-        forms.append(Form("exact", cache(partial(rewritten, asked, kept)), main=True))
+        forms.append(Form("exact", cache(partial(rewritten, asked, kept, memo)), main=True))
         others += _uncut(asked, graphs)
     # What is learned would be learned again.
     if asked is not plain and not any(technique.mends for technique in graphs):
@@ -141,6 +143,14 @@ def apply_recipe(
         repeated = partial(rewritten, plain, tuple(graphs))
         others.append(Form("whole batch", repeated, whole=True, exact=exact, cut=bool(cut)))
     return Rewritten(plain, asked, fast, (*forms, *others), Recipe((*modules, *graphs)))
+
+
+def _captured(work: Journal, program: Program) -> tuple[Program, Program]:
+    """The program as a graph, and as one request asks for it, with what techniques may be fitted to."""
+    plain = capture(program)
+    known = tuple(tuple(flat) for flat in apart(work.calibration)[0])
+    plain = replace(plain, calibration=known, origin=plain.model)
+    return plain, ask(plain)
 
 
 def _uncut(program: Program, techniques: Sequence[Technique]) -> list[Form]:
@@ -160,6 +170,7 @@ def _uncaptured(
     strict: bool,
     certifier: Certifier | None,
     show: Stages,
+    memo: Memo,
     error: CaptureError,
 ) -> Rewritten | None:
     """A program that cannot be captured, after those techniques of the recipe that edit modules as well."""
@@ -182,7 +193,7 @@ def _uncaptured(
     check_calibration(work, program, work.calibration, able)
     known = tuple(apart(program.calibration)[0])
     plain = replace(program, layout=replace(program.layout, exempt=_exempt(program)), calibration=known)
-    fast, done, alternatives = _in_turn(work, plain, able, certifier, show)
+    fast, done, alternatives = _in_turn(work, plain, able, certifier, show, memo)
     if not done:
         return None
     work.notes.append(
@@ -209,6 +220,7 @@ def _in_turn(
     techniques: Sequence[Technique],
     certifier: Certifier | None,
     show: Stages,
+    memo: Memo,
 ) -> tuple[Program, list[Technique], list[tuple[str, partial[Program]]]]:
     """The program after these techniques, in the settings that were kept, and other forms of it by their names."""
     done: list[Technique] = []
@@ -217,7 +229,7 @@ def _in_turn(
         show(technique.name)
         before = program
         mend = next((later for later in techniques[place + 1 :] if later.mends), None)
-        program, settled = _applied(work, program, technique, certifier, mend)
+        program, settled = _applied(work, program, technique, certifier, memo, mend)
         changes = work.steps[-1].changes
         if not changes and not settled.exact:
             continue  # refused, or nothing to do: other forms are to do without it too
@@ -257,10 +269,11 @@ def _exempt(program: Program) -> tuple[int, ...]:
     return ()
 
 
-def rewritten(program: Program, techniques: Sequence[Technique]) -> Program:
+def rewritten(program: Program, techniques: Sequence[Technique], memo: Memo | None = None) -> Program:
     """The program after these techniques, one after the other."""
+    memo = memo or Memo()
     for technique in techniques:
-        program = program.with_model(technique.apply(program).model)
+        program = program.with_model(memo.apply(technique, program).model)
     return program
 
 
@@ -269,14 +282,15 @@ def _applied(
     program: Program,
     technique: Technique,
     certifier: Certifier | None,
+    memo: Memo,
     mend: Technique | None = None,
 ) -> tuple[Program, Technique]:
     """The program after a technique, in a milder setting where the budget asks for it."""
     began = time.perf_counter()
     if certifier is None or technique.exact:
-        applied = technique.apply(program)
+        applied = memo.apply(technique, program)
     else:
-        technique, applied, refused = certifier.settle(technique, program, mend)
+        technique, applied, refused = certifier.settle(technique, program, memo, mend)
         work.skipped += [Skip(technique.name, BUDGET, reason) for reason in refused]
     took = time.perf_counter() - began
     if not technique.exact:

@@ -13,7 +13,7 @@ FLOORS = {
     **dict.fromkeys(("recipe", "losses"), 3),
     "report": 4,
     **dict.fromkeys(("plan", "render", "arguments", "journal"), 5),
-    **dict.fromkeys(("compressed", "verify", "sessions", "undeclared", "pipeline", "serving", "retrieval", "certify", "limits", "rewriting", "calibration"), 6),
+    **dict.fromkeys(("compressed", "verify", "sessions", "undeclared", "pipeline", "serving", "retrieval", "certify", "limits", "rewriting", "calibration", "memo"), 6),
 }  # fmt: skip
 
 
