@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator, Sequence
+from os import PathLike
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +18,15 @@ from .measure import Evaluator
 from .recipe import Recipe
 from .techniques import TECHNIQUES, Technique
 
-__all__ = ["check_budget", "own_random_state", "read_backends", "read_recipe", "read_sizes"]
+__all__ = [
+    "check_budget",
+    "own_random_state",
+    "read_backends",
+    "read_recipe",
+    "read_resume",
+    "read_seconds",
+    "read_sizes",
+]
 
 
 def check_budget(budget: Budget | None, evaluate: object) -> None:
@@ -25,7 +35,11 @@ def check_budget(budget: Budget | None, evaluate: object) -> None:
         return
     if not isinstance(budget, Budget):
         raise InputError(f"budget takes a Budget, as Budget(max_loss={{'auc': 0.0002}}), got {budget!r:.80}")
-    if (budget.max_loss or budget.segments) and evaluate is None:
+    if budget.minimize == "bytes" and not budget.bounded:
+        raise InputError(
+            "Budget(minimize='bytes') looks for the smallest model within a loss, and none is allowed: give max_loss as well"
+        )
+    if budget.bounded and evaluate is None:
         raise InputError(
             "a budget of what may be lost needs evaluate=..., which says what was lost: see fastrec.measure.evaluator"
         )
@@ -72,6 +86,26 @@ def read_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
     if not good:
         raise InputError(f"batch_sizes takes whole numbers above 0, got {sizes!r:.80}")
     return tuple(sorted(set(sizes)))
+
+
+def read_seconds(seconds: float | None, usual: float) -> float:
+    """The time limit: the usual one for None. Raises `InputError`."""
+    if seconds is None:
+        return usual
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < float("inf"):
+        raise InputError(f"seconds takes a finite number above 0, got {seconds!r:.80}")
+    return float(seconds)
+
+
+def read_resume(resume: str | PathLike[str] | None, searching: bool) -> Path | None:
+    """The file of trials. Raises `InputError` where there is nothing to keep in it."""
+    if resume is None:
+        return None
+    if not searching:
+        raise InputError(
+            "resume=... keeps the trials of a search, and none is made: give evaluate=..., a budget of what may be lost, and no recipe"
+        )
+    return Path(resume)
 
 
 @contextlib.contextmanager

@@ -86,6 +86,10 @@ class Certifier:
             of_segments(segments, self.budget.segments, exact=exact),
         )
 
+    def of(self, program: Program) -> Judgement:
+        """What was lost of each metric by what a program answers as it is written."""
+        return self.judge(self._run(program))
+
     def settle(
         self, technique: Technique, program: Program, memo: Memo, mend: Technique | None = None
     ) -> tuple[Technique, Applied, list[str]]:
@@ -105,7 +109,7 @@ class Certifier:
             made = program.with_model(applied.model)
             if mend is not None:
                 made = made.with_model(memo.apply(mend, made).model)
-            judged = self.judge(self._run(made))
+            judged = self.of(made)
             if judged.holds:
                 return setting, applied, refused
             refused.append(f"{setting}: {judged}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -27,6 +28,10 @@ class Journal:
 
     def __post_init__(self) -> None:
         self.allowed = self.deadline - self.began
+
+    def restart(self) -> None:
+        """All that is left of the time is for what comes now."""
+        self.allowed = max(1e-3, self.deadline - time.perf_counter())
 
     def failed(self, label: str, reason: str) -> None:
         """Notes that something did not get as far as timing."""

@@ -16,7 +16,12 @@ __all__ = ["small_enough", "tables_of"]
 
 
 def small_enough(found: Rewritten, budget: Budget | None) -> Rewritten | None:
-    """Without the forms whose tables take more than allowed, those of the smallest left at least; None where all may serve."""
+    """Without the forms whose tables take more than allowed, those of the smallest left at least; None where all may serve.
+
+    Where bytes are to be least, the recipe is the smallest there was.
+    """
+    if budget is not None and budget.minimize == "bytes" and not found.recipe.exact:
+        return replace(found, forms=found.forms[:1])
     if (
         budget is None
         or budget.bytes is None

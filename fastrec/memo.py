@@ -1,4 +1,4 @@
-"""What was already done to a program, so that recipes that begin alike are applied once."""
+"""What was already done to a program, so that recipes that begin alike are applied, and compiled, once."""
 
 from __future__ import annotations
 
@@ -6,37 +6,43 @@ from collections.abc import Callable, Collection
 
 from torch import nn
 
+from .backends import Backend, Session
 from .errors import CaptureError
 from .program import Program
 from .techniques import Applied, Technique
 
-__all__ = ["Memo"]
+__all__ = ["Key", "Memo"]
 
-_Key = tuple[int, str]
+Key = tuple[int, str]
+"""A model, and what was done to it."""
 
 
 class Memo:
-    """Gives again what a technique made of a program, and what capturing it gave.
+    """Gives again what a technique made of a program, what a backend did, and what capturing it gave.
 
-    Programs are told apart by their model, which lives as long as what was made of it is kept: techniques never write to a
-    program, and do the same to the same one. `held` names what is there now; `keep` forgets the rest, with its tensors.
+    Programs are told apart by their model, which lives as long as what was made of it is kept: techniques and backends never write
+    to a program, and do the same to the same one. `touched` gathers what was asked for; `keep` forgets the rest, with its tensors.
     """
 
     def __init__(self) -> None:
-        self._applied: dict[_Key, tuple[nn.Module, Applied]] = {}
+        self.touched: set[Key] = set()
+        self._applied: dict[Key, tuple[nn.Module, Applied]] = {}
+        self._sessions: dict[Key, tuple[nn.Module, Session]] = {}
         self._captured: dict[int, tuple[nn.Module, tuple[Program, Program] | CaptureError]] = {}
-
-    @property
-    def held(self) -> frozenset[_Key]:
-        """What is kept now."""
-        return frozenset(self._applied)
 
     def apply(self, technique: Technique, program: Program) -> Applied:
         """What the technique makes of the program."""
-        key = id(program.model), repr(technique)
+        key = self._key(technique, program)
         if key not in self._applied:
             self._applied[key] = program.model, technique.apply(program)
         return self._applied[key][1]
+
+    def compile(self, backend: Backend, program: Program) -> Session:
+        """The backend's session of the program."""
+        key = self._key(backend, program)
+        if key not in self._sessions:
+            self._sessions[key] = program.model, backend.compile(program)
+        return self._sessions[key][1]
 
     def captured(
         self, program: Program, capture: Callable[[Program], tuple[Program, Program]]
@@ -54,6 +60,12 @@ class Memo:
             raise found
         return found
 
-    def keep(self, held: Collection[_Key]) -> None:
-        """Forgets whatever is not among `held`."""
+    def keep(self, held: Collection[Key]) -> None:
+        """Forgets what techniques and backends made and is not among `held`."""
         self._applied = {key: made for key, made in self._applied.items() if key in held}
+        self._sessions = {key: made for key, made in self._sessions.items() if key in held}
+
+    def _key(self, by: Technique | Backend, program: Program) -> Key:
+        key = id(program.model), repr(by)
+        self.touched.add(key)
+        return key

@@ -7,27 +7,35 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from os import PathLike
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, fx, nn
 
-from .arguments import check_budget, own_random_state, read_backends, read_recipe, read_sizes
+from .arguments import (
+    check_budget,
+    own_random_state,
+    read_backends,
+    read_recipe,
+    read_resume,
+    read_seconds,
+    read_sizes,
+)
 from .as_called import plainly
 from .backends import Backend
 from .budget import Budget
-from .calibration import apart
 from .certify import Certifier, Evaluate, Judgement
 from .compressed import CompressedModel, release_moved
 from .cost import per_candidate, per_request
 from .declared import Declared
 from .errors import InputError
-from .fresh import Fresh
+from .finding import Found, find_recipe, is_asked
 from .guards import Guard, read_guard
 from .inputs import read_layout
 from .journal import Journal
 from .limits import small_enough, tables_of
 from .measure import machine, tensor_bytes
+from .memo import Memo
 from .nonfinite import Apart
 from .plan import (
     ORIGINAL,
@@ -45,17 +53,18 @@ from .plan import (
 from .program import Program, target_of
 from .progress import Stages, stages
 from .recipe import Recipe
-from .report import Memory, Report, SizeResult, Work
+from .report import Memory, Report, SizeResult, Status, Work
 from .request import Once
-from .rewriting import Rewritten, apply_recipe, read, rewritten
+from .rewriting import Rewritten, apply_recipe, fresh_batches, read, rewritten
 from .rows import count_rows
-from .sessions import Made, compile_forms, session_call
+from .sessions import Made, compile_forms, original_call, session_call
 from .techniques import Technique
 from .undeclared import advice
 
 __all__ = ["compress"]
 
 _SIZES = (1, 32, 100, 500, 1000)
+_SECONDS, _SEARCHING = 60.0, 300.0
 # Bytes of a model from which what does not serve is let go at once, which takes some tenths of a second.
 _LARGE = 1 << 20
 
@@ -70,13 +79,14 @@ def compress(
     evaluate: Evaluate | None = None,
     budget: Budget | None = None,
     recipe: Technique | Sequence[Technique] | Recipe | None = None,
+    resume: str | PathLike[str] | None = None,
     backends: Backend | Sequence[Backend] | None = None,
     batch_sizes: Sequence[int] = _SIZES,
     guards: bool = True,
     on_nonfinite: Literal["raise", "propagate"] = "raise",
     keep_original: bool = True,
     progress: bool = True,
-    seconds: float = 60.0,
+    seconds: float | None = None,
 ) -> CompressedModel:
     """A faster equivalent of a trained recommender, and the report of what it gains and costs.
 
@@ -96,11 +106,13 @@ def compress(
     0.0002 of AUC, nothing of other metrics); where the evaluator groups its rows, the loss of each segment is told, and bounded
     by `Budget(segments=...)`.
 
-    `recipe` names the techniques (None: every exact one that saves time), `backends` who may run them (None: those installed), `batch_sizes` the numbers of
+    `recipe` names the techniques. None is every exact one that saves time, and with `evaluate` and a `budget` that bounds a loss or a
+    time, the fastest combination with approximate ones that a search finds: tried on one half of the labelled rows, certified on
+    the other. `resume` names a file that keeps its trials, so that a search that was ended goes on. `backends` who may run them (None: those installed), `batch_sizes` the numbers of
     rows to measure. `guards=False` drops the checks of ids and finiteness, `on_nonfinite="propagate"` those of
     finiteness alone. With `Budget(bytes=...)` the tables are brought under so many bytes, each in the form that moves the answers
     least, and what is small enough serves, faster or not. The compressed model falls back on the original where it has to, and so holds its tables; with
-    `keep_original=False` what serves does that too, in its plain form. `seconds` is how long compiling and measuring may take, about;
+    `keep_original=False` what serves does that too, in its plain form. `seconds` is how long compiling and measuring may take, about (None: 60, with a search 300);
     what a recipe fits comes on top. The model, global threads, seeds and warnings are left
     as they were; its tensors are shared, not copied.
 
@@ -120,19 +132,26 @@ def compress(
     chosen, sizes = read_backends(backends), read_sizes(batch_sizes)
     if on_nonfinite not in ("raise", "propagate"):
         raise InputError(f"on_nonfinite is 'raise' or 'propagate', got {on_nonfinite!r}")
-    if not seconds > 0:
-        raise InputError(f"seconds must be above 0, got {seconds!r}")
     check_budget(budget, evaluate)
     steps = read_recipe(recipe, budget)
-    work = Journal(began, began + seconds)
+    searching = recipe is None and is_asked(budget, evaluate)
+    work = Journal(began, began + read_seconds(seconds, _SEARCHING if searching else _SECONDS))
+    trials = read_resume(resume, searching)
     with own_random_state(), stages(progress) as show:
         show("reading the model")
         program = read(work, model, batch, request_features, calibration)
         if program is None:
             return _unreadable(work, model, batch, steps)
         once = Once(program.layout.features, check=check_request)
+        memo, best = Memo(), None
+        if searching and budget is not None and evaluate is not None:
+            best = find_recipe(
+                work, program, once, steps, evaluate, budget, chosen, sizes, memo, show, trials
+            )
+            steps, evaluate = best.recipe, best.evaluate
+            work.restart()
         certifier = Certifier(program, once, evaluate, budget) if evaluate is not None else None
-        found = apply_recipe(work, program, steps, recipe is not None, certifier, show)
+        found = apply_recipe(work, program, steps, recipe is not None, certifier, show, memo)
         checks = _Checks()
         sessions: dict[str, Made] = {}
         results: list[SizeResult] = []
@@ -143,7 +162,7 @@ def compress(
             found, bounded, keep_original = small or found, small is not None, keep_original and small is None
             guard = read_guard(found.asked, on_nonfinite, found.recipe.promised)
             checks = _Checks(guard if guards else None, on_nonfinite == "propagate")
-            fresh = _fresh(work, once, found, guard)
+            fresh = fresh_batches(work, once, found, guard)
             steps = found.recipe
             if not request_features and found.captured:
                 # What only approximates saves no multiply-adds.
@@ -151,7 +170,7 @@ def compress(
                 work.notes += advice(found.plain, found.fast, lambda asked: rewritten(asked, graphs))
             runners = chosen if found.captured else [backend for backend in chosen if backend.modules]
             sessions = compile_forms(
-                work, program, once, found.forms, runners, fresh, sizes, show, guard.bounds
+                work, program, once, found.forms, runners, fresh, sizes, show, guard.bounds, memo
             )
             if not sessions and not work.trials:
                 work.notes.append(
@@ -168,31 +187,27 @@ def compress(
             segments=judged.segments,
             work=_work(found, made),
             tables=tables_of(serving.model, budget),
+            p95_ms=None if budget is None else budget.p95_ms,
+            searched=() if best is None else best.tried,
         )
+        made.report = replace(made.report, status=_status(made, best))
         made.recipe = steps
     if made.report.memory.before_bytes >= _LARGE:
         # Graphs refer to themselves, so their tables would stay until Python next looks for such circles.
-        del found
+        del found, memo
         gc.collect()
     return made
 
 
-def _fresh(work: Journal, once: Once, found: Rewritten, guard: Guard) -> Batches:
-    """Fresh batches of one request each, its features repeated, as the original takes them."""
-    # What was fitted to some of the traffic is judged by other traffic.
-    known = work.calibration if found.recipe.exact else apart(work.calibration)[1]
-    flats = known or [found.plain.flat(found.plain.batch)]
-    given = [once.one(once.same(flat)) for several in flats for flat in once.requests(several)]
-    for flat in given if found.recipe.promised else ():
-        try:
-            guard(flat)
-        except InputError as error:
-            where = "calibration" if work.calibration else "the example batch"
-            raise type(error)(f"{where}: {error}", feature=error.feature, row=error.row) from error
-    draw = Fresh(found.asked.layout.features, given, guard.bounds, redraw=not work.calibration)
-    if not once:
-        return draw
-    return lambda rows, index: [tensor.contiguous() for tensor in once.all(once.same(draw(rows, index)))]
+def _status(made: CompressedModel, best: Found | None) -> Status:
+    """What became of it, in a word: what was asked for and not reached comes first."""
+    report = made.report
+    if not report.met:
+        return "budget_missed"
+    exact = made.plan is None or made.exact
+    if best is not None and exact and (not best.certifiable or (not best.recipe.exact and report.refused)):
+        return "not_certifiable"
+    return "unchanged" if made.plan is None else "improved"
 
 
 @dataclass(frozen=True)
@@ -270,7 +285,7 @@ def _measure(
     for index, rows in enumerate(sizes):
         show(f"measuring at {rows} rows")
         parts = sizes[index:]
-        before = _original_call(private)
+        before = original_call(private)
         if results and not affordable(before, fresh(rows, 0), len(sessions), work.deadline):
             work.notes.append(
                 f"not measured at {rows} rows and above, which takes too long: served as at {sizes[index - 1]}"
@@ -286,17 +301,6 @@ def _measure(
         result = confirm(rows, name, before, after, fresh, share(work.deadline, parts, 4.0) * 0.5)
         results.append(result if bounded or worth_it(result) else as_original(result))
     return results
-
-
-def _original_call(program: Program) -> Call:
-    function, layout = program.function, program.layout
-
-    def call(flat: list[Tensor]) -> object:
-        args, kwargs = layout.arguments(flat)
-        with torch.no_grad():
-            return function(*args, **kwargs)
-
-    return call
 
 
 def _served_call(served: CompressedModel) -> Call:

@@ -18,12 +18,14 @@ from .report import SizeResult, Trial
 
 __all__ = [
     "ORIGINAL",
+    "WORTH",
     "Batches",
     "Call",
     "Plan",
     "affordable",
     "as_original",
     "choose",
+    "compared",
     "confirm",
     "leaders",
     "preferred",
@@ -35,8 +37,8 @@ __all__ = [
 ORIGINAL = "original"
 """What the original is called among the candidates."""
 
-# A gain below this is not worth another path through the code, and within what a machine drifts.
-_GAIN = 1.02
+WORTH = 1.02
+"""A gain below this is not worth another path through the code, and within what a machine drifts."""
 # Nor is one below this worth answers that differ.
 _AS_FAST = 1.03
 _HELD_OUT = 1 << 20
@@ -119,6 +121,20 @@ def preferred(trials: Sequence[Trial], *first: Collection[str]) -> str:
     return min(medians, key=lambda name: medians[name])
 
 
+def compared(
+    rows: int, calls: Mapping[str, Call], batches: Batches, seconds: float, first: int = 3000
+) -> Samples:
+    """What the calls take at `rows` rows, on batches from number `first` on."""
+    return interleaved(
+        calls,
+        lambda i: batches(rows, first + i),
+        seconds=seconds,
+        min_rounds=_rounds(seconds, _cost([*calls.values()], batches(rows, 0)), 4, 12),
+        max_rounds=400,
+        warmup=1,
+    )
+
+
 def leaders(rows: int, calls: Mapping[str, Call], batches: Batches, seconds: float) -> list[str]:
     """The call with the lowest median at `rows` rows at a short look, and those within a tenth of it."""
     seen = interleaved(
@@ -152,7 +168,7 @@ def as_original(result: SizeResult) -> SizeResult:
 
 def worth_it(result: SizeResult) -> bool:
     """Whether a session earned its place."""
-    return result.speedup.faster and result.speedup.value >= _GAIN
+    return result.speedup.faster and result.speedup.value >= WORTH
 
 
 def remaining(deadline: float) -> float:

@@ -12,6 +12,7 @@ from .measure import Fidelity, Latency, Machine, Ratio
 from .plain import dumps, from_plain, loads, to_plain
 from .recipe import Recipe
 from .techniques import TECHNIQUES, Change, Skip, Technique
+from .tried import Tried, pareto
 from .wording import amount, clean, count, difference, duration, spans, times
 
 __all__ = [
@@ -21,15 +22,22 @@ __all__ = [
     "Report",
     "SegmentAccuracy",
     "SizeResult",
+    "Status",
     "Step",
     "Tables",
     "Trial",
+    "Tried",
     "Work",
     "worked",
 ]
 
 SCHEMA = 1
 _SHOWN = 6
+Status = Literal["improved", "unchanged", "budget_missed", "not_certifiable"]
+_SAID = {
+    "budget_missed": "The budget was missed",
+    "not_certifiable": "Nothing that approximates could be certified",
+}
 BUDGET = "budget"
 """The site of what the budget refused, its rule being the technique."""
 
@@ -114,7 +122,7 @@ class Report:
     `print(report)` gives the short of it; `fastrec.render` the whole, for terminals and as Markdown.
     """
 
-    status: Literal["improved", "unchanged"]
+    status: Status
     sizes: tuple[SizeResult, ...]
     steps: tuple[Step, ...]
     skipped: tuple[Skip, ...]
@@ -129,11 +137,24 @@ class Report:
     accuracy: tuple[Accuracy, ...] = ()
     tables: Tables | None = None
     segments: tuple[SegmentAccuracy, ...] = ()
+    p95_ms: float | None = None
+    searched: tuple[Tried, ...] = ()
+
+    @property
+    def late(self) -> tuple[SizeResult, ...]:
+        """The numbers of rows at which the 95th percentile of a call is above what the budget allows."""
+        limit = self.p95_ms
+        return () if limit is None else tuple(size for size in self.sizes if size.after.p95 * 1e3 > limit)
 
     @property
     def met(self) -> bool:
-        """Whether the tables fit the budget, where it says what they may take: what is lost is within it, or does not serve."""
-        return self.tables is None or self.tables.met
+        """Whether tables and calls are within the budget, where it says what they may take: what is lost is within it, or does not serve."""
+        return (self.tables is None or self.tables.met) and not self.late
+
+    @property
+    def pareto(self) -> tuple[Tried, ...]:
+        """Of the recipes that were searched and are within the budget, those that no other one beats, the slowest first."""
+        return pareto(self.searched)
 
     @property
     def refused(self) -> tuple[Skip, ...]:
@@ -144,7 +165,14 @@ class Report:
     @property
     def headline(self) -> str:
         """The result in one sentence, the slower batch sizes included."""
-        if self.status == "unchanged":
+        if self.status in _SAID:
+            return f"{_SAID[self.status]}: {self._gained.lower()}"
+        return self._gained
+
+    @property
+    def _gained(self) -> str:
+        same = self.sizes and all(size.session == "original" for size in self.sizes)
+        if self.status == "unchanged" or same:
             return "Unchanged: nothing was measured faster than the original, which goes on serving"
         if not self.sizes:
             return "Changed, and not timed"
@@ -183,6 +211,10 @@ class Report:
         lines += self._approximated() if self._lossy else []
         if self.tables is not None:
             lines.append(str(self.tables))
+        if self.p95_ms is not None:
+            lines.append(self.in_time)
+        if self.searched:
+            lines.append(f"searched {count(len(self.searched), 'recipe')}, nothing beats: {self._front}")
         if self.work is not None:
             lines.append(f"multiply-adds per candidate: {worked(self.work)}")
         if not all(step.exact for step in self.steps):
@@ -193,6 +225,21 @@ class Report:
             memory += f" and {amount(self.memory.session_bytes)} in sessions"
         lines.append(f"{done}, {len(self.skipped)} skipped; tensors: {memory}; took {duration(self.seconds)}")
         return "\n".join(lines)
+
+    @property
+    def in_time(self) -> str:
+        """Whether calls take no longer than the budget allows, in words."""
+        if not self.late:
+            return f"the 95th percentile of a call is within {self.p95_ms:g} ms at every number of rows"
+        over = ", ".join(f"{duration(size.after.p95)} at {size.rows:,} rows" for size in self.late)
+        return f"the 95th percentile of a call may be {self.p95_ms:g} ms: it is {over}"
+
+    @property
+    def _front(self) -> str:
+        parts = [
+            f"{one.label} ({times(one.speedup.value)})" for one in self.pareto if one.speedup is not None
+        ]
+        return clean("; ".join(parts), 240) or "none was within the budget"
 
     @property
     def _lossy(self) -> bool:
@@ -214,9 +261,10 @@ class Report:
         data = {
             f.name: to_plain(getattr(self, f.name), f"report.{f.name}")
             for f in fields(self)
-            if f.name != "recipe"
+            if f.name not in ("recipe", "searched")
         }
-        return dumps({"schema": SCHEMA, **data, "recipe": self.recipe.to_plain()})
+        searched = [one.to_plain() for one in self.searched]
+        return dumps({"schema": SCHEMA, **data, "recipe": self.recipe.to_plain(), "searched": searched})
 
     @classmethod
     def from_json(cls, text: str, *, techniques: Mapping[str, type[Technique]] = TECHNIQUES) -> Report:
@@ -229,15 +277,19 @@ class Report:
         if "recipe" not in data:
             raise InputError("report lacks ['recipe']")
         recipe = Recipe.from_plain(data.pop("recipe"), techniques=techniques)
+        searched = data.pop("searched", [])
+        if not isinstance(searched, list):
+            raise InputError(f"report.searched: expected a list, got {searched!r:.80}")
+        tried = tuple(Tried.from_plain(one, techniques=techniques) for one in searched)
         rest = from_plain(_WithoutRecipe, data, "report")
-        return cls(**{f.name: getattr(rest, f.name) for f in fields(rest)}, recipe=recipe)
+        return cls(**{f.name: getattr(rest, f.name) for f in fields(rest)}, recipe=recipe, searched=tried)
 
 
 @dataclass(frozen=True)
 class _WithoutRecipe:
     """The fields of a report that plain data can be read into by type alone."""
 
-    status: Literal["improved", "unchanged"]
+    status: Status
     sizes: tuple[SizeResult, ...]
     steps: tuple[Step, ...]
     skipped: tuple[Skip, ...]
@@ -251,6 +303,7 @@ class _WithoutRecipe:
     accuracy: tuple[Accuracy, ...] = ()
     tables: Tables | None = None
     segments: tuple[SegmentAccuracy, ...] = ()
+    p95_ms: float | None = None
 
 
 def worked(work: Work) -> str:

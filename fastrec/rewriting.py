@@ -17,9 +17,12 @@ from .capture import capture
 from .certify import Certifier
 from .declared import Declared, read_program, request_notes
 from .errors import CaptureError, FastrecError, InputError, TechniqueError
+from .fresh import Fresh
+from .guards import Guard
 from .journal import Journal
 from .measure import fidelity
 from .memo import Memo
+from .plan import Batches
 from .program import Program, target_of
 from .progress import Stages
 from .recipe import Recipe
@@ -29,7 +32,7 @@ from .rows import take_rows
 from .sessions import Form
 from .techniques import Skip, Technique
 
-__all__ = ["Rewritten", "apply_recipe", "read", "rewritten"]
+__all__ = ["Rewritten", "apply_recipe", "fresh_batches", "read", "rewritten"]
 
 _BATCHES = 64
 
@@ -299,3 +302,21 @@ def _applied(
     work.steps.append(Step(technique.name, technique.exact, applied.changes, took))
     work.skipped += applied.skipped
     return program.with_model(applied.model), technique
+
+
+def fresh_batches(work: Journal, once: Once, found: Rewritten, guard: Guard) -> Batches:
+    """Fresh batches of one request each, its features repeated, as the original takes them."""
+    # What was fitted to some of the traffic is judged by other traffic.
+    known = work.calibration if found.recipe.exact else apart(work.calibration)[1]
+    flats = known or [found.plain.flat(found.plain.batch)]
+    given = [once.one(once.same(flat)) for several in flats for flat in once.requests(several)]
+    for flat in given if found.recipe.promised else ():
+        try:
+            guard(flat)
+        except InputError as error:
+            where = "calibration" if work.calibration else "the example batch"
+            raise type(error)(f"{where}: {error}", feature=error.feature, row=error.row) from error
+    draw = Fresh(found.asked.layout.features, given, guard.bounds, redraw=not work.calibration)
+    if not once:
+        return draw
+    return lambda rows, index: [tensor.contiguous() for tensor in once.all(once.same(draw(rows, index)))]

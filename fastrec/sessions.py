@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, fx
 
 from .backends import Backend, Session
@@ -15,13 +16,14 @@ from .graph import share_constants
 from .guards import Bounds
 from .journal import Journal
 from .measure import Fidelity
-from .plan import Batches, leaders, remaining
+from .memo import Memo
+from .plan import Batches, Call, leaders, remaining
 from .program import Answers, Program
 from .progress import Stages
 from .request import Once
 from .verify import Expected, checked_rows, neighbours, once_each, verify
 
-__all__ = ["Form", "Made", "compile_forms", "session_call"]
+__all__ = ["Form", "Made", "compile_forms", "original_call", "session_call"]
 
 _FIRST = 0.6  # share of the time that must be left for one more backend
 _LAST = 0.33  # share of the time that is kept for measuring
@@ -70,19 +72,35 @@ def compile_forms(
     sizes: Sequence[int],
     show: Stages,
     bounds: Sequence[Bounds | None] = (),
+    memo: Memo | None = None,
 ) -> dict[str, Made]:
-    """Sessions by their label: the main forms by every backend, the others by those that lead with one; `bounds` are those of ids.
+    """Sessions by their label: the main forms by every backend, the others by those that lead with one; `bounds` are those of ids,
+    and what `memo` has seen compiled is not compiled again.
 
     Whatever cannot be compiled, answers differently or would take too long is left out, with its reason.
     """
-    work = _Compiling(journal, original, once, fresh, sizes, bounds)
+    work = _Compiling(journal, original, once, fresh, sizes, bounds, memo or Memo())
     mains = [(form, backend) for backend in backends for form in forms if form.main]
     # What is slow comes last: it may take the time of the others.
     mains.sort(key=lambda pair: not pair[0].exact and pair[1].plain(work.program(pair[0])))
     work.compile_all(mains, show)
-    leading = work.leading(backends, [form for form in forms if form.main])
-    work.compile_all([(form, backend) for form in forms if not form.main for backend in leading], show)
+    others = [form for form in forms if not form.main]
+    if others:
+        leading = work.leading(backends, [form for form in forms if form.main])
+        work.compile_all([(form, backend) for form in others for backend in leading], show)
     return work.made
+
+
+def original_call(program: Program) -> Call:
+    """The original, in its own form, for flat batches."""
+    function, layout = program.function, program.layout
+
+    def call(flat: list[Tensor]) -> object:
+        args, kwargs = layout.arguments(flat)
+        with torch.no_grad():
+            return function(*args, **kwargs)
+
+    return call
 
 
 def session_call(session: Session, once: Once) -> Callable[[list[Tensor]], tuple[Tensor, ...]]:
@@ -107,6 +125,7 @@ class _Compiling:
         fresh: Batches,
         sizes: Sequence[int],
         bounds: Sequence[Bounds | None],
+        memo: Memo,
     ) -> None:
         self.made: dict[str, Made] = {}
         self.took: dict[Backend, float] = {}
@@ -116,7 +135,7 @@ class _Compiling:
         self._original = once_each(draft.answers, fresh)
         self._meant: dict[str, Expected] = {}
         self._axes = original.layout.output_axes
-        self._bounds = bounds
+        self._bounds, self._memo = bounds, memo
 
     def compile_all(self, pairs: Sequence[tuple[Form, Backend]], show: Stages) -> None:
         """A session of each, as far as the time goes."""
@@ -140,7 +159,7 @@ class _Compiling:
         label = _label(backend, form)
         began = time.perf_counter()
         try:
-            session = backend.compile(program)
+            session = self._memo.compile(backend, program)
             if form.whole:
                 session = Repeated(session, self._once)
             call = session_call(session, self._once)

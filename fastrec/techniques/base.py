@@ -57,7 +57,8 @@ class Technique(abc.ABC):
     was done. While `exact` holds, outputs are equal up to float rounding. `fitted` says that numbers of the result come
     from the calibration batches, `modules` that a technique of graphs takes a model that could not be captured as well,
     and edits its modules on a draft; `cuts` that it takes parts out of the model, so that what is left without it is measured
-    beside; `mends` that it brings answers back to the original's, so that those in front of it are judged after it.
+    beside; `mends` that it brings answers back to the original's, so that those in front of it are judged after it; `saves` what it is
+    for, which a search tries first.
     """
 
     name: ClassVar[str]
@@ -66,6 +67,7 @@ class Technique(abc.ABC):
     modules: ClassVar[bool] = False
     cuts: ClassVar[bool] = False
     mends: ClassVar[bool] = False
+    saves: ClassVar[Literal["time", "bytes"]] = "time"
 
     @property
     @abc.abstractmethod
@@ -99,6 +101,11 @@ class Technique(abc.ABC):
     def ladder(cls) -> tuple[Self, ...]:
         """Settings from mild to strong."""
         return (cls(),)
+
+    @classmethod
+    def rungs(cls, program: Program) -> tuple[Self, ...]:  # noqa: ARG003 - for those who override it
+        """The approximate settings that a search tries on a program, from mild to strong: those of the ladder, unless overridden."""
+        return tuple(rung for rung in cls.ladder() if not rung.exact)
 
 
 def graph_of(program: Program, technique: Technique) -> fx.GraphModule:

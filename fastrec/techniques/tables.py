@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, fx
@@ -35,6 +35,7 @@ class OnTables(Technique):
 
     level: ClassVar[Literal["module", "graph"]] = "graph"
     rule: ClassVar[str]
+    saves: ClassVar[Literal["time", "bytes"]] = "bytes"
 
     least_bytes: int = field(default=1 << 20, kw_only=True)
     only: tuple[str, ...] | None = field(default=None, kw_only=True)
@@ -42,6 +43,11 @@ class OnTables(Technique):
     def __post_init__(self) -> None:
         check_whole(self, "least_bytes")
         check_names(self, "only")
+
+    @classmethod
+    def rungs(cls, program: Program) -> tuple[Self, ...]:
+        """Those of the ladder, for tables of any size: whether a small one is worth it is measured."""
+        return tuple(replace(rung, least_bytes=0) for rung in super().rungs(program))
 
     def refusal(self, gm: fx.GraphModule, table: Table) -> str:  # noqa: ARG002 - for those who override it
         """Why this form is not for the table, or nothing: nothing, unless overridden."""

@@ -26,6 +26,7 @@ __all__ = ["FitTables"]
 _RULE = "fit tables"
 _MORE = (1.25, 1.6, 2.0, 3.0)
 _BATCHES = 16
+_PARTS = (2, 4, 8, 16)
 # How many times smaller a form may be than what is asked of a table that is most of all, and the most that is asked.
 _NEAR, _COARSE = (0.6, 5.0), 16.0
 # An answer that moves by less of its spread has not moved: finer forms are not tried.
@@ -56,6 +57,7 @@ class FitTables(Technique):
     name: ClassVar[str] = "fit_tables"
     level: ClassVar[Literal["module", "graph"]] = "graph"
     fitted: ClassVar[bool] = True
+    saves: ClassVar[Literal["time", "bytes"]] = "bytes"
 
     bytes: int = 64 << 20
     least_bytes: int = 1 << 10
@@ -78,6 +80,13 @@ class FitTables(Technique):
     def ladder(cls) -> tuple[Self, ...]:
         """As little as can be."""
         return (cls(bytes=0),)
+
+    @classmethod
+    def rungs(cls, program: Program) -> tuple[Self, ...]:
+        """A half to a sixteenth of what the tables take, each in a form of its own size or larger."""
+        if not isinstance(program.model, fx.GraphModule):
+            return ()
+        return tuple(cls(bytes=table_bytes(program.model) // part) for part in _PARTS)
 
     def milder(self, program: Program, changes: tuple[Change, ...]) -> tuple[Technique, ...]:  # noqa: ARG002 - more bytes lose less, whatever was changed
         """More bytes, as far as the tables take more now."""

@@ -36,6 +36,7 @@ LINEARS = "project linears"
 _SHARE = 2 / 3
 _MILDER = (0.25, 0.0625)
 _META = "projected"
+_SMALL = 4096  # weights of a layer below which a search does not ask
 
 Batches = Sequence[Sequence[Tensor]]
 
@@ -238,6 +239,11 @@ class ProjectPCA(Technique):
     def ladder(cls) -> tuple[Self, ...]:
         """99 and 95 % of the energy."""
         return cls(energy=0.99), cls(energy=0.95)
+
+    @classmethod
+    def rungs(cls, program: Program) -> tuple[Self, ...]:
+        """Those of the ladder, for smaller tables and layers too: whether one is worth it is measured."""
+        return tuple(replace(rung, least=_SMALL, least_bytes=0) for rung in super().rungs(program))
 
 
 def _unfit(table: Table, done: set[str]) -> str:

@@ -59,6 +59,7 @@ class QuantizeTables(OnTables):
 
     name: ClassVar[str] = "quantize_tables"
     rule: ClassVar[str] = "quantize tables"
+    saves: ClassVar[Literal["time", "bytes"]] = "time"
 
     bits: Literal[16, 8, 4] = 8
     hot: float = 0.0

@@ -1,0 +1,121 @@
+"""The recipe for a budget, where none is given: found by trials on one part of the labelled rows, and checked on the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .backends import Backend
+from .budget import Budget
+from .certify import Certifier, Evaluate
+from .errors import MeasurementError
+from .journal import Journal
+from .measure import Evaluator
+from .memo import Memo
+from .program import Program
+from .progress import Stages
+from .recipe import Recipe
+from .request import Once
+from .resume import Recorded, fingerprint
+from .search import Ladders, search
+from .techniques import TECHNIQUES, Technique
+from .trials import Trials
+from .tried import Tried
+
+__all__ = ["Found", "find_recipe", "is_asked"]
+
+_SEARCHING = 0.6
+"""The share of the time for trials; the rest is for what they found."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best recipe, all that was tried for it, and what judges it on rows that no trial has seen."""
+
+    recipe: Recipe
+    tried: tuple[Tried, ...]
+    evaluate: Evaluate
+
+    @property
+    def certifiable(self) -> bool:
+        """Whether any loss was certified, or none would be with more rows."""
+        if not self.tried:
+            return isinstance(self.evaluate, Evaluator)
+        within = any(one.outcome in ("kept", "slower") for one in self.tried)
+        verdicts = {loss.verdict for one in self.tried for loss in one.accuracy}
+        return within or "not certifiable" not in verdicts
+
+
+def is_asked(budget: Budget | None, evaluate: Evaluate | None) -> bool:
+    """Whether what approximates is to be looked for."""
+    return budget is not None and evaluate is not None and (budget.bounded or budget.p95_ms is not None)
+
+
+def find_recipe(
+    work: Journal,
+    program: Program,
+    once: Once,
+    start: Recipe,
+    evaluate: Evaluate,
+    budget: Budget,
+    backends: Sequence[Backend],
+    sizes: Sequence[int],
+    memo: Memo,
+    show: Stages,
+    resume: Path | None,
+) -> Found:
+    """The best recipe from `start` on that is certified on one half of the rows; `start` where there is nothing to certify by.
+
+    Trials that `resume` has are not made again. Raises `InputError` where that is of another search.
+    """
+    if not isinstance(evaluate, Evaluator):
+        work.notes.append(
+            "nothing that approximates was tried: evaluate gives one number per model, which certifies no loss; make it with "
+            "fastrec.measure.evaluator"
+        )
+        return Found(start, (), evaluate)
+    try:
+        searching, checking = evaluate.split()
+    except MeasurementError as error:
+        work.notes.append(f"nothing that approximates was tried: the labelled rows cannot be halved: {error}")
+        return Found(start, (), evaluate)
+    certifier = Certifier(program, once, searching, budget)
+    trials = Trials(work, program, once, certifier, backends, sizes, memo, show, budget.minimize)
+    show("compiling what is exact")
+    trials.begin(start)
+    ladders = _ladders(trials.asked or program, budget, start)
+    began = time.perf_counter()
+    given = _SEARCHING * max(0.0, work.deadline - began)
+    usual = [0.0]
+
+    def late(share: float) -> bool:
+        return time.perf_counter() - began + usual[0] > share * given
+
+    trial = trials if resume is None else Recorded(
+        resume, fingerprint(program, work.calibration, searching, budget, backends, sizes), trials
+    )  # fmt: skip
+
+    def timed(recipe: Recipe, best: Recipe) -> Tried:
+        seen = trial(recipe, best)
+        usual[0] = 0.5 * (usual[0] + seen.seconds)
+        return seen
+
+    recipe, tried = search(start, ladders, timed, late)
+    return Found(recipe, tried, checking)
+
+
+def _ladders(program: Program, budget: Budget, start: Recipe) -> Ladders:
+    """What is tried, first what saves what is asked for; not what is given already, nor what only a limit of bytes asks for."""
+    given = {technique.name for technique in start if not technique.exact}
+    bytes_alone = {name for name, kind in TECHNIQUES.items() if _approximate(kind.asked_by(Budget(bytes=1)))}
+    wanted = "bytes" if budget.minimize == "bytes" else "time"
+    kinds: Mapping[str, type[Technique]] = TECHNIQUES
+    names = sorted(kinds, key=lambda name: kinds[name].saves != wanted)
+    left = given if budget.minimize == "bytes" else given | bytes_alone
+    return {name: kinds[name].rungs(program) for name in names if name not in left}
+
+
+def _approximate(technique: Technique | None) -> bool:
+    return technique is not None and not technique.exact

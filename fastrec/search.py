@@ -1,0 +1,171 @@
+"""The search: which recipe is best within the budget, every technique alone first, then together from the best one on.
+
+What is tried, and in which order, is decided here, from what trials said alone; how a trial is made is not known here. So the
+same outcomes lead to the same recipe, and what was tried before a process ended need not be tried again.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from .recipe import Recipe
+from .techniques import TECHNIQUES, Technique
+from .tried import Tried
+
+__all__ = ["AS_GOOD", "Ladders", "Late", "Trial", "search"]
+
+Trial = Callable[[Recipe, Recipe], Tried]
+"""What became of a recipe beside the best so far."""
+Ladders = Mapping[str, Sequence[Technique]]
+"""Settings from mild to strong, by the name of their technique, in the order they are tried."""
+Late = Callable[[float], bool]
+"""Whether this share of the time is over."""
+
+AS_GOOD = 0.98
+"""Of the best, what is given away for one technique fewer."""
+_ALONE = 0.65
+"""The share of the time for each technique alone."""
+
+
+def search(start: Recipe, ladders: Ladders, trial: Trial, late: Late) -> tuple[Recipe, tuple[Tried, ...]]:
+    """The best recipe found from `start` on, and all that was tried, in order.
+
+    Every technique is tried alone, from mild to strong until the budget refuses it, from there on with what brings answers back.
+    The best of these is the first of the recipe; the others join it in order of what they gained, in milder settings where
+    their losses add up to too much. At last it is tried without each of its parts, and with neighbours the other way round.
+    When it is `late`, the rest is noted as not tried.
+    """
+    found = _Search(start, ladders, trial, late)
+    found.alone()
+    found.together()
+    found.without()
+    found.swapped()
+    return found.best, tuple(found.tried)
+
+
+Option = tuple[float, tuple[Technique, ...]]
+"""What techniques gained alone, and these techniques: one, and what brings its answers back, if need be."""
+
+
+class _Search:
+    """The best recipe so far, and what was tried for it."""
+
+    def __init__(self, start: Recipe, ladders: Ladders, trial: Trial, late: Late) -> None:
+        self.best, self.tried = start, list[Tried]()
+        self._start, self._trial, self._late = start, trial, late
+        rungs = [rungs for rungs in ladders.values() if rungs]
+        self._ladders = [ladder for ladder in rungs if not ladder[0].mends]
+        self._menders = [ladder[0] for ladder in rungs if ladder[0].mends]
+        self._seen: dict[str, Tried] = {}
+        self._options: list[list[Option]] = []
+
+    def alone(self) -> None:
+        """Notes for each technique the settings that gained something alone, the strongest last."""
+        for ladder in self._ladders:
+            options, refused = self._climb(ladder)
+            for mender in self._menders:
+                if refused is not None and _rank(ladder[0]) < _rank(mender):
+                    options += self._climb(ladder[refused:], mender)[0]
+            if options:
+                self._options.append(options)
+
+    def together(self) -> None:
+        """The best alone, joined by the others."""
+        ranked = sorted(self._options, key=lambda options: -max(options)[0])
+        for options in ranked:
+            for _, techniques in sorted(options, key=lambda option: -option[0]):
+                outcome = self._join(techniques)
+                if outcome == "refused" and not any(one.mends for one in techniques):
+                    outcome = self._join((*techniques, *self._menders_of(techniques)))
+                if outcome != "refused":
+                    break
+
+    def without(self) -> None:
+        """The best without one of its parts: it loses less, and so is taken where it is about as good."""
+        for technique in [one for one in self.best if not one.exact and not one.mends]:
+            rest = self._less(technique)
+            seen = self._try(rest, 1.0)
+            if seen.outcome == "slower" and seen.gain is not None and seen.gain.value >= AS_GOOD:
+                reason = f"about as good without {type(technique).__name__}"
+                self._keep(rest, replace(seen, outcome="kept", reason=reason))
+
+    def swapped(self) -> None:
+        """The best with two neighbours that approximate the other way round."""
+        lossy = [one for one in self.best if not one.exact and not one.mends]
+        for first, second in itertools.pairwise(lossy):
+            places = list(self.best)
+            at, to = places.index(first), places.index(second)
+            places[at], places[to] = second, first
+            recipe = Recipe(tuple(places))
+            self._keep(recipe, self._try(recipe, 1.0))
+
+    def _climb(self, ladder: Sequence[Technique], *menders: Technique) -> tuple[list[Option], int | None]:
+        """What gained of a ladder alone, and the place of the rung that was refused."""
+        options: list[Option] = []
+        for place, rung in enumerate(ladder):
+            seen = self._try(_with(self._start, rung, *menders), _ALONE)
+            if seen.outcome == "refused":
+                return options, place
+            if seen.outcome == "nothing to do":
+                break
+            if seen.outcome == "kept" and seen.gain is not None:
+                options.append((seen.gain.value, (rung, *menders)))
+        return options, None
+
+    def _join(self, techniques: Sequence[Technique]) -> str:
+        recipe = _with(self.best, *techniques)
+        # What was tried alone already is the best where nothing is yet.
+        seen = self._try(recipe, 1.0)
+        self._keep(recipe, seen)
+        return seen.outcome
+
+    def _menders_of(self, techniques: Sequence[Technique]) -> list[Technique]:
+        return [one for one in self._menders if _rank(techniques[0]) < _rank(one)]
+
+    def _keep(self, recipe: Recipe, seen: Tried) -> None:
+        """The recipe is the best from now on, if it was kept."""
+        if seen.outcome == "kept":
+            self.best = recipe
+            self._seen[recipe.to_json()] = seen
+            self.tried = [seen if one.recipe == recipe else one for one in self.tried]
+
+    def _try(self, recipe: Recipe, share: float) -> Tried:
+        """What becomes of a recipe beside the best, if there is time for it; what was tried beside another best is not tried again."""
+        key = recipe.to_json()
+        if key not in self._seen:
+            if recipe == self.best:
+                return Tried(recipe, "slower", "the best already")
+            seen = (
+                Tried(recipe, "not tried", "the time limit was near")
+                if self._late(share)
+                else self._trial(recipe, self.best)
+            )
+            self._seen[key] = seen
+            self.tried.append(seen)
+        return self._seen[key]
+
+    def _less(self, technique: Technique) -> Recipe:
+        """The best without one, and without what brings answers back where nothing in front of that is left to mend."""
+        rest = [one for one in self.best if one != technique]
+        kept = [
+            one for i, one in enumerate(rest) if not one.mends or any(not before.exact for before in rest[:i])
+        ]
+        return Recipe(tuple(kept))
+
+
+def _with(recipe: Recipe, *techniques: Technique) -> Recipe:
+    """The recipe with these in their places, in place of other settings of the same ones."""
+    made = [one for one in recipe if one.name not in {technique.name for technique in techniques}]
+    for technique in techniques:
+        rank = _rank(technique)
+        place = next((i for i, one in enumerate(made) if _rank(one) > rank), len(made))
+        made.insert(place, technique)
+    return Recipe(tuple(made))
+
+
+def _rank(technique: Technique) -> int:
+    """The place of a technique in the order of application; behind all of ours for another's."""
+    names = list(TECHNIQUES)
+    return names.index(technique.name) if technique.name in names else len(names)
