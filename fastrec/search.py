@@ -62,20 +62,19 @@ class _Search:
         self._options: list[list[Option]] = []
 
     def alone(self) -> None:
-        """Notes for each technique the settings that gained something alone, the strongest last."""
+        """Notes for each technique the settings that gained something alone, those that gained most first."""
         for ladder in self._ladders:
             options, refused = self._climb(ladder)
             for mender in self._menders:
                 if refused is not None and _rank(ladder[0]) < _rank(mender):
                     options += self._climb(ladder[refused:], mender)[0]
             if options:
-                self._options.append(options)
+                self._options.append(sorted(options, key=lambda option: -option[0]))
 
     def together(self) -> None:
         """The best alone, joined by the others."""
-        ranked = sorted(self._options, key=lambda options: -max(options)[0])
-        for options in ranked:
-            for _, techniques in sorted(options, key=lambda option: -option[0]):
+        for options in sorted(self._options, key=lambda options: -options[0][0]):
+            for _, techniques in options:
                 outcome = self._join(techniques)
                 if outcome == "refused" and not any(one.mends for one in techniques):
                     outcome = self._join((*techniques, *self._menders_of(techniques)))
