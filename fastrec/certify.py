@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import fx, nn
 
 from .as_called import AsCalled
 from .budget import Budget
-from .errors import InputError, MeasurementError
+from .errors import FastrecError, InputError, MeasurementError
 from .losses import Accuracy, SegmentAccuracy, of_segments, refusal
 from .measure import Evaluator, Loss, SegmentLoss
-from .measure.loss import LOWER_IS_BETTER, Array
+from .measure.loss import Array
+from .measure.metrics import LOWER_IS_BETTER
 from .memo import Memo
 from .program import Answers, Program
 from .request import Once
@@ -20,6 +23,7 @@ from .techniques import Applied, Technique
 
 __all__ = ["Certifier", "Evaluate", "Judgement"]
 
+T = TypeVar("T")
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
 _DEFAULT = Budget({"auc": 2e-4})
@@ -27,10 +31,11 @@ _DEFAULT = Budget({"auc": 2e-4})
 
 @dataclass(frozen=True)
 class Judgement:
-    """What was lost of each metric, of all rows and in each segment."""
+    """What was lost of each metric, of all rows and in each segment; `failed` says why nothing can be said."""
 
     accuracy: tuple[Accuracy, ...] = ()
     segments: tuple[SegmentAccuracy, ...] = ()
+    failed: str = ""
 
     @property
     def holds(self) -> bool:
@@ -41,7 +46,7 @@ class Judgement:
     def refusals(self) -> list[str]:
         """What is not within the budget for certain, in words: of all rows, then of segments."""
         said = [str(one) for one in self.accuracy if not one.holds]
-        return [*said, *filter(None, [refusal(self.segments)])]
+        return [*filter(None, [self.failed]), *said, *filter(None, [refusal(self.segments)])]
 
     def __str__(self) -> str:
         return "; ".join(self.refusals)
@@ -60,17 +65,10 @@ class Certifier:
         whole = AsCalled(private, Once(()), private.answers)
         self._scores: Array | None = None
         if isinstance(evaluate, Evaluator):
-            self._scores = evaluate.scores(whole)
+            self._scores = self._called(evaluate.scores, whole, "the original")
             self._before = evaluate.of(self._scores)
         else:
-            found = evaluate(whole)
-            if not isinstance(found, Mapping):
-                raise MeasurementError(f"evaluate gives a mapping such as {{'auc': 0.79}}, got {found!r:.80}")
-            self._before = dict(found)
-        if not all(isinstance(value, (int, float)) and value == value for value in self._before.values()):
-            raise MeasurementError(
-                f"evaluate gives numbers by the name of their metric, got {self._before!r:.200}"
-            )
+            self._before = self._metrics_of(whole, "the original")
         self.budget = budget or Budget({name: _DEFAULT.max_loss.get(name, 0.0) for name in self._before})
         named = dict.fromkeys((*self.budget.max_loss, *self.budget.segments))
         self._metrics = tuple(named or self._before)
@@ -79,8 +77,17 @@ class Certifier:
             raise InputError(f"the budget names {missing}, and evaluate gives {sorted(self._before)}")
 
     def judge(self, run: Answers, *, exact: bool = False) -> Judgement:
-        """What was lost of each metric by answers that `run` gives, for flat batches of one request."""
-        losses, segments = self._losses(AsCalled(self._original, self._once, run))
+        """What was lost of each metric by answers that `run` gives, for flat batches of one request.
+
+        What approximates and gives answers that cannot be judged, as scores that are not finite, is refused.
+        Raises `MeasurementError` where what is `exact` does.
+        """
+        try:
+            losses, segments = self._losses(AsCalled(self._original, self._once, run))
+        except MeasurementError as error:
+            if exact:
+                raise
+            return Judgement(failed=str(error))
         return Judgement(
             tuple(Accuracy.of(loss, self.budget.max_loss.get(loss.metric), exact=exact) for loss in losses),
             of_segments(segments, self.budget.segments, exact=exact),
@@ -125,16 +132,40 @@ class Certifier:
 
     def _losses(self, model: nn.Module) -> tuple[list[Loss], list[SegmentLoss]]:
         if self._scores is not None and isinstance(self._evaluate, Evaluator):
-            scores = self._evaluate.scores(model)
+            scores = self._called(self._evaluate.scores, model, "what the recipe made")
             losses = self._evaluate.losses(self._scores, scores)
             segments = self._evaluate.by_segment(self._scores, scores)
             return [losses[name] for name in self._metrics], [
                 one for one in segments if one.metric in self._metrics
             ]
-        after = self._evaluate(model)
+        after = self._metrics_of(model, "what the recipe made")
+        if missing := [name for name in self._metrics if name not in after]:
+            raise MeasurementError(
+                f"evaluate gave {sorted(self._before)} of the original, and no {missing} of what the recipe made"
+            )
         made = []
         for name in self._metrics:
             sign = -1.0 if name in LOWER_IS_BETTER else 1.0
             was, now = float(self._before[name]), float(after[name])
             made.append(Loss(name, was, now, sign * (was - now), None, 0, 0))
         return made, []
+
+    def _metrics_of(self, model: nn.Module, what: str) -> dict[str, float]:
+        """What the caller's function says of a model. Raises `MeasurementError` where that is no mapping to finite numbers."""
+        found = self._called(self._evaluate, model, what)
+        if not isinstance(found, Mapping):
+            raise MeasurementError(f"evaluate gives a mapping such as {{'auc': 0.79}}, got {found!r:.80}")
+        if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in found.values()):
+            raise MeasurementError(
+                f"evaluate gives finite numbers by the name of their metric, got {dict(found)!r:.200} of {what}"
+            )
+        return dict(found)
+
+    def _called(self, evaluate: Callable[[nn.Module], T], model: nn.Module, what: str) -> T:
+        """What a function gives of a model. Raises `MeasurementError`, with its reason, where it raises what is not ours."""
+        try:
+            return evaluate(model)
+        except FastrecError:
+            raise
+        except Exception as error:
+            raise MeasurementError(f"evaluate failed on {what}: {type(error).__name__}: {error}") from error

@@ -25,7 +25,8 @@ class Accuracy:
 
     `value` is the absolute loss, `upper` its one-sided 95 % bound, None where `evaluate` gives one number per model; `allowed`
     is None where nothing was said of this metric, and its loss is reported alone;
-    `needed` the number of rows, about, that would certify it, None where none would.
+    `needed` the number of rows, about, that would certify it, None where none would; `groups` is how many groups of rows the
+    metric is over, None without, and `left_out` how many had nothing to rank.
     """
 
     metric: str
@@ -37,6 +38,8 @@ class Accuracy:
     verdict: Literal["certified", "not certifiable", "exceeded", "exact", "measured"]
     rows: int
     needed: int | None
+    groups: int | None = None
+    left_out: int = 0
 
     @classmethod
     def of(cls, loss: Loss, allowed: float | None, *, exact: bool = False) -> Accuracy:
@@ -44,7 +47,17 @@ class Accuracy:
         verdict = "exact" if exact else "measured" if allowed is None else loss.verdict(allowed)
         needed = None if allowed is None else loss.needed(allowed)
         return cls(
-            loss.metric, loss.before, loss.after, loss.value, loss.upper, allowed, verdict, loss.rows, needed
+            loss.metric,
+            loss.before,
+            loss.after,
+            loss.value,
+            loss.upper,
+            allowed,
+            verdict,
+            loss.rows,
+            needed,
+            loss.groups,
+            loss.left_out,
         )
 
     @property
@@ -55,8 +68,11 @@ class Accuracy:
     def __str__(self) -> str:
         if self.verdict == "exact":
             return f"{self.metric} {self.before:.5f} before, {self.after:.5f} after: what serves is exact"
+        over = (
+            f" over {count(self.groups or 0, 'group')}, {self.left_out:,} left out" if self.left_out else ""
+        )
         bound = "" if self.upper is None else f", at most {self.upper:.2g} (95 %)"
-        said = f"{self.metric} {self.before:.5f} before, {self.after:.5f} after: lost {self.value:.2g}{bound}"
+        said = f"{self.metric} {self.before:.5f} before, {self.after:.5f} after{over}: lost {self.value:.2g}{bound}"
         if self.allowed is None:
             return said
         said += f", {self.allowed:g} allowed: {self.verdict}"
@@ -72,8 +88,8 @@ class Accuracy:
 class SegmentAccuracy:
     """What was lost of one metric on the `rows` rows of one segment, and whether that is within `Budget.segments` for certain.
 
-    As `Accuracy`, but for "too few rows": there are under 100 of one label, of which no bound is believed. Without any of one
-    label nothing can be ranked, and `before`, `after`, `value` and `upper` are None. `needed` is the number of rows of the
+    As `Accuracy`, but for "too few rows": there are under 100 of one label, or groups, of which no bound is believed. Where nothing can be ranked,
+    as without any of one label, `before`, `after`, `value` and `upper` are None. `needed` is the number of rows of the
     segment, about, that would certify it if little was lost; None where what was lost is as much as is allowed.
     """
 
@@ -101,7 +117,7 @@ class SegmentAccuracy:
 
     def __str__(self) -> str:
         if self.value is None or self.upper is None:
-            said = f"{self.metric} of {self.name}: not measured, all {count(self.rows, 'label')} are alike"
+            said = f"{self.metric} of {self.name}: not measured, its {count(self.rows, 'label')} leave nothing to rank"
         else:
             said = f"{self.metric} of {self.name}: {self.before:.5f} before, {self.after:.5f} after"
             if self.verdict != "exact":

@@ -76,7 +76,11 @@ def read(
         raise InputError(
             f"calibration takes batches, each as the model takes it, in a list or loader: got a {type(calibration).__name__}"
         )
-    batches = list(itertools.islice(calibration or (), _BATCHES))
+    batches = list(itertools.islice(() if calibration is None else calibration, _BATCHES))
+    if calibration is not None and not batches:
+        raise InputError(
+            "calibration has no batches: leave it out, or give some (a generator is empty once it was read)"
+        )
     try:
         program = read_program(target, batch, batches, request or ())
     except FastrecError:

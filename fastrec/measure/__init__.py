@@ -8,14 +8,17 @@ from .latency import Latency, Ratio, Samples, interleaved
 from .loss import Loss
 from .machine import Machine, machine
 from .memory import resident_bytes, tensor_bytes
+from .metrics import METRICS, Metric
 from .segments import SegmentLoss, newcomers, popularity
 
 __all__ = [
+    "METRICS",
     "Evaluator",
     "Fidelity",
     "Latency",
     "Loss",
     "Machine",
+    "Metric",
     "Ratio",
     "Samples",
     "SegmentLoss",

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import MeasurementError
 from .loss import SIZE, Array, Loss
 
-__all__ = ["Segment", "SegmentLoss", "beyond", "newcomers", "popularity", "read_segments"]
+__all__ = ["Segment", "SegmentLoss", "beyond", "newcomers", "popularity", "read_segments", "values_of"]
 
 _MOST = 1000  # segments of one grouping; ids as they come are no grouping
 _WHAT = "numbers, strings or booleans"
@@ -30,7 +30,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class SegmentLoss:
-    """What was lost of one metric in a segment of `rows` rows; no `loss` where all labels are alike and nothing can be ranked."""
+    """What was lost of one metric in a segment of `rows` rows; no `loss` where its labels leave nothing to measure, as all alike nothing to rank."""
 
     grouping: str
     segment: str
@@ -51,7 +51,7 @@ def read_segments(given: Mapping[str, Any], count: int) -> tuple[Segment, ...]:
         )
     found: list[Segment] = []
     for grouping, values in given.items():
-        told = _values(values, f"segments[{grouping!r:.80}]")
+        told = values_of(values, f"segments[{grouping!r:.80}]")
         if len(told) != count:
             raise MeasurementError(
                 f"segments[{grouping!r:.80}] has {len(told)} values for {count} labels: one for every row is expected"
@@ -101,11 +101,11 @@ def popularity(ids: Any, seen: Any, parts: int = 10) -> Array:
     if type(parts) is not int or parts < 1:
         raise MeasurementError(f"parts is {parts!r:.80}, expected a whole number above 0")
     if isinstance(seen, Mapping):
-        known, times = _values(list(seen), "seen"), list(seen.values())
+        known, times = values_of(list(seen), "seen"), list(seen.values())
     else:
-        known, counted = np.unique(_values(seen, "seen"), return_counts=True)
+        known, counted = np.unique(values_of(seen, "seen"), return_counts=True)
         times = counted.tolist()
-    asked = _alike(_values(ids, "ids"), known)
+    asked = _alike(values_of(ids, "ids"), known)
     often = dict(zip(known.tolist(), times, strict=True))
     values, places = np.unique(asked, return_inverse=True)
     counts = np.array([often.get(value, 0) for value in values.tolist()], dtype=np.float64)[places]
@@ -132,8 +132,8 @@ def newcomers(ids: Any, known: Any) -> Array:
         >>> newcomers(["ann", "bob", "ann"], {"ann", "eve"}).tolist()
         ['known', 'new', 'known']
     """
-    had = _values(known, "known")
-    asked = _alike(_values(ids, "ids"), had)
+    had = values_of(known, "known")
+    asked = _alike(values_of(ids, "ids"), had)
     values, places = np.unique(asked, return_inverse=True)
     # As Python's integers: numpy compares signed with unsigned ones as floats, which are alike for large ids.
     there = set(had.tolist())
@@ -142,7 +142,7 @@ def newcomers(ids: Any, known: Any) -> Array:
     )
 
 
-def _values(given: Any, where: str) -> Array:
+def values_of(given: Any, where: str) -> Array:
     """Integers or strings, one for each row, booleans as strings."""
     if isinstance(given, Tensor):
         given = given.detach().cpu().numpy()
