@@ -15,7 +15,6 @@ __all__ = [
     "Array",
     "Paired",
     "lots",
-    "margins",
     "mean_change",
     "rare",
     "resampled",
@@ -115,11 +114,3 @@ def resampled(sums: Array, seed: int = 0) -> Array:
     times = np.bincount(drawn.ravel(), minlength=RESAMPLES * count).reshape(RESAMPLES, count)
     found: Array = times.astype(np.float64) @ sums
     return found
-
-
-def margins(value: float, low: Array, high: Array) -> tuple[float, float]:
-    """How far `value` is from the 5 % quantile of what may have been lost at least, and the 95 % quantile of what at most."""
-    return (
-        max(0.0, value - float(np.quantile(low, 0.05))),
-        max(0.0, float(np.quantile(high, 0.95)) - value),
-    )
