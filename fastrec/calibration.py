@@ -62,16 +62,37 @@ def _holds_ids(dtype: torch.dtype) -> bool:
     return not (dtype.is_floating_point or dtype.is_complex or dtype is torch.bool)
 
 
+def _one_row(features: Sequence[Feature], flats: Sequence[Sequence[Tensor]]) -> bool:
+    """Whether all rows of all batches are the same; never of features that are cut by others."""
+    roles = {feature.role for feature in features}
+    if "rows" not in roles or not roles <= {"rows", "fixed"}:
+        return False
+    for place, feature in enumerate(features):
+        first = flats[0][place]
+        if feature.role == "rows" and feature.axis is not None:
+            first = first.narrow(feature.axis, 0, 1)
+        if not all(bool((flat[place] == first).all()) for flat in flats):
+            return False
+    return True
+
+
 def check_calibration(
     work: Journal, asked: Program, calibration: Sequence[Sequence[Tensor]], techniques: Iterable[Technique]
 ) -> None:
-    """Notes where it is thin for what is fitted to it. Raises `InputError` for ids that no table has and for numbers that are not finite."""
+    """Notes where it is thin for what is fitted to it.
+
+    Raises `InputError` for ids that no table has, for numbers that are not finite, and where all rows are one.
+    """
     guard = read_guard(asked)
     for flat in calibration:
         try:
             guard(flat)
         except InputError as error:
             raise type(error)(f"calibration: {error}", feature=error.feature, row=error.row) from error
+    if calibration and _one_row(asked.layout.features, calibration):
+        raise InputError(
+            "calibration has one row, or one row again and again, which is no traffic: give some thousands of rows as they come, or leave it out"
+        )
     flats = calibration or (asked.flat(asked.batch),)
     rows = sum(count_rows(asked.layout.features, flat) or 1 for flat in flats)
     if rows < _THIN and any(technique.fitted for technique in techniques):
