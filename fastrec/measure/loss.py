@@ -32,6 +32,7 @@ class Loss:
     per model. Where the bounds of the loss are quantiles of resamples, `margins` says how far below and above `value` they are.
     `rarest` counts the rows of the rarer label, or the groups where they are fewer: what has to be enough for a bound to be believed.
     `groups` counts the groups that the metric is over, None without, and `left_out` those of which nothing can be said.
+    With n times the rows margins are n^-`shrinks` of what they are.
     """
 
     metric: str
@@ -44,6 +45,7 @@ class Loss:
     margins: tuple[float, float] | None = None
     groups: int | None = None
     left_out: int = 0
+    shrinks: float = 0.5
 
     @property
     def upper(self) -> float | None:
@@ -85,7 +87,7 @@ class Loss:
         """How many rows, about, would certify this loss; None where no number would."""
         if self.error is None or not self.value < allowed:
             return None
-        by_error = self.rows * (self._margins[1] / (allowed - self.value)) ** 2
+        by_error = self.rows * (self._margins[1] / (allowed - self.value)) ** (1 / self.shrinks)
         by_label = self.rows * FEWEST / max(self.rarest, 1)
         return math.ceil(max(by_error, by_label))
 
@@ -139,6 +141,7 @@ def loss_of(metric: str, labels: Array, before: Array, after: Array, groups: Arr
         found.margins,
         found.groups,
         found.left_out,
+        found.shrinks,
     )
 
 

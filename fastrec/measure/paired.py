@@ -37,7 +37,7 @@ class Paired:
 
     `margins` are how far below and above `value` its one-sided 95 % bounds are, where they are not multiples of `error`.
     `units` counts what is independent of each other and decides whether a bound is believed; `groups` those that count, of
-    those that were given, `left_out` those that say nothing.
+    those that were given, `left_out` those that say nothing. Margins shrink with so many rows as n^-`shrinks`.
     """
 
     before: float
@@ -48,6 +48,7 @@ class Paired:
     margins: tuple[float, float] | None = None
     groups: int | None = None
     left_out: int = 0
+    shrinks: float = 0.5
 
 
 def summed(values: Array, groups: Array | None) -> Array:

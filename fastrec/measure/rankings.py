@@ -154,16 +154,17 @@ def compare(
     weights = first.rows[counts].astype(np.float64) if both else np.ones(len(was))
     change = was - now
     value, error = mean_change(change, weights)
-    same = np.array_equal(before, after)
+    few = None if np.array_equal(before, after) else rare(change, weights, error)
     return Paired(
         float(np.average(was, weights=weights)),
         float(np.average(now, weights=weights)),
         value,
         error,
         len(was),
-        None if same else rare(change, weights, error),
+        few,
         len(was),
         len(counts) - len(was),
+        0.5 if few is None else 1.0,
     )
 
 

@@ -114,6 +114,7 @@ def test_of_few_lists_that_changed_no_spread_is_believed() -> None:
     unseen = loss_of("hit@5", labels, before, before * 2, groups)
     assert unseen.value == 0.0 and unseen.upper == pytest.approx(2.996 / 400, rel=1e-3)
     assert unseen.verdict(5e-3) == "not certifiable" and unseen.verdict(8e-3) == "certified"
+    assert unseen.needed(1e-3) == pytest.approx(2996 * 10, abs=10)  # a bound of 3 / lists, of ten rows each
     after = before.copy()
     after[:10:9] = after[:10:9][::-1]  # one list gains all
     one = loss_of("hit@5", labels, before, after, groups)
