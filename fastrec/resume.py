@@ -120,7 +120,14 @@ def fingerprint(
     return {
         "model": _digest([repr(program.model), *state], [t for t in state.values() if isinstance(t, Tensor)]),
         "calibration": _digest([], [tensor for flat in calibration for tensor in flat]),
-        "evaluate": _digest(evaluate.metrics, [torch.from_numpy(np.asarray(evaluate.labels))]),
+        "evaluate": _digest(
+            evaluate.metrics,
+            [
+                torch.from_numpy(np.ascontiguousarray(array))
+                for array in (evaluate.labels, evaluate.rows, evaluate.groups)
+                if array is not None
+            ],
+        ),
         "budget": json.dumps(to_plain(budget, "budget"), sort_keys=True),
         "backends": ", ".join(backend.label for backend in backends),
         "batch sizes": ", ".join(map(str, sizes)),

@@ -89,7 +89,7 @@ class Loss:
             return None
         by_error = self.rows * (self._margins[1] / (allowed - self.value)) ** (1 / self.shrinks)
         by_label = self.rows * FEWEST / max(self.rarest, 1)
-        return math.ceil(max(by_error, by_label))
+        return math.ceil(max(float(by_error), by_label))
 
 
 def loss_of(metric: str, labels: Array, before: Array, after: Array, groups: Array | None = None) -> Loss:

@@ -1,0 +1,173 @@
+"""Recipes found for a budget, by trials of a real model on a clock that says what is fast."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastrec
+from fastrec import finding, pipeline, trials
+from fastrec.backends import Eager
+from fastrec.compressed import CompressedModel
+from fastrec.errors import InputError
+from fastrec.measure import Samples, evaluator
+from fastrec.report import Report
+from fastrec.techniques import TECHNIQUES
+
+KINDS = ("prune_neurons", "recover", "fuse", "quantize_linears", "cast_linears")
+SPEED = {"PruneNeurons": 1.5, "QuantizeLinears": 2.0}
+
+
+class Ranker(nn.Module):
+    """ids (N, 2) and numbers (N, 4) -> probability (N,)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(50, 8)
+        self.tower = nn.Sequential(
+            nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1)
+        )
+
+    def forward(self, ids: Tensor, numbers: Tensor) -> Tensor:
+        joined = torch.cat([self.table(ids).flatten(1), numbers], 1)
+        return torch.sigmoid(self.tower(joined)).squeeze(1)
+
+
+def rows(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randint(50, (count, 2), generator=draw), torch.randn(count, 4, generator=draw)
+
+
+def compared(rows: int, calls: Mapping[str, Any], batches: Any, seconds: float, first: int = 0) -> Samples:
+    """What calls would take if each technique did what `SPEED` says."""
+    taken = {}
+    for label, call in calls.items():
+        call(batches(rows, first))
+        fast = [factor for name, factor in SPEED.items() if name in label]
+        taken[label] = np.full(40, (2e-3 if label == "original" else 1e-3) / float(np.prod(fast)))
+    return Samples(taken)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trials, "compared", compared)
+        patch.setattr(finding, "TECHNIQUES", {name: TECHNIQUES[name] for name in KINDS})
+        patch.setattr(pipeline, "share", lambda *_: 0.1)
+        patch.setattr(pipeline, "worth_it", lambda result: True)
+        patch.setattr(pipeline, "preferred", lambda trials, *first: trials[0].session)
+        yield
+
+
+def judged(count: int = 6000, seed: int = 1) -> tuple[Ranker, Any]:
+    torch.manual_seed(0)
+    model = Ranker().eval()
+    given = rows(count, seed)
+    with torch.no_grad():
+        labels = torch.rand(count, generator=torch.Generator().manual_seed(2)) < model(*given)
+    return model, evaluator(zip(*(x.split(1000) for x in given), strict=True), labels.float())
+
+
+def found(model: nn.Module, evaluate: Any, budget: fastrec.Budget, **settings: Any) -> CompressedModel:
+    return fastrec.compress(
+        model, rows(64, 3), calibration=[rows(256, seed) for seed in range(4, 8)], evaluate=evaluate, budget=budget,
+        backends=[Eager()], batch_sizes=(1, 16), progress=False, **settings,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[CompressedModel, Path]:
+    path = tmp_path_factory.mktemp("search") / "trials.jsonl"
+    return found(*judged(), fastrec.Budget({"auc": 0.05}), resume=path), path
+
+
+def test_what_is_fast_together_is_found_certified_and_serves(searched: tuple[CompressedModel, Path]) -> None:
+    fast, _ = searched
+    report = fast.report
+    names = [technique.name for technique in fast.recipe]
+    assert report.status == "improved" and not fast.exact
+    assert "prune_neurons" in names and "quantize_linears" in names
+    assert report.accuracy[0].verdict == "certified"
+    assert report.accuracy[0].rows == 3000, "the half that no trial has seen"
+    assert report.searched[0].accuracy[0].rows == 3000
+    assert {one.outcome for one in report.searched} >= {"kept", "slower"}
+    kept = [one for one in report.searched if one.outcome == "kept"]
+    assert report.pareto and max(one.speedup.value for one in kept if one.speedup) == pytest.approx(6.0)
+
+
+def test_the_report_of_a_search_survives_json(searched: tuple[CompressedModel, Path]) -> None:
+    report = searched[0].report
+    assert Report.from_json(report.to_json()) == report
+    assert "searched" in str(report)
+
+
+def test_a_search_that_is_over_is_not_made_again(
+    searched: tuple[CompressedModel, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast, path = searched
+    monkeypatch.setattr(trials.Trials, "_tried", lambda *_: pytest.fail("a trial was made again"))
+    again = found(*judged(), fastrec.Budget({"auc": 0.05}), resume=path)
+    assert again.recipe == fast.recipe
+    assert again.report.searched == fast.report.searched
+    batch = rows(16, 9)
+    assert torch.equal(again(*batch), fast(*batch))
+
+
+def test_another_search_does_not_go_on_with_these_trials(searched: tuple[CompressedModel, Path]) -> None:
+    with pytest.raises(InputError, match="budget differ"):
+        found(*judged(), fastrec.Budget({"auc": 0.04}), resume=searched[1])
+
+
+def test_too_few_rows_are_not_certifiable_and_what_is_exact_serves() -> None:
+    fast = found(*judged(400), fastrec.Budget({"auc": 1e-6}))
+    assert fast.report.status == "not_certifiable"
+    assert fast.exact
+    assert "could be certified" in fast.report.headline
+    assert {one.outcome for one in fast.report.searched} <= {"refused", "nothing to do"}
+
+
+def test_numbers_alone_certify_nothing() -> None:
+    fast = found(judged()[0], lambda model: {"auc": 0.7}, fastrec.Budget({"auc": 0.05}))
+    assert fast.report.status == "not_certifiable"
+    assert any("one number per model" in note for note in fast.report.notes)
+    assert not fast.report.searched
+
+
+def test_a_call_that_takes_longer_than_allowed_misses_the_budget() -> None:
+    fast = found(*judged(), fastrec.Budget(p95_ms=1e-6), seconds=0.5)
+    assert fast.report.status == "budget_missed"
+    assert not fast.report.met
+    assert "may be 1e-06 ms" in str(fast.report)
+    fast = found(*judged(), fastrec.Budget({"auc": 0.05}, p95_ms=1e6), seconds=0.5)
+    assert fast.report.met
+    assert {one.outcome for one in fast.report.searched} == {"not tried"}
+
+
+def test_the_smallest_may_be_asked_for_in_place_of_the_fastest() -> None:
+    fast = found(*judged(), fastrec.Budget({"auc": 0.05}, minimize="bytes"))
+    sizes = [one.bytes for one in fast.report.searched if one.outcome in ("kept", "slower") and one.bytes]
+    kept = [one.bytes for one in fast.report.searched if one.outcome == "kept" and one.bytes]
+    assert min(kept) == min(sizes)
+    assert fast.report.memory.after_bytes < fast.report.memory.before_bytes
+
+
+def test_the_given_model_is_left_as_it_was(searched: tuple[CompressedModel, Path]) -> None:
+    model, evaluate = judged()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = torch.get_rng_state()
+    found(model, evaluate, fastrec.Budget({"auc": 0.05}), seconds=0.5)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_trials_are_kept_for_a_search_alone(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="keeps the trials of a search"):
+        fastrec.compress(Ranker(), rows(4, 0), resume=tmp_path / "trials.jsonl")
+    with pytest.raises(InputError, match="give max_loss"):
+        fastrec.compress(Ranker(), rows(4, 0), budget=fastrec.Budget(bytes=5, minimize="bytes"))
