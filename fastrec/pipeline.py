@@ -103,7 +103,7 @@ def compress(
     `calibration` gives more real batches, whose rows are then used for timing and by techniques that look at traffic.
     `evaluate(model)` gives metrics, as `{"auc": 0.79}`; made by `fastrec.measure.evaluator` it certifies. Approximate
     techniques then serve, whole or in milder settings, only where their loss is certified to be within `budget` (None:
-    0.0002 of AUC, nothing of other metrics); where the evaluator groups its rows, the loss of each segment is told, and bounded
+    0.0002 of AUC, nothing of other metrics); where the evaluator has segments, the loss of each is told, and bounded
     by `Budget(segments=...)`.
 
     `recipe` names the techniques. None is every exact one that saves time, and with `evaluate` and a `budget` that bounds a loss or a

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastrec.losses import by_table, of_segments, refusal, told, worst, worst_first
+from fastrec.losses import Accuracy, by_table, of_segments, refusal, told, worst, worst_first
 from fastrec.measure import Loss, SegmentLoss
 
 
@@ -123,3 +123,10 @@ def test_the_short_form_is_short_and_says_what_it_leaves_out() -> None:
 def test_names_are_cleaned(name: str) -> None:
     (found,) = of_segments([lost(name, 0.1)], {"auc": 1e-3})
     assert len(str(found)) < 200 and not set("\n\x1b") & set(str(found))
+
+
+def test_groups_that_say_nothing_are_told() -> None:
+    loss = Loss("gauc", 0.7, 0.69, 0.01, 1e-3, 9000, 880, None, 880, 20)
+    told = Accuracy.of(loss, 0.02)
+    assert (told.groups, told.left_out, told.verdict) == (880, 20, "certified")
+    assert str(told).startswith("gauc 0.70000 before, 0.69000 after over 880 groups, 20 left out: lost 0.01")

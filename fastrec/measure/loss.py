@@ -87,7 +87,8 @@ class Loss:
         """How many rows, about, would certify this loss; None where no number would."""
         if self.error is None or not self.value < allowed:
             return None
-        by_error = self.rows * (self._margins[1] / (allowed - self.value)) ** (1 / self.shrinks)
+        times = float((self._margins[1] / (allowed - self.value)) ** (1 / self.shrinks))
+        by_error = self.rows * times
         by_label = self.rows * FEWEST / max(self.rarest, 1)
         return math.ceil(max(float(by_error), by_label))
 
