@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from .progress import Stages
 from .recipe import Recipe
 from .request import Once
 from .resume import Recorded, fingerprint
-from .search import Ladders, search
+from .search import Ladder, search
 from .techniques import TECHNIQUES, Technique
 from .trials import Trials
 from .tried import Tried
@@ -106,15 +106,17 @@ def find_recipe(
     return Found(recipe, tried, checking)
 
 
-def _ladders(program: Program, budget: Budget, start: Recipe) -> Ladders:
+def _ladders(program: Program, budget: Budget, start: Recipe) -> list[list[Ladder]]:
     """What is tried, first what saves what is asked for; not what is given already, nor what only a limit of bytes asks for."""
-    given = {technique.name for technique in start if not technique.exact}
-    bytes_alone = {name for name, kind in TECHNIQUES.items() if _approximate(kind.asked_by(Budget(bytes=1)))}
+    left = {technique.name for technique in start if not technique.exact}
     wanted = "bytes" if budget.minimize == "bytes" else "time"
-    kinds: Mapping[str, type[Technique]] = TECHNIQUES
-    names = sorted(kinds, key=lambda name: kinds[name].saves != wanted)
-    left = given if budget.minimize == "bytes" else given | bytes_alone
-    return {name: kinds[name].rungs(program) for name in names if name not in left}
+    if wanted == "time":
+        limited = Budget(bytes=1)
+        left |= {name for name, kind in TECHNIQUES.items() if _approximate(kind.asked_by(limited))}
+    kinds = [kind for name, kind in TECHNIQUES.items() if name not in left]
+    return [
+        [kind.rungs(program) for kind in kinds if (kind.saves == wanted) is first] for first in (True, False)
+    ]
 
 
 def _approximate(technique: Technique | None) -> bool:

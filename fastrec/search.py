@@ -6,20 +6,21 @@ same outcomes lead to the same recipe, and what was tried before a process ended
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 
 from .recipe import Recipe
 from .techniques import TECHNIQUES, Technique
 from .tried import Tried
 
-__all__ = ["AS_GOOD", "Ladders", "Late", "Trial", "search"]
+__all__ = ["AS_GOOD", "Ladder", "Late", "Trial", "search"]
 
 Trial = Callable[[Recipe, Recipe], Tried]
 """What became of a recipe beside the best so far."""
-Ladders = Mapping[str, Sequence[Technique]]
-"""Settings from mild to strong, by the name of their technique, in the order they are tried."""
+Ladder = Sequence[Technique]
+"""Settings of one technique, from mild to strong."""
 Late = Callable[[float], bool]
 """Whether this share of the time is over."""
 
@@ -29,11 +30,13 @@ _ALONE = 0.65
 """The share of the time for each technique alone."""
 
 
-def search(start: Recipe, ladders: Ladders, trial: Trial, late: Late) -> tuple[Recipe, tuple[Tried, ...]]:
+def search(
+    start: Recipe, ladders: Sequence[Sequence[Ladder]], trial: Trial, late: Late
+) -> tuple[Recipe, tuple[Tried, ...]]:
     """The best recipe found from `start` on, and all that was tried, in order.
 
-    Every technique is tried alone, from mild to strong until the budget refuses it, from there on with what brings answers back.
-    The best of these is the first of the recipe; the others join it in order of what they gained, in milder settings where
+    Every technique is tried alone, from mild to strong until the budget refuses it, from there on with what brings answers back:
+    first the mildest setting of each in the first group of `ladders`, then the next of each, and so on with the other groups. The best of these is the first of the recipe; the others join it in order of what they gained, in milder settings where
     their losses add up to too much. At last it is tried without each of its parts, and with neighbours the other way round.
     When it is `late`, the rest is noted as not tried.
     """
@@ -52,24 +55,28 @@ Option = tuple[float, tuple[Technique, ...]]
 class _Search:
     """The best recipe so far, and what was tried for it."""
 
-    def __init__(self, start: Recipe, ladders: Ladders, trial: Trial, late: Late) -> None:
+    def __init__(self, start: Recipe, ladders: Sequence[Sequence[Ladder]], trial: Trial, late: Late) -> None:
         self.best, self.tried = start, list[Tried]()
         self._start, self._trial, self._late = start, trial, late
-        rungs = [rungs for rungs in ladders.values() if rungs]
-        self._ladders = [ladder for ladder in rungs if not ladder[0].mends]
-        self._menders = [ladder[0] for ladder in rungs if ladder[0].mends]
+        self._groups = [[one for one in group if one and not one[0].mends] for group in ladders]
+        self._menders = [one[0] for group in ladders for one in group if one and one[0].mends]
         self._seen: dict[str, Tried] = {}
         self._options: list[list[Option]] = []
 
     def alone(self) -> None:
         """Notes for each technique the settings that gained something alone, those that gained most first."""
-        for ladder in self._ladders:
-            options, refused = self._climb(ladder)
-            for mender in self._menders:
-                if refused is not None and _rank(ladder[0]) < _rank(mender):
-                    options += self._climb(ladder[refused:], mender)[0]
-            if options:
-                self._options.append(sorted(options, key=lambda option: -option[0]))
+        for group in self._groups:
+            options: list[list[Option]] = [[] for _ in group]
+            climbs = [self._climb(ladder, found) for ladder, found in zip(group, options, strict=True)]
+            climbing = [(climb, next(climb)) for climb in climbs]
+            while climbing:
+                going = []
+                for climb, techniques in climbing:
+                    seen = self._try(_with(self._start, *techniques), _ALONE)
+                    with contextlib.suppress(StopIteration):
+                        going.append((climb, climb.send(seen)))
+                climbing = going
+            self._options += [sorted(some, key=lambda one: -one[0]) for some in options if some]
 
     def together(self) -> None:
         """The best alone, joined by the others."""
@@ -100,18 +107,22 @@ class _Search:
             recipe = Recipe(tuple(places))
             self._keep(recipe, self._try(recipe, 1.0))
 
-    def _climb(self, ladder: Sequence[Technique], *menders: Technique) -> tuple[list[Option], int | None]:
-        """What gained of a ladder alone, and the place of the rung that was refused."""
-        options: list[Option] = []
-        for place, rung in enumerate(ladder):
-            seen = self._try(_with(self._start, rung, *menders), _ALONE)
-            if seen.outcome == "refused":
-                return options, place
-            if seen.outcome == "nothing to do":
-                break
-            if seen.outcome == "kept" and seen.gain is not None:
-                options.append((seen.gain.value, (rung, *menders)))
-        return options, None
+    def _climb(self, ladder: Ladder, options: list[Option]) -> Generator[tuple[Technique, ...], Tried, None]:
+        """What is to be tried of a ladder, told what became of it; what gained something is added to `options`."""
+        refused = None
+        for menders in [(), *((one,) for one in self._menders_of(ladder))]:
+            if menders and refused is None:
+                return
+            for place in range(refused or 0, len(ladder)):
+                techniques = (ladder[place], *menders)
+                seen = yield techniques
+                if seen.outcome == "kept" and seen.gain is not None:
+                    options.append((seen.gain.value, techniques))
+                if seen.outcome == "refused":
+                    refused = place if refused is None else refused
+                    break
+                if seen.outcome == "nothing to do":
+                    return
 
     def _join(self, techniques: Sequence[Technique]) -> str:
         recipe = _with(self.best, *techniques)

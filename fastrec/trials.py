@@ -127,7 +127,9 @@ class Trials:
             reason = journal.trials[-1].reason if journal.trials else "no backend runs it"
             return Tried(recipe, "failed", reason, accuracy=judged.accuracy, bytes=size)
         ready = self._ready[recipe.to_json()] = _Ready(calls, {}, size, frozenset(self._memo.touched))
-        return self._compared(recipe, ready, self._ready[best.to_json()], judged)
+        seen = self._compared(recipe, ready, self._ready[best.to_json()], judged)
+        idle = [type(one).__name__ for one in recipe if not one.exact and one not in found.recipe.techniques]
+        return replace(seen, reason=f"{', '.join(idle)}: nothing left to do") if idle else seen
 
     def _compared(self, recipe: Recipe, new: _Ready, best: _Ready, judged: Judgement) -> Tried:
         """How much better a recipe is than the best, and than the original."""
