@@ -23,6 +23,7 @@ from .arguments import (
 )
 from .as_called import plainly
 from .backends import Backend
+from .breakdowns import where_time_goes
 from .budget import Budget
 from .certify import Certifier, Evaluate, Judgement
 from .compressed import CompressedModel, release_moved
@@ -34,7 +35,7 @@ from .guards import Guard, read_guard
 from .inputs import read_layout
 from .journal import Journal
 from .limits import small_enough, tables_of
-from .measure import machine, tensor_bytes
+from .measure import Breakdown, machine, tensor_bytes
 from .memo import Memo
 from .nonfinite import Apart
 from .plan import (
@@ -156,6 +157,7 @@ def compress(
         sessions: dict[str, Made] = {}
         results: list[SizeResult] = []
         judged = Judgement()
+        parts: tuple[Breakdown, ...] = ()
         if found is not None:
             program = replace(program, layout=replace(program.layout, exempt=found.plain.layout.exempt))
             small = small_enough(found, budget)
@@ -178,6 +180,8 @@ def compress(
                 )
             measure = partial(_measure, work, program, once, sessions, checks, fresh, sizes, show, bounded)
             results, judged = _settle(work, program, once, sessions, measure, certifier, show)
+            show("looking where the time goes")
+            parts = where_time_goes(work, program, found.plain, once, sessions, results, fresh)
         made = _assemble(work, program, once, found, sessions, results, checks, keep_original)
         serving = made.program if made.plan is not None and made.program is not None else made.original
         report = _report(work, program, made, results, steps, sessions)
@@ -189,6 +193,7 @@ def compress(
             tables=tables_of(serving.model, budget),
             p95_ms=None if budget is None else budget.p95_ms,
             searched=() if best is None else best.tried,
+            breakdown=parts,
         )
         made.report = replace(made.report, status=_status(made, best))
         made.recipe = steps

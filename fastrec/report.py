@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from .errors import InputError
 from .losses import Accuracy, SegmentAccuracy, told
-from .measure import Fidelity, Latency, Machine, Ratio
+from .measure import Breakdown, Fidelity, Latency, Machine, Ratio
 from .plain import dumps, from_plain, loads, to_plain
 from .recipe import Recipe
 from .techniques import TECHNIQUES, Change, Skip, Technique
@@ -117,9 +117,9 @@ class Work:
 @dataclass(frozen=True)
 class Report:
     """The account of one `compress` call; `seconds` is what the call took; `tables` is there where the budget says what they may take,
-    `segments` where `evaluate` groups its rows.
+    `segments` where `evaluate` groups its rows, `breakdown` (the original, then what serves) where there was time to look.
 
-    `print(report)` gives the short of it; `fastrec.render` the whole, for terminals and as Markdown.
+    `print(report)` gives the short of it; `fastrec.render` the whole: in a terminal, as Markdown, as a page of HTML and as CSV.
     """
 
     status: Status
@@ -137,6 +137,7 @@ class Report:
     accuracy: tuple[Accuracy, ...] = ()
     tables: Tables | None = None
     segments: tuple[SegmentAccuracy, ...] = ()
+    breakdown: tuple[Breakdown, ...] = ()
     p95_ms: float | None = None
     searched: tuple[Tried, ...] = ()
 
@@ -304,6 +305,7 @@ class _WithoutRecipe:
     tables: Tables | None = None
     segments: tuple[SegmentAccuracy, ...] = ()
     p95_ms: float | None = None
+    breakdown: tuple[Breakdown, ...] = ()
 
 
 def worked(work: Work) -> str:

@@ -13,7 +13,7 @@ FLOORS = {
     **dict.fromkeys(("recipe", "losses"), 3),
     **dict.fromkeys(("report", "tried"), 4),
     **dict.fromkeys(("plan", "render", "arguments", "journal", "search"), 5),
-    **dict.fromkeys(("compressed", "verify", "sessions", "undeclared", "pipeline", "serving", "retrieval", "certify", "limits", "rewriting", "calibration", "memo", "trials", "finding", "resume"), 6),
+    **dict.fromkeys(("breakdowns", "compressed", "verify", "sessions", "undeclared", "pipeline", "serving", "retrieval", "certify", "limits", "rewriting", "calibration", "memo", "trials", "finding", "resume"), 6),
 }  # fmt: skip
 
 

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
+from ..graph import copy_graph
 from .coded_rows import QUICK
 
-__all__ = ["direct", "rows_of", "same_answer"]
+__all__ = ["direct", "quickened", "rows_of", "same_answer"]
 
 Run = Callable[..., tuple[Tensor, ...]]
 _Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
@@ -36,9 +37,7 @@ def direct(gm: fx.GraphModule, example: tuple[Tensor, ...]) -> Run:
 
     Raises whatever the graph itself raises on `example`.
     """
-    chooser = _Chooser(gm)
-    with torch.no_grad():
-        chooser.run(*example)
+    gm = quickened(gm, example)
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     constants: list[Any] = []
@@ -49,14 +48,25 @@ def direct(gm: fx.GraphModule, example: tuple[Tensor, ...]) -> Run:
             constants.append(value.detach() if isinstance(value, Tensor) else value)
     for node in gm.graph.nodes:
         if node.op != "get_attr":
-            copies[node] = copy = graph.node_copy(node, lambda old: copies[old])
-            if node in chooser.quick:
-                call = _binding(copy)
-                assert call is not None
-                copy.target, copy.args, copy.kwargs = call
+            copies[node] = graph.node_copy(node, lambda old: copies[old])
     module = fx.GraphModule(torch.nn.Module(), graph)
     # Not through `nn.Module.__call__`, whose hook checks cost more than a small node.
     return partial(type(module).forward, module, *constants)
+
+
+def quickened(gm: fx.GraphModule, example: tuple[Tensor, ...]) -> fx.GraphModule:
+    """The graph with each operator called by its quickest entry; `gm` is not changed, `example` is run once."""
+    chooser = _Chooser(gm)
+    with torch.no_grad():
+        chooser.run(*example)
+    names = {node.name for node in chooser.quick}
+    made = copy_graph(gm)
+    for node in made.graph.nodes:
+        call = _binding(node) if node.name in names else None
+        if call is not None:
+            node.target, node.args, node.kwargs = call
+    made.recompile()
+    return made
 
 
 def rows_of(table: Tensor, ids: Tensor) -> Tensor:

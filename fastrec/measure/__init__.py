@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .accuracy import Fidelity, fidelity
+from .breakdown import Breakdown, Part, breakdown
 from .evaluate import Evaluator, evaluator
 from .latency import Latency, Ratio, Samples, interleaved
 from .loss import Loss
@@ -13,15 +14,18 @@ from .segments import SegmentLoss, newcomers, popularity
 
 __all__ = [
     "METRICS",
+    "Breakdown",
     "Evaluator",
     "Fidelity",
     "Latency",
     "Loss",
     "Machine",
     "Metric",
+    "Part",
     "Ratio",
     "Samples",
     "SegmentLoss",
+    "breakdown",
     "evaluator",
     "fidelity",
     "interleaved",

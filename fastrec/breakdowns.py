@@ -1,0 +1,89 @@
+"""Where the time of a call goes before and after, at the middle one of the measured sizes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, fx
+
+from .backends import Eager
+from .backends.eager import in_torch
+from .compressed import Repeated
+from .journal import Journal
+from .measure import Breakdown, breakdown
+from .ops import INT4, INT8
+from .plan import ORIGINAL, Batches
+from .program import Program
+from .report import SizeResult
+from .request import Once
+from .sessions import Made
+
+__all__ = ["where_time_goes"]
+
+_MOST = 0.8  # seconds for each of the two
+_SHARE = 0.02  # of the time that compiling and measuring may take
+_LEAST = 0.1
+_CALLS = 20  # fewest calls that tell anything, the graph's own and the whole alike
+_FRESH = 1 << 21
+
+
+def where_time_goes(
+    work: Journal,
+    original: Program,
+    captured: Program | None,
+    once: Once,
+    sessions: Mapping[str, Made],
+    results: Sequence[SizeResult],
+    fresh: Batches,
+) -> tuple[Breakdown, ...]:
+    """The parts of a call of the original, and of what serves in its stead where it was captured.
+
+    What serves in another library is taken apart as its graph in torch, and labelled so. Nothing is measured where the time is
+    short or a call takes long, and of what serves nothing where torch runs it by reference operators, which are slow.
+    """
+    spend = min(_MOST, _SHARE * work.allowed)
+    late = time.perf_counter() + 2 * spend > work.deadline
+    if captured is None or not isinstance(captured.model, fx.GraphModule) or not results or late:
+        return ()
+    middle = results[len(results) // 2]
+    if spend < _LEAST or _CALLS * middle.before.p50 > spend:
+        return ()
+
+    def flat(index: int) -> list[Tensor]:
+        return fresh(middle.rows, _FRESH + index)
+
+    private = original.with_model(original.draft().eval())
+    found = [
+        breakdown(captured.model, flat, private.called, label=ORIGINAL, rows=middle.rows, seconds=spend)
+    ]
+    made = sessions.get(middle.session)
+    graph = None if made is None else _graph(made)
+    if made is None or graph is None:
+        return tuple(found)
+    whole = isinstance(made.session, Repeated)
+    session = Eager().compile(made.program)
+    eager = middle.session.partition(",")[0].partition(" ")[0] == Eager.name
+    found.append(
+        breakdown(
+            graph,
+            lambda index: flat(index) if whole else once.first(flat(index)),
+            lambda tensors: session(*tensors),
+            label=middle.session if eager else f"{middle.session}: its graph in torch",
+            rows=middle.rows,
+            seconds=spend,
+        )
+    )
+    return tuple(found)
+
+
+def _graph(made: Made) -> fx.GraphModule | None:
+    """What serves as torch runs it; None where that says nothing of it."""
+    if not isinstance(made.program.model, fx.GraphModule):
+        return None
+    graph = in_torch(made.program)
+    return None if any(map(_is_reference, graph.graph.nodes)) else graph
+
+
+def _is_reference(node: fx.Node) -> bool:
+    return getattr(node.target, "namespace", "") == "fastrec" and node.target not in (INT8, INT4)
