@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         IdOutOfRangeError,
         InputError,
         MeasurementError,
+        PackageMissing,
         RequestMismatchError,
         TechniqueError,
     )
@@ -44,6 +45,7 @@ _HOMES = {
     "IdOutOfRangeError": "errors",
     "InputError": "errors",
     "MeasurementError": "errors",
+    "PackageMissing": "errors",
     "RequestMismatchError": "errors",
     "TechniqueError": "errors",
 }
@@ -59,6 +61,7 @@ __all__ = [
     "IdOutOfRangeError",
     "InputError",
     "MeasurementError",
+    "PackageMissing",
     "Recipe",
     "Report",
     "RequestMismatchError",

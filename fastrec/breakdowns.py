@@ -15,6 +15,7 @@ from .measure import Breakdown, breakdown
 from .ops import INT4, INT8
 from .plan import ORIGINAL, Batches
 from .program import Program
+from .quiet import reason_of
 from .report import SizeResult
 from .request import Once
 from .sessions import Made
@@ -50,13 +51,29 @@ def where_time_goes(
     if spend < _LEAST or _CALLS * middle.before.p50 > spend:
         return ()
 
+    try:
+        return _both(original, captured.model, once, sessions, middle, fresh, spend)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the model serves all the same
+        work.notes.append(f"where the time goes was not measured: {reason_of(error)}")
+        return ()
+
+
+def _both(
+    original: Program,
+    captured: fx.GraphModule,
+    once: Once,
+    sessions: Mapping[str, Made],
+    middle: SizeResult,
+    fresh: Batches,
+    seconds: float,
+) -> tuple[Breakdown, ...]:
+    """The original's parts, and those of what serves where that can be taken apart."""
+
     def flat(index: int) -> list[Tensor]:
         return fresh(middle.rows, _FRESH + index)
 
     private = original.with_model(original.draft().eval())
-    found = [
-        breakdown(captured.model, flat, private.called, label=ORIGINAL, rows=middle.rows, seconds=spend)
-    ]
+    found = [breakdown(captured, flat, private.called, label=ORIGINAL, rows=middle.rows, seconds=seconds)]
     made = sessions.get(middle.session)
     graph = None if made is None else _graph(made)
     if made is None or graph is None:
@@ -71,7 +88,7 @@ def where_time_goes(
             lambda tensors: session(*tensors),
             label=middle.session if eager else f"{middle.session}: its graph in torch",
             rows=middle.rows,
-            seconds=spend,
+            seconds=seconds,
         )
     )
     return tuple(found)

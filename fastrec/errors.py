@@ -8,7 +8,8 @@
     ├── InputError               a batch that does not fit               (also ValueError) .feature .row
     │   ├── IdOutOfRangeError    an id that no table has                 (also IndexError)
     │   └── RequestMismatchError rows of a request feature differ
-    └── MeasurementError         outputs that cannot be judged or timed
+    ├── MeasurementError         outputs that cannot be judged or timed
+    └── PackageMissing           a package that a page or chart needs    (also ImportError)
 
 Each message says what is wrong, where, what was got against what was expected, and the cure.
 """
@@ -23,6 +24,7 @@ __all__ = [
     "IdOutOfRangeError",
     "InputError",
     "MeasurementError",
+    "PackageMissing",
     "RequestMismatchError",
     "TechniqueError",
 ]
@@ -76,3 +78,7 @@ class RequestMismatchError(InputError):
 
 class MeasurementError(FastrecError):
     """Outputs that cannot be judged, or timings too few to state."""
+
+
+class PackageMissing(FastrecError, ImportError):
+    """An optional package is not installed; the text says how to get it."""

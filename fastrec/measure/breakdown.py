@@ -127,7 +127,9 @@ def breakdown(
                 apart.run(other)
     total = float(np.median(took)) / 1e9
     if total <= 0:
-        raise MeasurementError(f"the clock is too coarse for {label!r}: a call of 0 s; take more rows per call")
+        raise MeasurementError(
+            f"the clock is too coarse for {label!r}: a call of 0 s; take more rows per call"
+        )
     return Breakdown(label, rows, total, _parts(apart, total), len(took))
 
 
@@ -202,7 +204,9 @@ class _Apart:
         self._nodes = [node for node in graph.graph.nodes if node.op not in ("placeholder", "output")]
         self._inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
         self._constants = {
-            node: operator.attrgetter(str(node.target))(graph) for node in self._nodes if node.op == "get_attr"
+            node: operator.attrgetter(str(node.target))(graph)
+            for node in self._nodes
+            if node.op == "get_attr"
         }
         self._nodes = [node for node in self._nodes if node.op != "get_attr"]
         self.kinds: Mapping[fx.Node, Kind] = {node: kind_of(node) for node in self._nodes}

@@ -10,24 +10,43 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from ..losses import SegmentAccuracy, by_table, worst, worst_first
-from ..measure import Fidelity, Latency
+from ..losses import Accuracy, SegmentAccuracy, by_table, worst, worst_first
+from ..measure import Breakdown, Fidelity, Latency
 from ..report import Memory, Report, SizeResult, Step, worked
 from ..techniques import Change, Skip
 from ..wording import amount, clean, count, difference, duration, share, spans, times
 
-__all__ = ["Cell", "Table", "facts", "tables"]
+__all__ = [
+    "Cell",
+    "Table",
+    "accuracy",
+    "facts",
+    "fidelity",
+    "latency",
+    "memory",
+    "parts",
+    "segments",
+    "skipped",
+    "steps",
+    "tables",
+    "trials",
+]
 
 SHOWN = 20  # rows of skipped sites and trials; the rest is counted
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A text, a lesser note to it, and whether it is good or bad news."""
+    """A text, a lesser note to it, and whether it is good or bad news.
+
+    Pages that are read without colours also show `word`, and `mark` says which of a chart's colours it explains.
+    """
 
     text: str
     note: str = ""
     tone: Literal["", "good", "bad"] = ""
+    word: str = ""
+    mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,11 +63,12 @@ class Table:
 def tables(report: Report) -> tuple[Table, ...]:
     """The tables of a report, the empty ones left out."""
     made = (
-        _latency(report),
-        *map(_segments, by_table(report.segments)),
-        _steps(report),
-        _trials(report),
-        _skipped(report.skipped),
+        latency(report),
+        *segments(report),
+        parts(report),
+        steps(report),
+        trials(report),
+        skipped(report.skipped),
     )
     return tuple(table for table in made if table.rows)
 
@@ -57,20 +77,21 @@ def facts(report: Report) -> tuple[tuple[str, str], ...]:
     """The rest, as pairs of a word and what there is to say."""
     said = [("Notes", clean(note, 400)) for note in report.notes]
     if report.fidelity is not None:
-        said += _fidelity(report.fidelity)
+        said += fidelity(report.fidelity)
     said += [("Accuracy", clean(str(one), 400)) for one in report.accuracy]
     if report.tables is not None:
         said.append(("Tables", str(report.tables)))
     if report.work is not None:
         said.append(("Multiply-adds per candidate", worked(report.work)))
-    said.append(("Memory", _memory(report.memory)))
+    said.append(("Memory", memory(report.memory)))
     said.append(("Recipe", ", ".join(clean(t.name) for t in report.recipe) or "none"))
     said.append(("Machine", clean(str(report.machine), 400)))
     said.append(("Compression", f"took {duration(report.seconds)}, not part of any latency above"))
     return tuple(said)
 
 
-def _latency(report: Report) -> Table:
+def latency(report: Report) -> Table:
+    """A row for each batch size, before and after."""
     columns = ("rows", "before", "after", "speed-up", "calls", "session")
     rows = tuple(
         (
@@ -95,10 +116,43 @@ def _speedup(size: SizeResult) -> Cell:
     value, interval = times(size.speedup.value), spans(times(size.speedup.low), times(size.speedup.high))
     if size.verdict == "slower":
         return Cell(f"slower {value}", interval, "bad")
-    return Cell(value, interval, "good" if size.verdict == "faster" else "")
+    if size.verdict == "faster":
+        return Cell(value, interval, "good", "faster")
+    return Cell(value, interval, word="no difference")
 
 
-def _segments(segments: tuple[SegmentAccuracy, ...]) -> Table:
+def accuracy(report: Report) -> Table:
+    """A row for each metric: before, after, what was lost and whether that is within the budget."""
+    columns = ("metric", "before", "after", "lost", "at most (95 %)", "allowed", "verdict")
+    rows = tuple(
+        (
+            Cell(clean(one.metric, 40), f"{one.rows:,} rows"),
+            Cell(f"{one.before:.5f}"),
+            Cell(f"{one.after:.5f}"),
+            Cell(f"{one.value:.5f}"),
+            Cell("-" if one.upper is None else f"{one.upper:.5f}"),
+            Cell("-" if one.allowed is None else f"{one.allowed:g}"),
+            _verdict(one),
+        )
+        for one in report.accuracy
+    )
+    return Table("Accuracy on the labelled rows", columns, rows, frozenset(columns[1:-1]))
+
+
+def _verdict(one: Accuracy) -> Cell:
+    needed = "" if one.needed is None or one.holds else f"needs about {one.needed:,} rows"
+    tone: Literal["good", "bad", ""] = (
+        "bad" if not one.holds else "good" if one.verdict in ("certified", "exact") else ""
+    )
+    return Cell(one.verdict, needed, tone)
+
+
+def segments(report: Report) -> tuple[Table, ...]:
+    """A table for each grouping and metric."""
+    return tuple(map(_grouping, by_table(report.segments)))
+
+
+def _grouping(segments: tuple[SegmentAccuracy, ...]) -> Table:
     """One grouping in its own order, or the worst of it where it is long."""
     first, lowest = segments[0], worst(segments)
     shown = segments if len(segments) <= SHOWN else worst_first(segments)
@@ -124,7 +178,37 @@ def _segments(segments: tuple[SegmentAccuracy, ...]) -> Table:
     return _bounded(Table(title, columns, rows, frozenset(columns[1:-1])), "segment")
 
 
-def _steps(report: Report) -> Table:
+def parts(report: Report) -> Table:
+    """What each kind of operator takes of a call, of the original and of what serves."""
+    columns = ("of", "part", "time", "share", "ceiling", "calls")
+    rows = tuple(row for one in report.breakdown for row in _parts(one))
+    at = "" if not report.breakdown else f" at {count(report.breakdown[0].rows, 'row')}"
+    title = (
+        f"Where the time of one call goes{at}; the ceiling is how much faster it were if a part took nothing"
+    )
+    return Table(title, columns, rows, frozenset(columns[2:]))
+
+
+def _parts(one: Breakdown) -> list[tuple[Cell, ...]]:
+    first = Cell(clean(one.label, 60), duration(one.seconds))
+    rows: list[tuple[Cell, ...]] = []
+    for part in one.parts:
+        ceiling = one.ceiling(part)
+        rows.append(
+            (
+                Cell("") if rows else first,
+                Cell(part.kind, mark=f"swatch-{part.kind}"),
+                Cell(duration(part.seconds)),
+                Cell(share(part.seconds / one.seconds)),
+                Cell("-" if ceiling is None else times(ceiling)),
+                Cell(f"{part.calls:,}"),
+            )
+        )
+    return rows
+
+
+def steps(report: Report) -> Table:
+    """A row for each rule of each technique that was applied."""
     columns = ("step", "rule", "sites", "added", "first site")
     rows: list[tuple[Cell, ...]] = []
     for step in report.steps:
@@ -155,11 +239,12 @@ def _by_rule(step: Step) -> dict[str, list[Change]]:
     return grouped
 
 
-def _trials(report: Report) -> Table:
+def trials(report: Report) -> Table:
+    """A row for each session that was tried."""
     columns = ("rows", "session", "p50", "speed-up", "outcome")
     rows = tuple(
         (
-            Cell(f"{trial.rows:,}"),
+            Cell(f"{trial.rows:,}" if trial.rows else "-"),
             Cell(clean(trial.session, 40)),
             Cell("-" if trial.p50 is None else duration(trial.p50)),
             Cell("-" if trial.speedup is None else times(trial.speedup)),
@@ -170,7 +255,8 @@ def _trials(report: Report) -> Table:
     return _bounded(Table("What was tried", columns, rows, frozenset({"rows", "p50", "speed-up"})), "trial")
 
 
-def _skipped(skips: Iterable[Skip]) -> Table:
+def skipped(skips: Iterable[Skip]) -> Table:
+    """A row for each rule and reason."""
     grouped: dict[tuple[str, str], list[str]] = {}
     for skip in skips:
         grouped.setdefault((skip.rule, skip.reason), []).append(skip.site)
@@ -190,7 +276,8 @@ def _bounded(table: Table, noun: str) -> Table:
     return Table(table.title, table.columns, table.rows[:SHOWN], table.numbers, more)
 
 
-def _fidelity(found: Fidelity) -> list[tuple[str, str]]:
+def fidelity(found: Fidelity) -> list[tuple[str, str]]:
+    """How far answers are off, and how many keep their rank."""
     if found.identical:
         said = "none: equal bit for bit"
     else:
@@ -214,7 +301,8 @@ def _fidelity(found: Fidelity) -> list[tuple[str, str]]:
     return pairs
 
 
-def _memory(memory: Memory) -> str:
+def memory(memory: Memory) -> str:
+    """The bytes of tensors before and after, and those of sessions."""
     change = ""
     if memory.before_bytes:
         change = f" ({(memory.after_bytes / memory.before_bytes - 1) * 100:+.1f} %)"
