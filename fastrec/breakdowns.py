@@ -20,13 +20,19 @@ from .report import SizeResult
 from .request import Once
 from .sessions import Made
 
-__all__ = ["where_time_goes"]
+__all__ = ["set_aside", "where_time_goes"]
 
 _MOST = 0.8  # seconds for each of the two
 _SHARE = 0.02  # of the time that compiling and measuring may take
 _LEAST = 0.1
 _CALLS = 20  # fewest calls that tell anything, the graph's own and the whole alike
 _FRESH = 1 << 21
+
+
+def set_aside(work: Journal) -> float:
+    """Seconds to keep for this of what compiling and measuring may take; 0 where that is little."""
+    each = min(_MOST, _SHARE * work.allowed)
+    return 2 * each if each >= _LEAST else 0.0
 
 
 def where_time_goes(
@@ -43,12 +49,12 @@ def where_time_goes(
     What serves in another library is taken apart as its graph in torch, and labelled so. Nothing is measured where the time is
     short or a call takes long, and of what serves nothing where torch runs it by reference operators, which are slow.
     """
-    spend = min(_MOST, _SHARE * work.allowed)
-    late = time.perf_counter() + 2 * spend > work.deadline
+    spend = set_aside(work) / 2
+    late = time.perf_counter() + spend > work.deadline
     if captured is None or not isinstance(captured.model, fx.GraphModule) or not results or late:
         return ()
     middle = results[len(results) // 2]
-    if spend < _LEAST or _CALLS * middle.before.p50 > spend:
+    if not spend or _CALLS * middle.before.p50 > spend:
         return ()
 
     try:

@@ -23,7 +23,7 @@ from .arguments import (
 )
 from .as_called import plainly
 from .backends import Backend
-from .breakdowns import where_time_goes
+from .breakdowns import set_aside, where_time_goes
 from .budget import Budget
 from .certify import Certifier, Evaluate, Judgement
 from .compressed import CompressedModel, release_moved
@@ -179,7 +179,9 @@ def compress(
                     "no backend was given or is installed that runs it, so nothing was measured"
                 )
             measure = partial(_measure, work, program, once, sessions, checks, fresh, sizes, show, bounded)
+            work.deadline -= set_aside(work)
             results, judged = _settle(work, program, once, sessions, measure, certifier, show)
+            work.deadline += set_aside(work)
             show("looking where the time goes")
             parts = where_time_goes(work, program, found.plain, once, sessions, results, fresh)
         made = _assemble(work, program, once, found, sessions, results, checks, keep_original)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from html import escape
 from typing import Any, Literal
 
 from .errors import InputError
@@ -227,6 +228,30 @@ class Report:
         lines.append(f"{done}, {len(self.skipped)} skipped; tensors: {memory}; took {duration(self.seconds)}")
         return "\n".join(lines)
 
+    def _repr_html_(self) -> str:
+        """The headline and a line per batch size, for notebooks; `fastrec.render.html` is the whole."""
+        lines = [f"<p><b>{escape(self.headline)}</b></p>"]
+        if self.sizes:
+            names = ("rows", "before p50", "after p50", "speed-up", "95 % interval", "session")
+            cells = [
+                (
+                    f"{size.rows:,}",
+                    duration(size.before.p50),
+                    duration(size.after.p50),
+                    times(size.speedup.value),
+                    spans(times(size.speedup.low), times(size.speedup.high)),
+                    clean(size.session, 40),
+                )
+                for size in self.sizes
+            ]
+            body = "".join(f"<tr>{_row('td', line)}</tr>" for line in cells)
+            lines.append(f"<table><thead><tr>{_row('th', names)}</tr></thead><tbody>{body}</tbody></table>")
+        said = [str(one) for one in self.accuracy] + [
+            f"does not serve: {skip.reason}" for skip in self.refused
+        ]
+        lines += [f"<p>{escape(clean(one, 400))}</p>" for one in said]
+        return "".join(lines)
+
     @property
     def in_time(self) -> str:
         """Whether calls take no longer than the budget allows, in words."""
@@ -311,6 +336,11 @@ class _WithoutRecipe:
 def worked(work: Work) -> str:
     """The multiply-adds before and after, in words."""
     return f"{work.candidate_before:,.0f} before, {work.candidate_after:,.0f} after and {work.request:,.0f} once per call"
+
+
+def _row(tag: str, cells: Sequence[str]) -> str:
+    """Cells of a table of HTML, escaped."""
+    return "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells)
 
 
 def _at(sizes: list[SizeResult]) -> str:

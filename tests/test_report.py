@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from fastrec.errors import InputError
+from fastrec.measure import Breakdown, Part
 from fastrec.report import Report, Step
-from fastrec.techniques import Change
+from fastrec.techniques import Change, Skip
 from tests.reports import improved, segmented, size, unchanged
 
 
@@ -105,6 +106,39 @@ def test_reports_that_were_written_without_segments_are_read() -> None:
     data = json.loads(improved().to_json())
     assert data.pop("segments") == []
     assert Report.from_json(json.dumps(data)) == improved()
+
+
+def test_where_the_time_goes_travels_and_may_be_missing() -> None:
+    parts = (Part("dense", 3e-4, 2), Part("framework", 1e-4, 9))
+    report = replace(improved(), breakdown=(Breakdown("original", 100, 4e-4, parts, 30),))
+    assert Report.from_json(report.to_json()) == report
+    data = json.loads(report.to_json())
+    assert data["breakdown"][0]["parts"][0] == {"kind": "dense", "seconds": 3e-4, "calls": 2}
+    del data["breakdown"]
+    assert Report.from_json(json.dumps(data)) == improved()
+    data["breakdown"] = [
+        {
+            "label": "x",
+            "rows": 1,
+            "seconds": 1,
+            "parts": [{"kind": "other", "seconds": 1, "calls": 1}],
+            "n": 1,
+        }
+    ]
+    with pytest.raises(InputError, match=r"report\.breakdown\[0\]\.parts\[0\]\.kind"):
+        Report.from_json(json.dumps(data))
+
+
+def test_notebooks_show_a_table_whose_names_are_inert() -> None:
+    text = improved()._repr_html_()
+    assert improved().headline in text and text.count("<tr>") == 6 and "<td>2.81x</td>" in text
+    name = "<script>alert(1)</script>"
+    hostile = replace(
+        improved(), sizes=(size(1, 2e-3, 1e-3, session=name),), steps=(Step(name, False, (), 0.1),)
+    )
+    hostile = replace(hostile, skipped=(Skip(name, "budget", name),))
+    assert "<script" not in hostile._repr_html_() and hostile._repr_html_().count("&lt;script&gt;") == 2
+    assert "<table>" not in unchanged()._repr_html_()
 
 
 def test_print_cleans_foreign_names() -> None:

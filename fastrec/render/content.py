@@ -242,13 +242,14 @@ def _by_rule(step: Step) -> dict[str, list[Change]]:
 def trials(report: Report) -> Table:
     """A row for each session that was tried."""
     columns = ("rows", "session", "p50", "speed-up", "outcome")
+    serving = {(size.rows, size.session) for size in report.sizes}
     rows = tuple(
         (
             Cell(f"{trial.rows:,}" if trial.rows else "-"),
             Cell(clean(trial.session, 40)),
             Cell("-" if trial.p50 is None else duration(trial.p50)),
             Cell("-" if trial.speedup is None else times(trial.speedup)),
-            Cell(clean(trial.reason, 200)),
+            Cell(clean(trial.reason, 200) or ("serves" if (trial.rows, trial.session) in serving else "")),
         )
         for trial in report.trials
     )

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from fastrec.measure import Breakdown, Part
 from fastrec.render import markdown
 from fastrec.render.markdown import escape
 from fastrec.techniques import Change, Skip
@@ -56,6 +57,14 @@ def test_segments_are_a_table_with_the_worst_marked() -> None:
     assert "auc by popularity, 0.0008 allowed in each" in text and "10 (worst)" in text
     assert "**not certifiable**" in markdown(segmented(auc=8e-4))
     assert markdown(segmented()).count("**too few rows**") == 0
+
+
+def test_where_the_time_goes_is_a_table() -> None:
+    parts = (Part("dense", 3e-4, 2), Part("framework", 1e-4, 9))
+    found = Breakdown("original", 100, 4e-4, parts, 30)
+    text = shown(markdown(replace(improved(), breakdown=(found,))))
+    assert "Where the time of one call goes at 100 rows" in text
+    assert "dense 300 us 75.0 % 4.00x 2" in " ".join(text.split())
 
 
 HOSTILE = [

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from fastrec.measure import Breakdown, Part
 from fastrec.render import terminal
 from fastrec.report import Report
 from fastrec.techniques import Change, Skip
@@ -125,6 +126,14 @@ def test_many_segments_are_cut_the_worst_first() -> None:
     text = words(printed(segmented(40)))
     assert text.index("39 900") < text.index("38 900")
     assert "20 segments left out here" in text and " 20 900 " in text and " 19 900 " not in text
+
+
+def test_where_the_time_goes_is_a_table() -> None:
+    parts = (Part("dense", 3e-4, 2), Part("framework", 1e-4, 9))
+    found = Breakdown("original", 100, 4e-4, parts, 30)
+    text = words(printed(replace(improved(), breakdown=(found,)), 120))
+    assert "Where the time of one call goes at 100 rows" in text
+    assert "dense 300 us 75.0 % 4.00x 2" in " ".join(text.split())
 
 
 def test_narrow_terminals_fold_and_lose_nothing() -> None:
