@@ -12,6 +12,7 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 DATA = Path(__file__).parent / "data" / "hotel_bookings.csv.gz"
+PAGE = Path(__file__).parent / "report.html"
 NUMBERS = ("lead_time", "stays_in_weekend_nights", "stays_in_week_nights", "adr", "previous_cancellations",
            "previous_bookings_not_canceled", "days_in_waiting_list", "total_of_special_requests")  # fmt: skip
 FIELDS = ("hotel", "arrival_date_month", "arrival_date_week_number", "arrival_date_day_of_month", "adults", "children",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from bookings import NUMBERS, REQUEST, load, offers, quality
+from bookings import NUMBERS, PAGE, REQUEST, load, offers, quality
 from rich.progress import track
 from torch import Tensor, nn
 
 import fastrec
-from fastrec.render import terminal
+from fastrec.render import terminal, write_html
 
 
 class DeepFM(nn.Module):
@@ -42,9 +42,8 @@ def train(model: nn.Module, part: tuple[Tensor, ...], epochs: int = 1, size: int
     *inputs, labels = part
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-4)
     for epoch in range(epochs):
-        for chosen in track(
-            torch.randperm(len(labels)).split(size), f"epoch {epoch + 1} of {epochs}", transient=True
-        ):
+        batches = torch.randperm(len(labels)).split(size)
+        for chosen in track(batches, f"epoch {epoch + 1} of {epochs}", transient=True):
             loss = nn.functional.binary_cross_entropy(model(*[x[chosen] for x in inputs]), labels[chosen])
             optimiser.zero_grad()
             loss.backward()
@@ -72,6 +71,8 @@ def main() -> None:
     ranker = fastrec.compress(model, batch, request_features=REQUEST)
     assert torch.allclose(ranker(*batch), model(*batch), atol=1e-5)
     terminal(ranker.report)
+    write_html(ranker.report, PAGE)
+    print(f"\nThe same with charts, to open in a browser: {PAGE}")
 
 
 if __name__ == "__main__":

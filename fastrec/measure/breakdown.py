@@ -7,8 +7,8 @@ clock beside it, and as a whole, in turn:
     framework  = median of the whole call - sum of own
     ceiling(p) = total / (total - p)        how many times faster a call were if part p took nothing
 
-The cheapest call is an operator that computes nothing. What it takes is what torch takes to call anything, so it is no
-node's own; *framework* is all of the whole call that is not the own time of some operator: Python, dispatch, views, sizes,
+The cheapest call is an operator that computes nothing, called by the same entry as the node (an overload, or torch's own binding). What
+it takes is what torch takes to call anything, so it is no node's own; *framework* is all of the whole call that is not the own time of some operator: Python, dispatch, views, sizes,
 and in a compiled model whatever lies between its kernels.
 """
 
@@ -46,6 +46,9 @@ _PRODUCTS = {
     **dict.fromkeys(("addmm", "baddbmm", "addmv"), slice(1, 3)),
     "einsum": slice(1, 2),
 }
+
+
+_OVERLOAD, _BINDING = torch.ops.aten.alias.default, torch.detach
 
 
 @dataclass(frozen=True)
@@ -217,7 +220,7 @@ class _Apart:
     def forget(self) -> None:
         """Lets go of what was timed."""
         self._took: dict[fx.Node, list[int]] = {node: [] for node in self._nodes}
-        self._cheapest: list[int] = []
+        self._cheapest: dict[Callable[..., Any], list[int]] = {_OVERLOAD: [], _BINDING: []}
 
     def run(self, flat: Sequence[Tensor]) -> None:
         """Run one batch, and note what each operator took."""
@@ -233,16 +236,17 @@ class _Apart:
             # As a call would: memory that is let go is taken again while it is warm.
             for dead in self._last.get(node, ()):
                 values.pop(dead, None)
-        cheapest = torch.ops.aten.alias.default
-        start = clock()
-        cheapest(self._small)
-        self._cheapest.append(clock() - start)
+        for function, taken in self._cheapest.items():
+            start = clock()
+            function(self._small)
+            taken.append(clock() - start)
 
     def own(self) -> dict[fx.Node, float]:
         """The seconds of each operator beyond those of the cheapest call."""
-        least = float(np.median(self._cheapest))
+        least = {function: float(np.median(taken)) for function, taken in self._cheapest.items()}
         return {
-            node: max(0.0, float(np.median(took)) - least) / 1e9 for node, took in self._took.items() if took
+            node: max(0.0, float(np.median(took)) - least[_entry(node)]) / 1e9
+            for node, took in self._took.items()
         }
 
     def _function(self, node: fx.Node) -> Callable[..., Any]:
@@ -251,6 +255,11 @@ class _Apart:
         if node.op == "call_method":
             return _method(str(node.target))
         return cast("Callable[..., Any]", node.target)
+
+
+def _entry(node: fx.Node) -> Callable[..., Any]:
+    """The cheapest call by the entry that a node is called by."""
+    return _OVERLOAD if isinstance(node.target, OpOverload) else _BINDING
 
 
 def _method(name: str) -> Callable[..., Any]:

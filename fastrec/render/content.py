@@ -198,7 +198,7 @@ def _parts(one: Breakdown) -> list[tuple[Cell, ...]]:
             (
                 Cell("") if rows else first,
                 Cell(part.kind, mark=f"swatch-{part.kind}"),
-                Cell(duration(part.seconds)),
+                Cell(duration(part.seconds) if part.seconds else "0"),
                 Cell(share(part.seconds / one.seconds)),
                 Cell("-" if ceiling is None else times(ceiling)),
                 Cell(f"{part.calls:,}"),
