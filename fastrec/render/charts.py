@@ -21,6 +21,7 @@ __all__ = ["latency_chart", "parts_chart", "points_chart", "speedup_chart", "ste
 _WIDTH = 4.7
 _HEIGHT = 2.9
 _ROW = 0.54
+_TICKS = 7
 _CROWD = 8  # points that can be named beside them
 
 
@@ -82,7 +83,7 @@ def points_chart(points: Sequence[Point], metric: str, allowed: float | None) ->
             )
             if len(points) <= _CROWD or point.outcome != "tried":
                 above = point.outcome == "tried"
-                place = (point.speedup - low) / (high - low)
+                place = (point.speedup - low) / ((high - low) or 1.0)
                 axes.annotate(
                     shown(point.label), (point.speedup, point.lost), (0, 7 if above else -7),
                     textcoords="offset points", va="bottom" if above else "top", color=COLOURS["ink"],
@@ -215,14 +216,12 @@ def _by_rows(axes: Axes, rows: Sequence[int]) -> None:
 
 def _durations(axes: Axes, low: float, high: float) -> None:
     """Round durations on a scale of ratios, few enough to read."""
-    start, stop = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    steps = (1, 2, 5) if stop - start <= 3 else (1,)
-    ticks = [
-        step * 10.0**power
-        for power in range(start, stop + 1)
-        for step in steps
-        if low / 1.6 <= step * 10.0**power <= high * 1.6
-    ]
+    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
+    for steps in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [step * 10.0**power for power in powers for step in steps]
+        ticks = [tick for tick in ticks if low / 1.4 <= tick <= high * 1.4]
+        if len(ticks) <= _TICKS:
+            break
     axes.set_yticks(ticks, [_round(tick) for tick in ticks])
     axes.set_yticks([], minor=True)
     axes.set_ylim(low / 1.4, high * 1.4)
