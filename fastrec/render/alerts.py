@@ -12,6 +12,7 @@ from ..wording import clean, spans, times
 __all__ = ["Alert", "alerts"]
 
 _LONG = 400
+_THIN = "in calibration=..."
 
 
 @dataclass(frozen=True)
@@ -45,4 +46,8 @@ def alerts(report: Report) -> tuple[Alert, ...]:
             found.append(Alert("Segments", clean(said, _LONG)))
     if report.fidelity is not None and not report.fidelity.nonfinite_alike:
         found.append(Alert("Answers", "NaN or infinities come out in other places than from the original"))
-    return (*found, *(Alert("Note", clean(note, _LONG), "note") for note in report.notes))
+    return (*found, *(Alert(_title(note), clean(note, _LONG), "note") for note in report.notes))
+
+
+def _title(note: str) -> str:
+    return "Thin calibration" if _THIN in note else "Note"

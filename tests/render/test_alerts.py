@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
+from fastrec.calibration import check_calibration
+from fastrec.capture import capture
+from fastrec.journal import Journal
 from fastrec.losses import Accuracy
 from fastrec.measure import Loss
+from fastrec.program import Program
 from fastrec.render.alerts import alerts
 from fastrec.report import BUDGET, Report, Step, Tables
-from fastrec.techniques import Skip
+from fastrec.techniques import QuantizeLinears, Skip
 from tests.reports import improved, segmented, unchanged
 
 
@@ -42,3 +48,13 @@ def test_there_is_nothing_to_say_where_nothing_is_amiss() -> None:
 def test_names_are_cleaned_and_bounded() -> None:
     (one,) = alerts(replace(unchanged(), notes=("a\0\n" + "x" * 10_000,)))
     assert "\0" not in one.text and len(one.text) <= 400
+
+
+def test_a_thin_calibration_is_called_so() -> None:
+    work = Journal(0.0, 60.0)
+    program = capture(Program.read(torch.nn.Linear(4, 2).eval(), torch.randn(6, 4)))
+    check_calibration(work, program, [[torch.randn(30, 4)]], [QuantizeLinears()])
+    assert said(replace(unchanged(), notes=(*work.notes, "one thread"))) == [
+        ("Thin calibration", "note"),
+        ("Note", "note"),
+    ]
