@@ -38,7 +38,10 @@ def steps_chart(falls: Sequence[Fall]) -> str:
     def draw(axes: Axes) -> None:
         for row, (label, low, high, tone) in enumerate(bars):
             axes.barh(row, high - low, left=low, height=0.34, color=COLOURS[tone])
-            axes.text(0, row - 0.24, shown(label), va="bottom", color=COLOURS["ink"], clip_on=False)
+            axes.text(
+                0, row - 0.24, shown(label), va="bottom", color=COLOURS["ink"],
+                bbox={"facecolor": COLOURS["card"], "edgecolor": "none", "pad": 1.0},
+            )  # fmt: skip
             sign = {"good": "−", "bad": "+"}.get(tone, "")
             said = f"{sign}{duration(high - low)}"
             axes.text(high + 0.015 * most, row, said, va="center", color=COLOURS["muted"])
@@ -82,7 +85,7 @@ def points_chart(points: Sequence[Point], metric: str, allowed: float | None) ->
                 point.speedup, point.lost, "o", color=COLOURS[tone], markerfacecolor=face, markersize=5.5
             )
             if len(points) <= _CROWD or point.outcome != "tried":
-                above = point.outcome == "tried"
+                above = point.outcome == "tried" and point.bound is None
                 place = (point.speedup - low) / ((high - low) or 1.0)
                 axes.annotate(
                     shown(point.label), (point.speedup, point.lost), (0, 7 if above else -7),

@@ -30,7 +30,7 @@ _VARIABLES = {code: f"var(--{name})" for name, code in COLOURS.items()}
 _CODE = re.compile("|".join(_VARIABLES))
 _FONT = re.compile(r"font-family:[^;]*;?\s*|font:[^;]*?(?=\d)")
 _LOCAL = re.compile(r"url\(#([^)]*)\)")
-_SIZE = 8.5
+_SIZE = 9.0
 _LONG = 60
 _SAID = 800
 
