@@ -85,10 +85,11 @@ def points_chart(points: Sequence[Point], metric: str, allowed: float | None) ->
                 point.speedup, point.lost, "o", color=COLOURS[tone], markerfacecolor=face, markersize=5.5
             )
             if len(points) <= _CROWD or point.outcome != "tried":
-                above = point.outcome == "tried" and point.bound is None
+                above = point.outcome == "tried"
+                edge = point.lost if point.bound is None or not above else point.bound
                 place = (point.speedup - low) / ((high - low) or 1.0)
                 axes.annotate(
-                    shown(point.label), (point.speedup, point.lost), (0, 7 if above else -7),
+                    shown(point.label), (point.speedup, edge), (0, 7 if above else -7),
                     textcoords="offset points", va="bottom" if above else "top", color=COLOURS["ink"],
                     ha="left" if place < 0.3 else "right" if place > 0.6 else "center",
                 )  # fmt: skip
