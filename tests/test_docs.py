@@ -14,6 +14,7 @@ from benchmarks.marks import put
 from benchmarks.results import Results
 from benchmarks.tables import brief
 from fastrec import Budget, Fuse, compress
+from fastrec.backends import Eager
 from fastrec.measure import evaluator
 from fastrec.techniques import QuantizeTables
 from tests.zoo.joins import page
@@ -73,13 +74,36 @@ def test_the_use_is_short_and_runs() -> None:
     assert written[0].startswith("{")
 
 
+def block(holding: str) -> str:
+    """The first example of the README that holds these words."""
+    blocks = [part.partition("```")[0] for part in (ROOT / "README.md").read_text().split("```python\n")[1:]]
+    return next(one for one in blocks if holding in one)
+
+
+def test_the_search_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = block('resume="trials.jsonl"').replace(
+        "budget=", "seconds=2, batch_sizes=(64,), backends=Eager(), progress=False, budget="
+    )
+    model = torch.nn.Sequential(torch.nn.Linear(8, 1), torch.nn.Sigmoid()).eval()
+    held_out = [torch.randn(500, 8) for _ in range(2)]
+    labels = torch.bernoulli(model(torch.cat(held_out)).detach()).flatten()
+    given = {
+        "compress": compress, "model": model, "batch": held_out[0][:64], "batches": [torch.randn(256, 8)],
+        "held_out": held_out, "labels": labels, "Eager": Eager,
+    }  # fmt: skip
+    exec(compile(code, "README.md", "exec"), given)
+    assert given["fast"].report.searched
+    assert (tmp_path / "trials.jsonl").exists()
+
+
 class _Towers(torch.nn.Module):
     def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
         return (torch.tanh(user) * item).sum(-1)
 
 
 def test_the_request_of_the_readme_runs() -> None:
-    code = (ROOT / "README.md").read_text().split("```python\n")[2].partition("```")[0]
+    code = block("fast.precompute")
     short = code.replace(
         "request_features=", "seconds=5, batch_sizes=(1,), progress=False, request_features="
     )
@@ -98,7 +122,7 @@ def test_the_request_of_the_readme_runs() -> None:
 
 
 def test_the_int8_of_the_readme_runs() -> None:
-    code = (ROOT / "README.md").read_text().split("```python\n")[3].partition("```")[0]
+    code = block("QuantizeTables(), QuantizeLinears()],\n    calibration")
     short = code.replace("recipe=", "seconds=5, batch_sizes=(64,), progress=False, recipe=")
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 1)).eval()
@@ -120,7 +144,7 @@ def test_the_int8_of_the_readme_runs() -> None:
 
 
 def test_the_segments_of_the_readme_run() -> None:
-    code = (ROOT / "README.md").read_text().split("```python\n")[4].partition("```")[0]
+    code = block("newcomers")
     short = code.replace("recipe=", "seconds=5, batch_sizes=(64,), progress=False, recipe=")
     torch.manual_seed(0)
     model = torch.nn.Sequential(

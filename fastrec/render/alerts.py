@@ -26,9 +26,16 @@ class Alert:
 
 def alerts(report: Report) -> tuple[Alert, ...]:
     """The warnings of a report, bad news first; nothing where there is nothing to warn of."""
-    found = [Alert("Budget refused", clean(skip.reason, _LONG)) for skip in report.refused]
-    if report.tables is not None and not report.met:
+    found = []
+    if report.status == "not_certifiable":
+        found.append(
+            Alert("Not certifiable", "nothing that approximates could be certified; what is exact serves")
+        )
+    found += [Alert("Budget refused", clean(skip.reason, _LONG)) for skip in report.refused]
+    if report.tables is not None and not report.tables.met:
         found.append(Alert("Budget missed", str(report.tables)))
+    if report.late:
+        found.append(Alert("Budget missed", report.in_time))
     found += [
         Alert(
             "Slower",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..losses import Accuracy, SegmentAccuracy, by_table, worst, worst_first
-from ..measure import Breakdown, Fidelity, Latency
+from ..measure import Breakdown, Fidelity, Latency, Ratio
 from ..report import Memory, Report, SizeResult, Step, worked
 from ..techniques import Change, Skip
 from ..wording import amount, clean, count, difference, duration, share, spans, times
@@ -25,6 +25,7 @@ __all__ = [
     "latency",
     "memory",
     "parts",
+    "searched",
     "segments",
     "skipped",
     "steps",
@@ -67,6 +68,7 @@ def tables(report: Report) -> tuple[Table, ...]:
         *segments(report),
         parts(report),
         steps(report),
+        searched(report),
         trials(report),
         skipped(report.skipped),
     )
@@ -81,6 +83,8 @@ def facts(report: Report) -> tuple[tuple[str, str], ...]:
     said += [("Accuracy", clean(str(one), 400)) for one in report.accuracy]
     if report.tables is not None:
         said.append(("Tables", str(report.tables)))
+    if report.p95_ms is not None:
+        said.append(("Time of a call", report.in_time))
     if report.work is not None:
         said.append(("Multiply-adds per candidate", worked(report.work)))
     said.append(("Memory", memory(report.memory)))
@@ -237,6 +241,31 @@ def _by_rule(step: Step) -> dict[str, list[Change]]:
     for change in step.changes:
         grouped.setdefault(change.rule, []).append(change)
     return grouped
+
+
+def searched(report: Report) -> Table:
+    """What a search tried, what had nothing to do last."""
+    columns = ("recipe", "speed-up", "over the best so far", "lost", "at most", "bytes", "outcome")
+    rows = tuple(
+        (
+            Cell(clean(one.label, 90)),
+            Cell("-") if one.speedup is None else _ratio(one.speedup),
+            Cell("-" if one.gain is None else times(one.gain.value)),
+            Cell(f"{one.accuracy[0].value:.5f}" if one.accuracy else "-"),
+            Cell(
+                "-" if not one.accuracy or one.accuracy[0].upper is None else f"{one.accuracy[0].upper:.5f}"
+            ),
+            Cell("-" if one.bytes is None else amount(one.bytes)),
+            Cell(one.outcome, clean(one.reason, 120), "good" if one.outcome == "kept" else ""),
+        )
+        for one in sorted(report.searched, key=lambda one: one.outcome in ("nothing to do", "not tried"))
+    )
+    title = "What was searched: geometric means over the sizes, in the order it was tried"
+    return _bounded(Table(title, columns, rows, frozenset(columns[1:-1])), "recipe")
+
+
+def _ratio(ratio: Ratio) -> Cell:
+    return Cell(times(ratio.value), spans(times(ratio.low), times(ratio.high)))
 
 
 def trials(report: Report) -> Table:

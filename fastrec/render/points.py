@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..losses import Accuracy
+from ..measure import Ratio
 from ..report import Report, SizeResult, Trial
 from ..wording import clean
 
@@ -53,10 +54,12 @@ def judged(report: Report) -> Accuracy | None:
 
 def points(report: Report) -> tuple[Point, ...]:
     """The original, the best session that keeps the answer, the session that serves where that approximates, and the same as it
-    is called, its checks in front, at the chosen size.
+    is called, its checks in front, at the chosen size; after a search every recipe that was timed, over all sizes.
 
     Empty where nothing was lost that could be set against what was gained.
     """
+    if any(one.speedup is not None for one in report.searched):
+        return _searched(report)
     loss = judged(report)
     lossy = [size for size in report.sizes if _approximates(report, size.session)]
     if loss is None or not lossy:
@@ -76,6 +79,20 @@ def points(report: Report) -> tuple[Point, ...]:
     ratio = size.speedup
     label = clean(size.session, _LONG)
     found.append(Point(label, ratio.value, ratio.low, ratio.high, loss.value, loss.upper, "serves"))
+    return tuple(found)
+
+
+def _searched(report: Report) -> tuple[Point, ...]:
+    """The original, the recipes of a search that are within the budget, and what serves in the end, as geometric means over the sizes."""
+    found = [Point("original", 1.0, None, None, 0.0, None, "original")]
+    for one in report.searched:
+        if one.speedup is not None and one.accuracy:
+            loss, ratio = one.accuracy[0], one.speedup
+            label = clean(one.label, _LONG)
+            found.append(Point(label, ratio.value, ratio.low, ratio.high, loss.value, loss.upper, "tried"))
+    served, last = Ratio.mean([size.speedup for size in report.sizes]), judged(report)
+    lost, bound = (0.0, None) if last is None else (last.value, last.upper)
+    found.append(Point("what serves", served.value, served.low, served.high, lost, bound, "serves"))
     return tuple(found)
 
 

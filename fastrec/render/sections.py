@@ -52,10 +52,16 @@ class Figure:
     tone: Tone = ""
 
 
+_FEW = 8
+"""Points that are listed beside their chart."""
+
+
 def status(report: Report) -> Figure:
     """What became of the call, in a word or two."""
     if not report.met:
         return Figure("status", "budget missed", tone="bad")
+    if report.status == "not_certifiable":
+        return Figure("status", "not certifiable", tone="bad")
     if report.status == "unchanged":
         return Figure("status", "unchanged")
     good = any(size.verdict == "faster" for size in report.sizes)
@@ -167,7 +173,8 @@ def _trade(found: tuple[Point, ...], loss: Accuracy | None) -> Section | None:
         f"Loss of {metric} against speed",
         "To the right is faster, downwards loses less. Bars are 95 % intervals of the speed-up and 95 % bounds of the loss.",
         (Chart(_drawing(points_chart(found, metric, loss.allowed))),),
-        (Table("What was tried", columns, rows, frozenset(columns[1:])),),
+        # A search has its own table of all.
+        (Table("What was tried", columns, rows, frozenset(columns[1:])),) if len(found) <= _FEW else (),
     )
 
 
@@ -235,7 +242,9 @@ def _memory(report: Report) -> Section:
     if memory.session_bytes:
         rows.append((Cell("held by sessions beyond that"), Cell(amount(memory.session_bytes)), Cell("")))
     if report.tables is not None:
-        said = Cell("", f"{amount(report.tables.allowed)} allowed", "", "met" if report.met else "missed")
+        said = Cell(
+            "", f"{amount(report.tables.allowed)} allowed", "", "met" if report.tables.met else "missed"
+        )
         rows.append((Cell("tables as they serve"), Cell(amount(report.tables.bytes)), said))
     table = Table("Memory", ("what", "bytes", "change"), tuple(rows), frozenset(("bytes", "change")))
     facts = () if report.work is None else (("Multiply-adds per candidate", worked(report.work)),)
@@ -252,11 +261,11 @@ def _done(report: Report) -> Section | None:
 
 
 def _tried(report: Report) -> Section | None:
-    table = content.trials(report)
-    if not table.rows:
-        return None
+    tables = tuple(table for table in (content.searched(report), content.trials(report)) if table.rows)
     lead = "Every session that was compiled, at each batch size, beside the original; and those that did not get that far."
-    return Section("trials", "Trials", lead, tables=(table,))
+    if report.searched:
+        lead = f"Every recipe that was searched, then of the one that was found: {lead[0].lower()}{lead[1:]}"
+    return Section("trials", "Trials", lead, tables=tables) if tables else None
 
 
 def _machine(report: Report) -> tuple[tuple[str, str], ...]:

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 
 from fastrec.losses import Accuracy
-from fastrec.measure import Loss
+from fastrec.measure import Loss, Ratio
+from fastrec.recipe import Recipe
 from fastrec.render.points import chosen_size, falls, judged, points
-from fastrec.report import Report, Step, Trial
-from fastrec.techniques import Change
+from fastrec.report import Report, Step, Trial, Tried
+from fastrec.techniques import Change, Fuse, QuantizeLinears
 from tests.reports import improved, size, unchanged
 
 LOSSY = Step("quantize_linears", False, (Change("int8", "layer", "8 bits"),), 0.1)
@@ -98,3 +99,19 @@ def test_the_metric_is_the_first_that_the_budget_bounds() -> None:
 def test_the_size_is_the_middle_one() -> None:
     found = chosen_size(improved())
     assert found is not None and found.rows == 100 and chosen_size(unchanged()) is None
+
+
+def test_after_a_search_every_recipe_that_was_timed_is_a_point() -> None:
+    loss = Accuracy("auc", 0.8, 0.7999, 1e-4, 1.5e-4, 2e-4, "certified", 5000, None)
+    timed = Tried(
+        Recipe((Fuse(), QuantizeLinears())), "kept", "", Ratio(3.0, 2.9, 3.1, 40), None, (loss,), 100
+    )
+    refused = replace(timed, outcome="refused", speedup=None)
+    found = replace(report(), searched=(timed, refused), accuracy=(loss,))
+    first, tried, serves = points(found)
+    assert first.outcome == "original"
+    assert (tried.label, tried.speedup, tried.low, tried.lost, tried.bound) == (
+        "QuantizeLinears()", 3.0, 2.9, 1e-4, 1.5e-4,
+    )  # fmt: skip
+    assert serves.outcome == "serves"
+    assert serves.speedup == pytest.approx((3.0 * 2.5 * 2.0) ** (1 / 3))
