@@ -5,20 +5,27 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .version import VERSION
+
 if TYPE_CHECKING:
     from .budget import Budget
-    from .compressed import CompressedModel
+    from .compressed import CompressedModel, load
     from .errors import (
+        ArtifactError,
+        ArtifactNotFoundError,
         BackendError,
         BackendUnavailable,
         CaptureError,
+        CorruptArtifactError,
         FastrecError,
+        ForkSafetyError,
         IdOutOfRangeError,
         InputError,
         MeasurementError,
         PackageMissing,
         RequestMismatchError,
         TechniqueError,
+        UnsafeArtifactError,
     )
     from .pipeline import compress
     from .recipe import Recipe
@@ -27,7 +34,7 @@ if TYPE_CHECKING:
     from .serving import Scorer
     from .techniques import Fuse
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 _HOMES = {
     "Budget": "budget",
@@ -38,25 +45,35 @@ _HOMES = {
     "Scorer": "serving",
     "TopK": "retrieval",
     "compress": "pipeline",
+    "load": "compressed",
+    "ArtifactError": "errors",
+    "ArtifactNotFoundError": "errors",
     "BackendError": "errors",
     "BackendUnavailable": "errors",
     "CaptureError": "errors",
+    "CorruptArtifactError": "errors",
     "FastrecError": "errors",
+    "ForkSafetyError": "errors",
     "IdOutOfRangeError": "errors",
     "InputError": "errors",
     "MeasurementError": "errors",
     "PackageMissing": "errors",
     "RequestMismatchError": "errors",
     "TechniqueError": "errors",
+    "UnsafeArtifactError": "errors",
 }
 
 __all__ = [
+    "ArtifactError",
+    "ArtifactNotFoundError",
     "BackendError",
     "BackendUnavailable",
     "Budget",
     "CaptureError",
     "CompressedModel",
+    "CorruptArtifactError",
     "FastrecError",
+    "ForkSafetyError",
     "Fuse",
     "IdOutOfRangeError",
     "InputError",
@@ -68,7 +85,9 @@ __all__ = [
     "Scorer",
     "TechniqueError",
     "TopK",
+    "UnsafeArtifactError",
     "compress",
+    "load",
 ]
 
 

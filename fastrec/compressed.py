@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Mapping
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
+from .artifact import Contents, payload, read, write
 from .as_called import plainly
-from .backends import ModelSession, Session
-from .errors import InputError
+from .backends import ModelSession, Session, Source
+from .errors import ForkSafetyError, InputError
 from .guards import Guard
 from .inputs import Layout, Leaf
 from .nonfinite import Apart
@@ -22,8 +25,9 @@ from .report import Report
 from .request import Once
 from .rows import count_rows
 from .serving import LIMIT_BYTES, Scorer, precompute
+from .techniques import TECHNIQUES, Technique
 
-__all__ = ["CompressedModel", "Repeated", "release_moved"]
+__all__ = ["CompressedModel", "Repeated", "load"]
 
 _SHAPES = 4096
 
@@ -54,12 +58,18 @@ class CompressedModel(nn.Module):
     Raises `IdOutOfRangeError` at ids that no table has, `RequestMismatchError` at rows that differ in a feature of the
     request and `InputError` at batches that do not fit, each naming feature and row. `report` says what was measured, `recipe` what was done,
     `exact` whether what serves keeps the answer up to float rounding: where no approximate session earned its place, it does.
+
+    `save` writes it into a folder, from which `fastrec.load` makes it again; `notes` says what is otherwise there. Once saved or
+    loaded it can be pickled, as the path of that folder. Copies share everything: nothing in it changes. A process that was
+    forked from one with several threads gets a `ForkSafetyError`: its threads are not there.
     """
 
     report: Report
     recipe: Recipe
     program: Program | None = None
     exact: bool = True
+    sources: Mapping[str, Source]
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -76,6 +86,10 @@ class CompressedModel(nn.Module):
         self._original = (original,)
         self._layout = original.layout
         self.sessions = dict(sessions)
+        self.sources = {}
+        # Where it is saved, and what it takes to load it from there.
+        self._home: tuple[str, str, Any, tuple[type, ...]] | None = None
+        self._process, self._threads = os.getpid(), torch.get_num_threads()
         self.plan = plan
         self._guard = guard
         self._apart = apart
@@ -89,6 +103,8 @@ class CompressedModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's answer for one batch."""
+        if os.getpid() != self._process:
+            self._check_fork()
         if self.plan is None:
             return self._call_original(args, kwargs)
         flat = list(args) if self._spread and not kwargs else self._layout.flatten(args, kwargs)
@@ -156,6 +172,58 @@ class CompressedModel(nn.Module):
                 "a compressed model cannot be trained: train the original, and compress it again"
             )
         return self
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes the model into a folder, in one step: what was there before stays until all is written.
+
+        The folder holds graphs as data, every tensor once, digests of all, the report and a page about the model; no code and none
+        of the caller's data. Cost: the captures and exports that loading then does without, some seconds each.
+
+        Raises `ArtifactError`, naming the path, where it cannot be written, and `InputError` for what has no form there.
+        """
+        contents = Contents(
+            self.original, self.sources, self.plan, self._guard, self._once, self._apart is not None, self.program,
+            self.exact, self.report, self.recipe,
+        )  # fmt: skip
+        digest = write(payload(contents, self.sessions), folder)
+        path = os.path.abspath(os.fspath(folder))
+        self._home = (path, digest, *(self._home[2:] if self._home else (None, ())))
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """`save`, under the name that Hugging Face has for it."""
+        self.save(folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str], **settings: Any) -> CompressedModel:
+        """`fastrec.load`, under the name that Hugging Face has for it."""
+        return load(folder, **settings)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._home is None:
+            raise InputError(
+                "a compressed model is pickled as the path of its artifact, and this one has none: save(folder) it first"
+            )
+        return _restored, self._home
+
+    def __copy__(self) -> CompressedModel:
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompressedModel:
+        # Sessions serve many threads, and nothing in them changes.
+        return copy.copy(self)
+
+    def _check_fork(self) -> None:
+        """Raises `ForkSafetyError` where a call would wait for threads that this process does not have."""
+        parallel = any(source.backend.name == "openvino" for source in self.sources.values())
+        if self._threads > 1 or parallel:
+            raise ForkSafetyError(
+                f"this process was forked from the one the model was made in, and the {self._threads} threads it computes with are "
+                "not in it: load the model after the fork, start processes by spawn, or give torch one thread before "
+                "(torch.set_num_threads(1); sessions of OpenVINO have threads whatever it is)"
+            )
+        self._process = os.getpid()
 
     def _route(self, flat: list[Tensor]) -> tuple[Session, bool] | None:
         """The session for batches of these shapes and whether they repeat the request, remembered; None for shapes that
@@ -239,41 +307,45 @@ def _shape(shape: tuple[int, ...], growing: int | None) -> list[int | None]:
     return [None if axis == growing else size for axis, size in enumerate(shape)]
 
 
-def release_moved(original: Program, gm: fx.GraphModule) -> int:
-    """Let the original read, in place of each table that a rule moved, its part of the new one.
+def load(
+    folder: str | os.PathLike[str],
+    *,
+    model: Any = None,
+    types: Sequence[type] = (),
+    verify: bool = True,
+    techniques: Mapping[str, type[Technique]] = TECHNIQUES,
+) -> CompressedModel:
+    """The compressed model that `CompressedModel.save` wrote into a folder.
 
-    `original.model` is a draft, and is changed. A model that then answers differently on its example (a kernel
-    may want whole rows) keeps its own tables. Returns how many tables were released.
+    On the machine it was saved on, with as many threads, it answers the same bits; elsewhere the same up to rounding, and `notes`
+    says where it saw other bits. A backend that is missing is noted, and torch's own kernels serve in its place.
+
+    `model` gives the original back, to serve batches in shapes that no graph of the artifact takes; one that could not be captured
+    has to be given. `types` gives the classes that batches and answers are made of, if they are more than tensors, tuples, lists
+    and dicts: nothing is imported by name. `techniques` is handed to `Recipe.from_json`. With `verify=False` digests are not
+    compared: for folders that nobody else can write to.
+
+    Raises `ArtifactNotFoundError`, `CorruptArtifactError` for files that are not as they were written, `UnsafeArtifactError` for
+    what no artifact holds, and `InputError` for a model or class that has to be given, or is another. Cost: a pass over the
+    files at 0.5 GB/s and more; tables are mapped, and shared by all processes that load them.
     """
-    moved: Mapping[str, tuple[str, int, int, int, int]] = gm.meta.get("moved", {})
-    views: dict[int, Tensor] = {}
-    for old, (new, row, rows, column, columns) in moved.items():
-        place, _, name = old.removeprefix("model.").rpartition(".")
-        try:
-            held = getattr(original.model.get_submodule(place), name)
-            table = operator.attrgetter(new)(gm)
-        except AttributeError:
-            continue
-        views[id(held)] = table.detach()[row : row + rows, column : column + columns]
-    if not views:
-        return 0
-    flat = original.flat(original.batch)
-    before = original.answers(flat)
-    swapped: list[tuple[dict[str, Any], str, Any]] = []
-    for module in original.model.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name, tensor in list(tensors.items()):
-                if id(tensor) in views:
-                    view = views[id(tensor)]
-                    made = nn.Parameter(view, requires_grad=False) if tensors is module._parameters else view
-                    swapped.append((tensors, name, tensor))
-                    tensors[name] = made  # type: ignore[assignment]  # either kind of dict takes it
-    try:
-        same = all(map(torch.equal, before, original.answers(flat)))
-    except RuntimeError:
-        same = False
-    if not same:
-        for tensors, name, tensor in swapped:
-            tensors[name] = tensor
-        return 0
-    return len(views)
+    found = read(folder, model=model, types=types, verify=verify, techniques=techniques)
+    parts = found.contents
+    sessions = {
+        name: Repeated(session, parts.once) if parts.sources[name].whole else session
+        for name, session in found.sessions.items()
+    }
+    apart = Apart(parts.original.layout) if parts.apart else None
+    made = CompressedModel(parts.original, sessions, parts.plan, parts.guard, parts.once, apart)
+    made.sources, made.program, made.exact, made.notes = parts.sources, parts.program, parts.exact, found.notes
+    made.report, made.recipe = parts.report, parts.recipe
+    made._home = (str(Path(folder).absolute()), found.digest, model, tuple(types))
+    return made
+
+
+def _restored(path: str, digest: str, model: Any, types: tuple[type, ...]) -> CompressedModel:
+    """What a pickle of a compressed model calls."""
+    made = load(path, model=model, types=types)
+    if made._home is not None and made._home[1] != digest:
+        raise InputError(f"the artifact at {path} is another than was pickled: it was saved anew since")
+    return made

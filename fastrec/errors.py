@@ -9,7 +9,12 @@
     │   ├── IdOutOfRangeError    an id that no table has                 (also IndexError)
     │   └── RequestMismatchError rows of a request feature differ
     ├── MeasurementError         outputs that cannot be judged or timed
-    └── PackageMissing           a package that a page or chart needs    (also ImportError)
+    ├── PackageMissing           a package that a page or chart needs    (also ImportError)
+    ├── ArtifactError            a folder that cannot be written or loaded   .path
+    │   ├── ArtifactNotFoundError it is not there                    (also FileNotFoundError)
+    │   ├── CorruptArtifactError it is not as it was written
+    │   └── UnsafeArtifactError  it holds what no artifact holds
+    └── ForkSafetyError          a model called in a forked process that its threads are not in
 
 Each message says what is wrong, where, what was got against what was expected, and the cure.
 """
@@ -17,16 +22,21 @@ Each message says what is wrong, where, what was got against what was expected, 
 from __future__ import annotations
 
 __all__ = [
+    "ArtifactError",
+    "ArtifactNotFoundError",
     "BackendError",
     "BackendUnavailable",
     "CaptureError",
+    "CorruptArtifactError",
     "FastrecError",
+    "ForkSafetyError",
     "IdOutOfRangeError",
     "InputError",
     "MeasurementError",
     "PackageMissing",
     "RequestMismatchError",
     "TechniqueError",
+    "UnsafeArtifactError",
 ]
 
 
@@ -82,3 +92,31 @@ class MeasurementError(FastrecError):
 
 class PackageMissing(FastrecError, ImportError):
     """An optional package is not installed; the text says how to get it."""
+
+
+class ArtifactError(FastrecError):
+    """An artifact that could not be written, found or loaded; `path` is the file or folder."""
+
+    def __init__(self, message: str, *, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class ArtifactNotFoundError(ArtifactError, FileNotFoundError):
+    """There is no artifact where one was looked for."""
+
+    def __str__(self) -> str:
+        # That of OSError shows its arguments.
+        return str(self.args[0])
+
+
+class CorruptArtifactError(ArtifactError):
+    """A file that is not as it was written: cut, changed or gone."""
+
+
+class UnsafeArtifactError(ArtifactError):
+    """Something that no artifact of fastrec holds: it is refused before it is read."""
+
+
+class ForkSafetyError(FastrecError):
+    """A model with several threads, called in a process that was forked after it was made."""

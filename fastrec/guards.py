@@ -75,11 +75,11 @@ class Guard:
         promised: Mapping[str, tuple[float, float]] = MappingProxyType({}),
     ) -> None:
         self.bounds = tuple(bounds)
-        self._features = tuple(features)
-        self._finite = tuple(index for index, check in enumerate(finite) if check)
-        self._computed, self._sizes = computed, tuple(sizes)
+        self.features = tuple(features)
+        self.finite = tuple(index for index, check in enumerate(finite) if check)
+        self.computed, self.sizes = computed, tuple(sizes)
         names = [feature.name for feature in features]
-        self._promised = tuple((names.index(name), *ends) for name, ends in promised.items())
+        self.promised = tuple((names.index(name), *ends) for name, ends in promised.items())
         self._plain: list[tuple[int, int]] = []
         self._columns: list[tuple[int, Tensor, list[int]]] = []
         self._general: list[tuple[int, Bounds]] = []
@@ -131,12 +131,12 @@ class Guard:
             # Written so that NaN, which compares with nothing, does not pass.
             if not ((values > bound.low - 1) & (values < bound.high) | np.isinf(bound.high)).all():
                 self._refuse(index, tensors[index])
-        if self._computed is not None:
+        if self.computed is not None:
             self._check_computed(tensors)
-        for index in self._finite:
+        for index in self.finite:
             if not _seems_finite(tensors[index]):
                 self._refuse_nonfinite(index, tensors[index])
-        for index, lowest, highest in self._promised:
+        for index, lowest, highest in self.promised:
             if tensors[index].numel():
                 least, most = torch.aminmax(tensors[index].detach())
                 if not (least >= lowest and most <= highest):
@@ -144,7 +144,7 @@ class Guard:
 
     def _refuse(self, index: int, tensor: Tensor) -> None:
         """Raise for the first bad id of a feature, if it has one."""
-        bound, feature = self.bounds[index], self._features[index]
+        bound, feature = self.bounds[index], self.features[index]
         assert bound is not None
         values = _array(tensor)
         bad = ~((values > bound.low - 1) & (values < bound.high) | np.isinf(bound.high))
@@ -169,13 +169,13 @@ class Guard:
 
     def _check_computed(self, tensors: Sequence[Tensor]) -> None:
         """Ids that the model computes: run what computes them."""
-        assert self._computed is not None
+        assert self.computed is not None
         with torch.no_grad():
-            results = self._computed(*tensors)
-        for ids, (low, high) in zip(results, self._sizes, strict=True):
+            results = self.computed(*tensors)
+        for ids, (low, high) in zip(results, self.sizes, strict=True):
             if ids.numel() and (int(ids.min()) < low or int(ids.max()) >= high):
                 bad = ((ids < low) | (ids >= high)).nonzero()[0].tolist()
-                names = ", ".join(repr(feature.name) for feature in self._features)
+                names = ", ".join(repr(feature.name) for feature in self.features)
                 row = bad[0] if bad else 0
                 raise IdOutOfRangeError(
                     f"row {row}: the id computed from {names} is {int(ids[tuple(bad)])}, expected {low} <= id < {high:,}. "
@@ -201,7 +201,7 @@ class Guard:
         places = bad.nonzero()
         if not len(places):
             return
-        feature, place = self._features[index], places[0].tolist()
+        feature, place = self.features[index], places[0].tolist()
         row = place[feature.growing or 0] if place else 0
         got = float(tensor[tuple(place)])
         raise InputError(

@@ -26,7 +26,7 @@ from .backends import Backend
 from .breakdowns import set_aside, where_time_goes
 from .budget import Budget
 from .certify import Certifier, Evaluate, Judgement
-from .compressed import CompressedModel, release_moved
+from .compressed import CompressedModel
 from .cost import per_candidate, per_request
 from .declared import Declared
 from .errors import InputError
@@ -37,6 +37,7 @@ from .journal import Journal
 from .limits import small_enough, tables_of
 from .measure import Breakdown, machine, tensor_bytes
 from .memo import Memo
+from .moved import release_moved
 from .nonfinite import Apart
 from .plan import (
     ORIGINAL,
@@ -233,7 +234,9 @@ def _serving(
     lossy = any(not sessions[name].exact for name in plan.names if name in sessions)
     apart = Apart(original.layout) if checks.propagate and lossy else None
     held = {name: made.session for name, made in sessions.items()}
-    return CompressedModel(original, held, plan, checks.guard, once, apart)
+    served = CompressedModel(original, held, plan, checks.guard, once, apart)
+    served.sources = {name: made.source for name, made in sessions.items() if made.source is not None}
+    return served
 
 
 def _settle(

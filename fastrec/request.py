@@ -45,7 +45,7 @@ class Once:
             for i, f in enumerate(features)
             if isinstance(f.request, tuple) and f.role == "rows"
         ]
-        self._check = check
+        self.check = check
         self.candidates = tuple(
             replace(f, role="fixed") if f.request is True and f.role == "rows" else f for f in features
         )
@@ -64,12 +64,12 @@ class Once:
     def several(self, tensors: Sequence[Tensor]) -> bool:
         """Whether rows have to be compared or left out: none of it for a single candidate."""
         return any(tensors[i].shape[axis] != 1 for i, axis in self._whole) or any(
-            self._check and len(tensors[i]) > 1 for i, _ in self._mixed
+            self.check and len(tensors[i]) > 1 for i, _ in self._mixed
         )
 
     def reduced(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """As `one`, of a batch whose numbers of rows are known to fit."""
-        if self._check:
+        if self.check:
             for index, axis in self._whole:
                 self._compare(index, tensors[index], axis)
             for index, columns in self._mixed:

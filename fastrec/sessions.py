@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from .backends import Backend, Session
+from .backends import Backend, Session, Source
 from .compressed import Repeated
 from .errors import BackendError
 from .graph import share_constants
@@ -51,7 +51,7 @@ class Made:
     """A session, the program it was compiled from, how far its answers are off, and whether that is rounding alone.
 
     `cut` says that parts of the model were taken out, `moved` how far the answer of a session that approximates was seen to move
-    with the rows beside it.
+    with the rows beside it; `source` is what it can be made from again.
     """
 
     session: Session
@@ -60,6 +60,7 @@ class Made:
     exact: bool = True
     cut: bool = False
     moved: float = 0.0
+    source: Source | None = None
 
 
 def compile_forms(
@@ -175,7 +176,9 @@ class _Compiling:
         if isinstance(found, str) or isinstance(moved, str):
             self._journal.failed(label, str(found if isinstance(found, str) else moved))
             return
-        self.made[label] = Made(session, program.bare(), found, form.exact, form.cut, moved)
+        bare = program.bare()
+        source = Source(backend, bare, form.whole)
+        self.made[label] = Made(session, bare, found, form.exact, form.cut, moved, source)
 
     def leading(self, backends: Sequence[Backend], forms: Sequence[Form]) -> list[Backend]:
         """The backends that were fastest with some form at some size, at a short look."""

@@ -8,12 +8,13 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "fastrec"
 FLOORS = {
     "errors": 0,
+    "version": 0,
     **dict.fromkeys(("inputs", "rows", "program", "graph", "capture", "guards", "fresh", "request", "declared", "cost", "plain", "wording", "quiet", "progress", "budget", "nonfinite", "as_called", "ops", "transforms"), 1),
     **dict.fromkeys(("techniques", "backends", "measure"), 2),
     **dict.fromkeys(("recipe", "losses"), 3),
     **dict.fromkeys(("report", "tried"), 4),
     **dict.fromkeys(("plan", "render", "arguments", "journal", "search"), 5),
-    **dict.fromkeys(("breakdowns", "compressed", "verify", "sessions", "undeclared", "pipeline", "serving", "retrieval", "certify", "limits", "rewriting", "calibration", "memo", "trials", "finding", "resume"), 6),
+    **dict.fromkeys(("breakdowns", "compressed", "verify", "sessions", "undeclared", "pipeline", "serving", "retrieval", "certify", "limits", "rewriting", "calibration", "memo", "trials", "finding", "resume", "artifact", "moved"), 6),
 }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ A backend decides the kernel, never the numbers: every session gives the graph's
 
 from __future__ import annotations
 
-from .base import Backend, Session
+from .base import Backend, Session, Source, Translated
 from .eager import Eager
 from .inductor import Inductor
 from .models import ModelSession
@@ -21,6 +21,8 @@ __all__ = [
     "OnnxRuntime",
     "OpenVino",
     "Session",
+    "Source",
+    "Translated",
     "installed",
 ]
 

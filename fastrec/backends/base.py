@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from ..inputs import Layout
 from ..program import Program
 
-__all__ = ["Backend", "Session"]
+__all__ = ["Backend", "Session", "Source", "Translated"]
 
 
 class Session(abc.ABC):
@@ -30,6 +31,23 @@ class Session(abc.ABC):
     def as_called(self, tensors: list[Tensor], layout: Layout) -> Any:
         """The answer to one flat batch, in the structure of the model's."""
         return layout.result(self(*tensors))
+
+
+@dataclass(frozen=True)
+class Translated:
+    """A program in the form that a library loads: an ONNX model, and what torch runs in front of it.
+
+    `inputs` are the model's in call order, `constants` what it expects from outside by name, `copied_bytes` what a session
+    will hold of its own. `front` is the graph of what runs before (None where nothing does), `alike` has its sums of few
+    rows rounded as those of many are.
+    """
+
+    proto: bytes
+    inputs: tuple[str, ...]
+    constants: Mapping[str, Tensor]
+    copied_bytes: int
+    front: fx.GraphModule | None = None
+    alike: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,6 +72,17 @@ class Backend(abc.ABC):
         this graph. Uses `torch.get_num_threads()` threads, as read when it is called.
         """
 
+    def translate(self, program: Program) -> Translated | None:  # noqa: ARG002 - for those who override it
+        """What a session is opened from, to be kept; None where the graph itself is compiled again.
+
+        Raises as `compile` does.
+        """
+        return None
+
+    def open(self, translated: Translated, program: Program) -> Session:  # noqa: ARG002 - for those who override it
+        """The session that `compile` gives, from what `translate` gave of the program."""
+        return self.compile(program)
+
     def plain(self, program: Program) -> bool:  # noqa: ARG002 - for those who override it
         """Whether it would run reference operators of the program as they are, which is slow."""
         return False
@@ -62,3 +91,12 @@ class Backend(abc.ABC):
     def label(self) -> str:
         """The name with the settings that differ from the default, for reports."""
         return self.name
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a session was compiled from, by whom; `whole` says that it takes the request's features repeated for every row."""
+
+    backend: Backend
+    program: Program
+    whole: bool = False

@@ -28,7 +28,7 @@ from .common import (
 )
 from .direct import direct
 from .inductor_ops import as_known
-from .split import split_picks
+from .split import front_of, split_picks
 
 __all__ = ["Inductor"]
 
@@ -79,7 +79,7 @@ class Inductor(Backend):
         gm = captured(program, self.name)
         try:
             split = split_picks(gm)
-            front = split.front(program.batch)
+            front = front_of(split.moved, program.batch)
             if front is not None:
                 gm = split.dense
             refuse_bfloat16(gm, self.name, "adds up one row in another order than the same among others")

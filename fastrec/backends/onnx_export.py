@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, fx
 
 from ..errors import BackendError
 from ..quiet import quiet
+from .base import Translated
 from .common import GIB, export_free, failure, tensor_bytes
 from .onnx_ops import translations
 
-__all__ = ["OnnxModel", "export_onnx"]
+__all__ = ["export_onnx", "in_one_piece", "refuse_large"]
 
 _OUTSIDE = 64 * 1024
 
 
-@dataclass(frozen=True)
-class OnnxModel:
-    """A serialised model, its input names in call order, and the constants it expects from outside by name.
-
-    `copied_bytes` is what a session will hold of its own: the model itself, and the constants that are not only
-    gathered from (weight matrices get packed).
-    """
-
-    proto: bytes
-    inputs: tuple[str, ...]
-    constants: dict[str, Tensor]
-    copied_bytes: int
-
-
-def export_onnx(gm: fx.GraphModule, backend: str, *, outside: bool) -> OnnxModel:
+def export_onnx(gm: fx.GraphModule, backend: str, *, outside: bool) -> Translated:
     """The graph as an ONNX model whose free sizes are those of the capture.
 
     With `outside`, constants of 64 KiB and more stay in the graph's own tensors, to be handed to the session
@@ -44,13 +29,8 @@ def export_onnx(gm: fx.GraphModule, backend: str, *, outside: bool) -> OnnxModel
             "embedding_bag becomes a loop over rows in ONNX: leave the lookups to torch (lookups='torch')",
             backend=backend,
         )
-    size = tensor_bytes([*gm.parameters(), *gm.buffers()])
-    if not outside and size > 2 * GIB - 2**20:
-        raise BackendError(
-            f"constants take {size / GIB:.1f} GiB, an ONNX model in one piece holds 2: leave the lookups to torch "
-            "(lookups='torch')",
-            backend=backend,
-        )
+    if not outside:
+        refuse_large(gm, backend)
     with quiet():
         try:
             program = torch.onnx.export(
@@ -66,7 +46,35 @@ def export_onnx(gm: fx.GraphModule, backend: str, *, outside: bool) -> OnnxModel
     if len(names) != expected:
         raise BackendError(f"the ONNX model has {len(names)} inputs, the graph {expected}", backend=backend)
     data = proto.SerializeToString()
-    return OnnxModel(data, names, constants, len(data) + copied)
+    return Translated(data, names, constants, len(data) + copied)
+
+
+def refuse_large(gm: fx.GraphModule, backend: str) -> None:
+    """Raises `BackendError` for a graph whose constants do not fit an ONNX model in one piece."""
+    size = tensor_bytes([*gm.parameters(), *gm.buffers()])
+    if size > 2 * GIB - 2**20:
+        raise BackendError(
+            f"constants take {size / GIB:.1f} GiB, an ONNX model in one piece holds 2: leave the lookups to torch "
+            "(lookups='torch')",
+            backend=backend,
+        )
+
+
+def in_one_piece(model: Translated) -> bytes:
+    """The model with the constants it expects from outside written into it."""
+    if not model.constants:
+        return model.proto
+    import onnx
+
+    made = onnx.ModelProto.FromString(model.proto)
+    for held in made.graph.initializer:
+        if held.name in model.constants:
+            held.ClearField("external_data")
+            held.ClearField("data_location")
+            # bfloat16 and the like have no numpy type: their bytes are what counts.
+            held.raw_data = model.constants[held.name].contiguous().view(torch.uint8).numpy().tobytes()
+    whole: bytes = made.SerializeToString()
+    return whole
 
 
 def _take_out(model: object) -> tuple[dict[str, Tensor], int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,12 +16,12 @@ from torch import Tensor
 
 from ..errors import BackendUnavailable
 from ..program import Program
-from .base import Backend, Session
+from .base import Backend, Session, Translated
 from .common import captured, failure, refuse_bfloat16
-from .onnx_export import OnnxModel, export_onnx
+from .onnx_export import export_onnx
 from .onnx_forms import for_onnx_runtime
 from .row_sums import has_codes, sums_by_row
-from .split import split_lookups, split_picks
+from .split import front_of, split_lookups, split_picks
 
 __all__ = ["OnnxRuntime", "session_options"]
 
@@ -59,6 +59,10 @@ class OnnxRuntime(Backend):
 
         Raises `BackendUnavailable` without the package, `BackendError` for a graph it cannot take.
         """
+        return self.open(self.translate(program), program)
+
+    def translate(self, program: Program) -> Translated:
+        """The graph as an ONNX model, its free sizes free, its large constants outside, and what runs in front of it."""
         reason = self.unavailable()
         if reason is not None:
             raise BackendUnavailable(reason, backend=self.name)
@@ -66,14 +70,26 @@ class OnnxRuntime(Backend):
         try:
             split = split_lookups(gm) if self.lookups == "torch" else split_picks(gm)
             coded = has_codes(gm)
-            front = split.front(program.batch, alike=coded)
+            front = split.moved
             if front is not None:
                 gm = split.dense
             refuse_bfloat16(gm, self.name, "has no products in bfloat16 on processors")
             gm = for_onnx_runtime(gm)
             if coded:
                 gm = sums_by_row(gm)
-            session = _OnnxSession(export_onnx(gm, self.name, outside=True), front)
+            return replace(export_onnx(gm, self.name, outside=True), front=front, alike=coded)
+        except Exception as error:  # whatever a foreign library raises, named
+            raise failure(error, "cannot run the example", self.name) from error
+
+    def open(self, translated: Translated, program: Program) -> Session:
+        """The session of such a model. Raises as `compile` does."""
+        if importlib.util.find_spec("onnxruntime") is None:
+            raise BackendUnavailable(
+                "onnxruntime is not installed: pip install onnxruntime", backend=self.name
+            )
+        try:
+            front = front_of(translated.front, program.batch, alike=translated.alike)
+            session = _OnnxSession(translated, front)
             session(*program.batch)
         except Exception as error:  # whatever a foreign library raises, named
             raise failure(error, "cannot run the example", self.name) from error
@@ -98,7 +114,7 @@ def session_options() -> Any:
 class _OnnxSession(Session):
     """One `InferenceSession`, fed with views of the caller's tensors."""
 
-    def __init__(self, model: OnnxModel, front: Callable[..., tuple[Tensor, ...]] | None) -> None:
+    def __init__(self, model: Translated, front: Callable[..., tuple[Tensor, ...]] | None) -> None:
         import onnxruntime
 
         options = session_options()

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,12 +14,12 @@ from torch import Tensor
 
 from ..errors import BackendError, BackendUnavailable
 from ..program import Program
-from .base import Backend, Session
+from .base import Backend, Session, Translated
 from .common import captured, failure, refuse_reference
-from .onnx_export import OnnxModel, export_onnx
+from .onnx_export import export_onnx, in_one_piece, refuse_large
 from .probe import crash_of
 from .rounding import round_first
-from .split import split_lookups, split_picks
+from .split import front_of, split_lookups, split_picks
 
 __all__ = ["OpenVino"]
 
@@ -58,17 +58,34 @@ class OpenVino(Backend):
 
         Raises `BackendUnavailable` without the package, `BackendError` for a graph it cannot take.
         """
+        return self.open(self.translate(program), program)
+
+    def translate(self, program: Program) -> Translated:
+        """The graph as an ONNX model, its free sizes free, its large constants outside, and what runs in front of it."""
         reason = self.unavailable()
         if reason is not None:
             raise BackendUnavailable(reason, backend=self.name)
         gm = captured(program, self.name)
         try:
             split = split_lookups(gm) if self.lookups == "torch" else split_picks(gm)
-            front = split.front(program.batch)
+            front = split.moved
             if front is not None:
                 gm = split.dense
             refuse_reference(gm, self.name)
-            session = _OpenVinoSession(export_onnx(round_first(gm), self.name, outside=False), front)
+            refuse_large(gm, self.name)
+            return replace(export_onnx(round_first(gm), self.name, outside=True), front=front)
+        except Exception as error:  # whatever a foreign library raises, named
+            raise failure(error, "cannot run the example", self.name) from error
+
+    def open(self, translated: Translated, program: Program) -> Session:
+        """The session of such a model, its constants copied into it. Raises as `compile` does."""
+        if importlib.util.find_spec("openvino") is None or importlib.util.find_spec("onnx") is None:
+            raise BackendUnavailable(
+                "openvino or onnx is not installed: pip install openvino onnx", backend=self.name
+            )
+        try:
+            front = front_of(translated.front, program.batch)
+            session = _OpenVinoSession(translated, front)
             session(*program.batch)
         except Exception as error:  # whatever a foreign library raises, named
             raise failure(error, "cannot run the example", self.name) from error
@@ -87,7 +104,7 @@ core.compile_model(core.read_model(sys.stdin.buffer.read()), "CPU", json.loads(s
 class _OpenVinoSession(Session):
     """One compiled model; each thread has an infer request of its own."""
 
-    def __init__(self, model: OnnxModel, front: Callable[..., tuple[Tensor, ...]] | None) -> None:
+    def __init__(self, model: Translated, front: Callable[..., tuple[Tensor, ...]] | None) -> None:
         import openvino
 
         settings = {
@@ -97,18 +114,19 @@ class _OpenVinoSession(Session):
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,
         }
-        crash = crash_of(_COMPILE, model.proto, json.dumps(settings))
+        proto = in_one_piece(model)
+        crash = crash_of(_COMPILE, proto, json.dumps(settings))
         if crash is not None:
             raise BackendError(f"OpenVINO {crash} as it compiled this graph", backend=OpenVino.name)
         core = openvino.Core()
-        self._model = core.compile_model(core.read_model(model.proto), "CPU", settings)
+        self._model = core.compile_model(core.read_model(proto), "CPU", settings)
         names = {name: index for index, port in enumerate(self._model.inputs) for name in port.names}
         self._feeds = tuple((names[name], index) for index, name in enumerate(model.inputs) if name in names)
         self._count = len(self._model.outputs)
         self._tensor = openvino.Tensor
         self._front = front
         self._local = threading.local()
-        self.resident_bytes = model.copied_bytes
+        self.resident_bytes = len(proto)
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Run one batch."""

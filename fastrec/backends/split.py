@@ -26,7 +26,7 @@ from ..ops import INT4, INT8
 from .bags import as_bags, is_pooling
 from .direct import direct
 
-__all__ = ["Split", "split_lookups", "split_picks"]
+__all__ = ["Split", "front_of", "split_lookups", "split_picks"]
 
 _aten = torch.ops.aten
 
@@ -52,16 +52,20 @@ class Split:
     tables: int
     picks: int = 0
 
-    def front(
-        self, batch: Sequence[Tensor], *, alike: bool = False
-    ) -> Callable[..., tuple[Tensor, ...]] | None:
-        """What runs `lookups` in torch, in front of a session of `dense`; None where nothing moved.
+    @property
+    def moved(self) -> fx.GraphModule | None:
+        """`lookups`, or None where nothing moved."""
+        return self.lookups if self.tables or self.picks else None
 
-        `alike` has sums of few rows rounded as those of many are.
-        """
-        if not (self.tables or self.picks):
-            return None
-        return direct(as_bags(self.lookups, alike=alike), tuple(batch))
+
+def front_of(
+    lookups: fx.GraphModule | None, batch: Sequence[Tensor], *, alike: bool = False
+) -> Callable[..., tuple[Tensor, ...]] | None:
+    """What runs `lookups` in torch, in front of a session of the rest; None where nothing moved.
+
+    `batch` is an example, `alike` has sums of few rows rounded as those of many are.
+    """
+    return None if lookups is None else direct(as_bags(lookups, alike=alike), tuple(batch))
 
 
 def split_lookups(gm: fx.GraphModule) -> Split:

@@ -13,7 +13,7 @@ from fastrec.backends import Backend, Eager, Inductor, coded_rows, direct
 from fastrec.backends.bags import as_bags
 from fastrec.backends.coded_rows import QUICK, bags_of
 from fastrec.backends.direct import same_answer
-from fastrec.backends.split import split_lookups, split_picks
+from fastrec.backends.split import front_of, split_lookups, split_picks
 from fastrec.errors import BackendError
 from fastrec.graph import is_call
 from fastrec.ops import INT4, INT8
@@ -142,7 +142,7 @@ def test_coded_lookups_and_their_sums_run_in_front(split: Any) -> None:
         torch.testing.assert_close(parts.dense(*parts.lookups(*batch(9)))[0], right)
     bags = as_bags(parts.lookups)
     assert sum(node.target is bags_of for node in bags.graph.nodes) == 1
-    front = parts.front(batch(9))
+    front = front_of(parts.moved, batch(9))
     assert front is not None
     for left, other in zip(front(*batch(9)), parts.lookups(*batch(9)), strict=True):
         torch.testing.assert_close(left, other)

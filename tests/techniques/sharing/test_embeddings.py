@@ -15,7 +15,7 @@ from fastrec import compress
 from fastrec.backends import Backend, Eager, OnnxRuntime
 from fastrec.backends.split import split_lookups
 from fastrec.capture import capture
-from fastrec.compressed import release_moved
+from fastrec.moved import release_moved
 from fastrec.cost import cost
 from fastrec.errors import InputError
 from fastrec.graph import constant

@@ -1,0 +1,14 @@
+"""A compressed model as a folder: graphs as data, tensors once, digests of everything; nothing in it is code.
+
+`Contents` says what is kept, `payload` and `write` put it onto the disk in one step, `read` gives it back, `check` looks
+whether a folder is whole and safe.
+"""
+
+from __future__ import annotations
+
+from .contents import Contents, Loaded
+from .manifest import Manifest
+from .reading import check, read
+from .writing import Payload, payload, write
+
+__all__ = ["Contents", "Loaded", "Manifest", "Payload", "check", "payload", "read", "write"]

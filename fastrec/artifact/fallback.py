@@ -1,0 +1,46 @@
+"""Who serves what the sessions do not, where the original's code is not there: its captured graph, within what that takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from ..as_called import AsCalled
+from ..errors import InputError
+from ..program import Program
+from ..request import Once
+from ..rows import count_rows
+
+__all__ = ["standing_for"]
+
+_CURE = "Load it with the original, load(folder, model=...), which then serves these"
+
+
+def standing_for(original: Program, once: Once, graph: Program) -> Program:
+    """The original's calling form, answered by a graph. Of other sizes than the graph's it raises `InputError`.
+
+    `once` is that of a graph of one request, and empty for one that takes its features repeated.
+    """
+    layout = graph.layout
+
+    def run(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        rows = count_rows(layout.features, tensors) if layout.rows is not None else None
+        if rows is not None and rows in layout.exempt:
+            raise InputError(f"the artifact holds no graph that takes {rows} rows. {_CURE}")
+        for feature, tensor in zip(layout.features, tensors, strict=True):
+            sizes = [
+                got if axis == feature.growing and (feature.role != "rows" or got == rows) else wanted
+                for axis, (got, wanted) in enumerate(zip(tensor.shape, feature.shape, strict=False))
+            ]
+            if list(tensor.shape) != sizes or tensor.ndim != len(feature.shape):
+                raise InputError(
+                    f"feature {feature.name!r} is {tuple(tensor.shape)}, and the artifact holds no graph that takes that; "
+                    f"in the example it was {feature.shape}. {_CURE}",
+                    feature=feature.name,
+                )
+        return graph.answers(list(tensors))
+
+    model = AsCalled(original, once, run, graph)
+    return replace(original.with_model(model), entry="forward", batch=None).bare()

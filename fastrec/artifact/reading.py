@@ -1,0 +1,293 @@
+"""A compressed model from the disk: what is not as it was written, or is of no artifact, is refused before it is used."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..backends import BACKENDS, Backend, Eager, Session, Source, Translated
+from ..errors import CorruptArtifactError, FastrecError, InputError, UnsafeArtifactError
+from ..inputs import Layout
+from ..measure import fidelity
+from ..plain import from_plain
+from ..plan import ORIGINAL, Plan
+from ..program import Program, target_of
+from ..quiet import COMPILING
+from ..recipe import Recipe
+from ..report import Report
+from ..request import Once
+from ..techniques import TECHNIQUES, Technique
+from .contents import Contents, Loaded
+from .fallback import standing_for
+from .folder import Folder, opened
+from .graphs import graph_of
+from .guarding import guard_of
+from .layouts import Classes, layout_of
+from .manifest import Manifest
+from .manifest import Session as Entry
+from .modules import check_model, edit
+from .onnx_files import ONNX_LIMIT, screened
+from .tensors import Stored
+from .writing import digest_of
+
+__all__ = ["check", "read"]
+
+_TENSORS = "tensors.safetensors"
+_TEXT = 256 << 20
+
+
+def check(folder: str | os.PathLike[str]) -> Manifest:
+    """Whether an artifact is whole and holds nothing that no artifact holds; gives its manifest. Nothing is run.
+
+    Raises `ArtifactNotFoundError`, `CorruptArtifactError`, `UnsafeArtifactError`. Cost: a pass over its bytes.
+    """
+    with opened(folder) as files:
+        parts = _Parts(files)
+        for name in files.manifest.files:
+            if name.endswith(".json") and name.startswith("graphs/"):
+                parts.graph(name.removeprefix("graphs/").removesuffix(".json"))
+        for entry in files.manifest.sessions:
+            parts.translated(entry)
+        return files.manifest
+
+
+def read(
+    folder: str | os.PathLike[str],
+    *,
+    model: Any = None,
+    types: Sequence[type] = (),
+    verify: bool = True,
+    techniques: Mapping[str, type[Technique]] = TECHNIQUES,
+) -> Loaded:
+    """The contents of an artifact, its sessions open.
+
+    Raises `ArtifactNotFoundError`, `CorruptArtifactError`, `UnsafeArtifactError`, and `InputError` for a model that has to be
+    given, or is another, and for classes that were not given.
+    """
+    with opened(folder, verify=verify) as files:
+        return _Reading(files, model, Classes(types), techniques).loaded()
+
+
+class _Parts:
+    """The parts of an artifact, each read once."""
+
+    def __init__(self, files: Folder) -> None:
+        self.files = files
+        self.stored = Stored(
+            files.descriptor(_TENSORS), files.manifest.files[_TENSORS].bytes, files.where(_TENSORS)
+        )
+        self._graphs: dict[str, tuple[fx.GraphModule, Any]] = {}
+
+    def graph(self, name: str) -> tuple[fx.GraphModule, Any]:
+        """A graph by its name, and the layout written with it, as data."""
+        if name not in self._graphs:
+            file = f"graphs/{name}.json"
+            data = self.json(file)
+            if not isinstance(data, dict) or set(data) != {"graph", "layout", "entry"}:
+                raise UnsafeArtifactError(f"{self.files.where(file)} is no graph", path=self.files.where(file))
+            made = graph_of(data["graph"], self.stored, self.files.where(file))
+            self._graphs[name] = made, data["layout"]
+        return self._graphs[name]
+
+    def json(self, file: str) -> Any:
+        """The data of a JSON file."""
+        where = self.files.where(file)
+        try:
+            return json.loads(self.files.read(file, _TEXT), parse_constant=_refused)
+        except (ValueError, RecursionError) as error:
+            raise UnsafeArtifactError(f"{where} is not strict JSON: {error}", path=where) from error
+
+    def translated(self, entry: Entry) -> Translated | None:
+        """A session's ONNX model, nothing in it but what ours hold."""
+        model = entry.model
+        if model is None:
+            return None
+        where = self.files.where(model.file)
+        constants = {
+            name: self.stored.tensor(dict(place) if isinstance(place, Mapping) else place, f"{where}: {name}")
+            for name, place in model.constants.items()
+        }
+        proto = screened(self.files.read(model.file, ONNX_LIMIT), constants, where)
+        front = None if model.front is None else self.graph(model.front)[0]
+        return Translated(proto, model.inputs, constants, model.copied_bytes, front, model.alike)
+
+
+class _Reading:
+    """One artifact as it is loaded."""
+
+    def __init__(
+        self, files: Folder, model: Any, classes: Classes, techniques: Mapping[str, type[Technique]]
+    ) -> None:
+        self._files, self._parts, self._manifest = files, _Parts(files), files.manifest
+        self._model, self._classes, self._techniques = model, classes, techniques
+        self._notes: list[str] = []
+        self._programs: dict[str, Program] = {}
+
+    def loaded(self) -> Loaded:
+        """Everything."""
+        manifest, where = self._manifest, self._files.where
+        layout = layout_of(dict(manifest.layout), self._classes, where("manifest.json"))
+        self._layout = layout
+        self._once = Once(layout.features, check=manifest.check_request)
+        self._flat = self._example()
+        original = self._original(layout)
+        guard = None
+        if manifest.guard is not None:
+            computed = None if manifest.computed is None else self._parts.graph(manifest.computed)[0]
+            # Batches are checked as one request holds them.
+            features = self._once.candidates if self._asked() else layout.features
+            guard = guard_of(dict(manifest.guard), features, computed, where("manifest.json"))
+        sources, sessions = self._sessions(original)
+        plan = None
+        if manifest.plan is not None:
+            plan = Plan(tuple(rows for rows, _ in manifest.plan), tuple(name for _, name in manifest.plan))
+            if not plan.sizes or not set(plan.names) <= {*sessions, ORIGINAL}:
+                raise UnsafeArtifactError(f"{where('manifest.json')}: the plan names sessions that there are not")
+        report = self._report()
+        contents = Contents(
+            original, sources, plan, guard, self._once, manifest.apart,
+            None if manifest.program is None else self._program(manifest.program),
+            manifest.exact, report, report.recipe,
+        )  # fmt: skip
+        self._compare(sessions)
+        return Loaded(contents, sessions, tuple(self._notes), self._files.digest)
+
+    def _asked(self) -> bool:
+        return bool(self._once)
+
+    def _example(self) -> list[Tensor] | None:
+        example = self._manifest.example
+        if example is None:
+            return None
+        where = self._files.where("manifest.json")
+        return [self._parts.stored.tensor(dict(place), f"{where}: example") for place in example.tensors]
+
+    def _program(self, name: str, *, whole: bool = False) -> Program:
+        """A graph with its layout, and the drawn batch as it takes it."""
+        if name not in self._programs:
+            gm, data = self._parts.graph(name)
+            where = self._files.where(f"graphs/{name}.json")
+            layout = layout_of(data, self._classes, where)
+            flat = self._flat or []
+            whole = whole or layout.features == self._layout.features
+            batch = tuple(flat if whole or not flat else self._once.one(flat))
+            self._programs[name] = Program(gm, batch, layout)
+        return self._programs[name]
+
+    def _original(self, layout: Layout) -> Program:
+        """Who serves the rest: the model that was given, or a graph."""
+        fallback, modules = self._manifest.fallback, self._manifest.modules
+        if self._model is not None:
+            module, entry = target_of(self._model)
+            if modules is None:
+                raise InputError("the artifact was saved without its original (keep_original=False), and takes none")
+            check_model(module, modules)
+            if entry not in ("forward", modules.entry):
+                raise InputError(f"the model's {modules.entry!r} was compressed, {entry!r} was given")
+            given = Program(module, None, layout, modules.entry)
+            return given.with_model(given.draft().eval())
+        if fallback.kind == "model" or fallback.graph is None:
+            raise InputError(
+                f"this artifact is loaded with its original, load(folder, model=...), a {modules.type if modules else 'model'} "
+                f"with the tensors it was compressed with: {fallback.why or 'it was not captured'}"
+            )
+        bare = Program(nn.Module(), None, layout)
+        once = self._once if fallback.kind == "plain" else Once(())
+        return standing_for(bare, once, self._program(fallback.graph, whole=fallback.kind == "graph"))
+
+    def _sessions(self, original: Program) -> tuple[dict[str, Source], dict[str, Session]]:
+        sources: dict[str, Source] = {}
+        sessions: dict[str, Session] = {}
+        for entry in self._manifest.sessions:
+            if entry.graph is None:
+                program = self._edited(original)
+            else:
+                program = self._program(entry.graph, whole=entry.whole)
+            session = self._opened(entry, program)
+            sources[entry.name] = Source(self._backend(entry), program, entry.whole)
+            sessions[entry.name] = session
+        return sources, sessions
+
+    def _edited(self, original: Program) -> Program:
+        modules = self._manifest.modules
+        assert modules is not None
+        draft = original.draft().eval()
+        edit(draft, modules.edited, self._parts.stored, self._files.where("manifest.json"))
+        return original.with_model(draft)
+
+    def _backend(self, entry: Entry) -> Backend:
+        if entry.backend not in BACKENDS:
+            raise UnsafeArtifactError(f"session {entry.name!r:.80} is of an unknown backend {entry.backend!r:.40}")
+        try:
+            return from_plain(BACKENDS[entry.backend], dict(entry.settings), f"session {entry.name!r:.80}")
+        except InputError as error:
+            raise UnsafeArtifactError(str(error)) from error
+
+    def _opened(self, entry: Entry, program: Program) -> Session:
+        """The session, or where it cannot be had here, one of the same graph by torch's own kernels."""
+        backend, model = self._backend(entry), self._parts.translated(entry)
+        reasons = []
+        tries = [lambda: backend.compile(program)]
+        if model is not None:
+            tries.insert(0, lambda: backend.open(model, program))
+        for attempt in tries:
+            try:
+                with COMPILING:
+                    return attempt()
+            except (UnsafeArtifactError, CorruptArtifactError):
+                raise
+            except FastrecError as error:
+                reasons.append(str(error))
+        self._notes.append(f"{entry.name} cannot be had here, eager serves instead: {'; '.join(dict.fromkeys(reasons))}"[:500])
+        return Eager().compile(program)
+
+    def _report(self) -> Report:
+        where = self._files.where("report.json")
+        try:
+            text = self._files.read("report.json", _TEXT).decode()
+            report = Report.from_json(text, techniques=self._techniques)
+            recipe = Recipe.from_plain(_thawed(self._manifest.recipe), techniques=self._techniques)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+        except UnicodeDecodeError as error:
+            raise UnsafeArtifactError(f"{where} is no text: {error}", path=where) from error
+        return replace(report, recipe=recipe)
+
+    def _compare(self, sessions: Mapping[str, Session]) -> None:
+        """Notes where answers to the drawn batch are other bits than where it was saved."""
+        example = self._manifest.example
+        if example is None or self._flat is None:
+            return
+        if torch.get_num_threads() != self._manifest.threads:
+            self._notes.append(
+                f"saved with {self._manifest.threads} threads, loaded with {torch.get_num_threads()}: sums may round otherwise"
+            )
+        where = self._files.where("manifest.json")
+        for entry in self._manifest.sessions:
+            said = example.answers.get(entry.name)
+            if said is None:
+                continue
+            flat = self._flat if entry.whole else self._once.one(self._flat)
+            found = [tensor.clone() for tensor in sessions[entry.name](*flat)]
+            if tuple(digest_of(tensor) for tensor in found) != said.sha256:
+                before = [self._parts.stored.tensor(dict(place), where) for place in said.tensors]
+                off = fidelity(before, found)
+                self._notes.append(
+                    f"{entry.name}: answers differ from those where it was saved by up to {off.max_abs:.1g} on a drawn batch"
+                )
+
+
+def _thawed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _thawed(item) for key, item in value.items()}
+    return [_thawed(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _refused(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
