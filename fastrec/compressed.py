@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .artifact import Contents, payload, read, write
+from .artifact import Contents, Modules, payload, read, write
 from .as_called import plainly
 from .backends import ModelSession, Session, Source
 from .errors import ForkSafetyError, InputError
@@ -88,6 +88,7 @@ class CompressedModel(nn.Module):
         self.sessions = dict(sessions)
         self.sources = {}
         # Where it is saved, and what it takes to load it from there.
+        self._wanted: Modules | None = None
         self._home: tuple[str, str, Any, tuple[type, ...]] | None = None
         self._process, self._threads = os.getpid(), torch.get_num_threads()
         self.plan = plan
@@ -181,11 +182,7 @@ class CompressedModel(nn.Module):
 
         Raises `ArtifactError`, naming the path, where it cannot be written, and `InputError` for what has no form there.
         """
-        contents = Contents(
-            self.original, self.sources, self.plan, self._guard, self._once, self._apart is not None, self.program,
-            self.exact, self.report, self.recipe,
-        )  # fmt: skip
-        digest = write(payload(contents, self.sessions), folder)
+        digest = write(payload(self._contents(), self.sessions), folder)
         path = os.path.abspath(os.fspath(folder))
         self._home = (path, digest, *(self._home[2:] if self._home else (None, ())))
 
@@ -213,6 +210,13 @@ class CompressedModel(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> CompressedModel:
         # Sessions serve many threads, and nothing in them changes.
         return copy.copy(self)
+
+    def _contents(self) -> Contents:
+        """All that an artifact keeps of it."""
+        return Contents(
+            self.original, self.sources, self.plan, self._guard, self._once, self._apart is not None, self.program,
+            self.exact, self.report, self.recipe, self._wanted,
+        )  # fmt: skip
 
     def _check_fork(self) -> None:
         """Raises `ForkSafetyError` where a call would wait for threads that this process does not have."""
@@ -337,8 +341,14 @@ def load(
     }
     apart = Apart(parts.original.layout) if parts.apart else None
     made = CompressedModel(parts.original, sessions, parts.plan, parts.guard, parts.once, apart)
-    made.sources, made.program, made.exact, made.notes = parts.sources, parts.program, parts.exact, found.notes
+    made.sources, made.program, made.exact, made.notes = (
+        parts.sources,
+        parts.program,
+        parts.exact,
+        found.notes,
+    )
     made.report, made.recipe = parts.report, parts.recipe
+    made._wanted = parts.modules
     made._home = (str(Path(folder).absolute()), found.digest, model, tuple(types))
     return made
 

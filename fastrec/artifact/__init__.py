@@ -7,8 +7,8 @@ whether a folder is whole and safe.
 from __future__ import annotations
 
 from .contents import Contents, Loaded
-from .manifest import Manifest
+from .manifest import Manifest, Modules
 from .reading import check, read
 from .writing import Payload, payload, write
 
-__all__ = ["Contents", "Loaded", "Manifest", "Payload", "check", "payload", "read", "write"]
+__all__ = ["Contents", "Loaded", "Manifest", "Modules", "Payload", "check", "payload", "read", "write"]

@@ -12,6 +12,7 @@ from ..program import Program
 from ..recipe import Recipe
 from ..report import Report
 from ..request import Once
+from .manifest import Modules
 
 __all__ = ["Contents", "Loaded"]
 
@@ -21,7 +22,8 @@ class Contents:
     """The parts of a compressed model.
 
     `original` serves what the sessions do not, `sources` says what each session is made from, `program` is the plain form of
-    what serves; `apart` says that rows that are not finite are kept apart.
+    what serves; `apart` says that rows that are not finite are kept apart, `modules` which model it was
+    loaded without.
     """
 
     original: Program
@@ -34,6 +36,7 @@ class Contents:
     exact: bool
     report: Report
     recipe: Recipe
+    modules: Modules | None = None
 
 
 @dataclass(frozen=True)

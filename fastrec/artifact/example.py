@@ -20,15 +20,17 @@ _SEED = 7
 def drawn(features: Sequence[Feature], guard: Guard | None, rows: int) -> Iterator[list[Tensor]]:
     """Flat batches of `rows` rows, each another try: the first that the model takes is the one.
 
-    Ids are uniform in their ranges, other floats normal (uniform where they are promised to be within a range), other
-    whole numbers first any of 0 and 1, then 1, then 0; a row has one value of each jagged feature.
+    Ids are uniform in their ranges, floats that are promised to be within one too; of the rest, floats are normal and whole
+    numbers 0 or 1, then all are 1, then 0. A row has one value of each jagged feature.
     """
     bounds = guard.bounds if guard is not None else (None,) * len(features)
     promised = {index: (low, high) for index, low, high in (guard.promised if guard is not None else ())}
+    # How many values all rows have together, by the feature that cuts them.
+    totals = {f.name: rows * (f.keys if f.role == "lengths" else 1) for f in features}
     for fill in (None, 1, 0):
         rng = np.random.default_rng(_SEED)
         yield [
-            _tensor(feature, bound, promised.get(index), rows, rng, fill)
+            _tensor(feature, bound, promised.get(index), rows, totals.get(feature.group, rows), rng, fill)
             for index, (feature, bound) in enumerate(zip(features, bounds, strict=True))
         ]
 
@@ -38,6 +40,7 @@ def _tensor(
     bound: Bounds | None,
     promised: tuple[float, float] | None,
     rows: int,
+    total: int,
     rng: np.random.Generator,
     fill: int | None,
 ) -> Tensor:
@@ -50,13 +53,15 @@ def _tensor(
     if feature.role == "lengths":
         return torch.ones(shape, dtype=feature.dtype)
     if feature.role == "values":
-        shape[0] = rows * feature.keys
+        shape[0] = total
     floats = feature.dtype.is_floating_point
     if floats:
         low, high = promised or (0.0, 0.0)
         array = rng.uniform(low, high, shape) if promised else rng.standard_normal(shape)
     else:
-        array = rng.integers(0, 2, shape).astype(np.float64) if fill is None else np.full(shape, float(fill))
+        array = rng.integers(0, 2, shape).astype(np.float64)
+    if fill is not None and not promised:
+        array = np.full(shape, float(fill))
     if bound is not None:
         lowest, highest = (np.broadcast_to(part, shape) for part in (bound.low, bound.high))
         known = np.isfinite(highest)

@@ -29,14 +29,18 @@ _PIECE = 4 << 20
 class Folder:
     """The files of an artifact, open. `digest` is that of the manifest, `created` when it was written."""
 
-    def __init__(self, path: Path, descriptors: dict[str, int], manifest: Manifest, digest: str, created: str) -> None:
+    def __init__(
+        self, path: Path, descriptors: dict[str, int], manifest: Manifest, digest: str, created: str
+    ) -> None:
         self.path, self.manifest, self.digest, self.created = path, manifest, digest, created
         self._descriptors = descriptors
 
     def descriptor(self, name: str) -> int:
         """The open file of this name. Raises `UnsafeArtifactError` where the manifest names none."""
         if name not in self._descriptors:
-            raise UnsafeArtifactError(f"{self.path}: the manifest names no file {name!r:.80}", path=str(self.path))
+            raise UnsafeArtifactError(
+                f"{self.path}: the manifest names no file {name!r:.80}", path=str(self.path)
+            )
         return self._descriptors[name]
 
     def where(self, name: str) -> str:
@@ -74,7 +78,9 @@ def opened(path: str | os.PathLike[str], *, verify: bool = True) -> Iterator[Fol
             descriptor = stack.enter_context(_file(folder, name.rpartition("/")[2], where))
             size = os.fstat(descriptor).st_size
             if size != wanted.bytes:
-                raise CorruptArtifactError(f"{where} has {size:,} bytes, expected {wanted.bytes:,}", path=where)
+                raise CorruptArtifactError(
+                    f"{where} has {size:,} bytes, expected {wanted.bytes:,}", path=where
+                )
             descriptors[name] = descriptor
         if verify:
             for name, wanted in manifest.files.items():
@@ -145,7 +151,9 @@ def _below(stack: contextlib.ExitStack, top: int, root: Path, manifest: Manifest
     """The folder of graphs, open; -1 where there is none."""
     for name in manifest.files:
         if not _NAME.fullmatch(name) or name == MANIFEST:
-            raise UnsafeArtifactError(f"{root}: the manifest names {name!r:.80}, which no artifact holds", path=str(root))
+            raise UnsafeArtifactError(
+                f"{root}: the manifest names {name!r:.80}, which no artifact holds", path=str(root)
+            )
     if not any("/" in name for name in manifest.files):
         return -1
     try:

@@ -84,7 +84,9 @@ def graph_of(data: Any, stored: Stored, where: str) -> fx.GraphModule:
     root: dict[str, Any] = {}
     for name, place in held.items():
         parts = name.split(".")
-        fit = all(_IDENTIFIER.fullmatch(part) and not part.startswith("__") or part.isdecimal() for part in parts)
+        fit = all(
+            (_IDENTIFIER.fullmatch(part) and not part.startswith("__")) or part.isdecimal() for part in parts
+        )
         _expect(fit, where, "the name of a constant", name)
         place = dict(place) if isinstance(place, dict) else place
         trained = isinstance(place, dict) and place.pop("parameter", False) is True
@@ -95,7 +97,12 @@ def graph_of(data: Any, stored: Stored, where: str) -> fx.GraphModule:
     made: list[fx.Node] = []
     for number, one in enumerate(listed):
         spot = f"{where}: node {number}"
-        _expect(isinstance(one, dict) and set(one) <= {"name", "op", "target", "args", "kwargs", "value"}, spot, "a node", one)
+        _expect(
+            isinstance(one, dict) and set(one) <= {"name", "op", "target", "args", "kwargs", "value"},
+            spot,
+            "a node",
+            one,
+        )
         made.append(_node(graph, one, made, root, spot))
         if "value" in one:
             made[-1].meta["val"] = values.value(one["value"], spot)
@@ -122,9 +129,10 @@ def _node(graph: fx.Graph, one: Graph, made: list[fx.Node], root: dict[str, Any]
         _expect(bool(_IDENTIFIER.fullmatch(key)), where, "the name of an argument", key)
         kwargs[key] = _read(value, made, where, 0)
     if op == "output":
-        (answer,) = args if len(args) == 1 else (None,)
-        _expect(isinstance(answer, list) and all(isinstance(x, fx.Node) for x in answer), where, "a tuple", one)
-        return graph.create_node("output", "output", (tuple(answer),), name=name)
+        answer = args[0] if len(args) == 1 else None
+        flat = isinstance(answer, list) and all(isinstance(item, fx.Node) for item in answer)
+        _expect(flat, where, "a tuple of nodes", one)
+        return graph.create_node("output", "output", (tuple(answer or ()),), name=name)
     _expect(op == "call_function", where, "a call", op)
     found = target_named(target, where)
     node = graph.create_node("call_function", found, tuple(args), kwargs, name=name)
@@ -188,7 +196,9 @@ def _named(choices: dict[str, Any]) -> Callable[[Any, str], Any]:
 
 def _complex(value: Any, where: str) -> complex:
     parts = [_read(part, [], where, 0) for part in value] if isinstance(value, list) else []
-    _expect(len(parts) == 2 and all(isinstance(part, int | float) for part in parts), where, "two numbers", value)
+    _expect(
+        len(parts) == 2 and all(isinstance(part, int | float) for part in parts), where, "two numbers", value
+    )
     return complex(*parts)
 
 

@@ -59,7 +59,13 @@ def _bounds_data(bound: Bounds) -> dict[str, Any]:
 
 def _bounds(data: Any) -> Bounds:
     def numbers(value: Any, none: float) -> Any:
-        return [numbers(item, none) for item in value] if isinstance(value, list) else none if value is None else int(value)
+        return (
+            [numbers(item, none) for item in value]
+            if isinstance(value, list)
+            else none
+            if value is None
+            else int(value)
+        )
 
     low, high = numbers(data["low"], -np.inf), numbers(data["high"], np.inf)
     return Bounds(np.array(low, dtype=np.float64), np.array(high, dtype=np.float64))

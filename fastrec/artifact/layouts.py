@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -78,9 +78,7 @@ def layout_data(layout: Layout) -> dict[str, Any]:
         "features": [_feature_data(feature) for feature in layout.features],
         "parameters": list(layout.parameters),
         "positional": layout.positional,
-        "trees": [
-            _tree_data(t, name) for name, t in zip(layout.parameters, layout.trees, strict=True)
-        ],
+        "trees": [_tree_data(t, name) for name, t in zip(layout.parameters, layout.trees, strict=True)],
         "outputs": _tree_data(layout.outputs, "the answer"),
         "defaults": {name: _value_data(value, name) for name, value in defaults.items()},
         "rows": layout.rows,
@@ -94,7 +92,9 @@ def layout_of(data: Any, classes: Classes, where: str) -> Layout:
     """The layout of such data. Raises `UnsafeArtifactError` where it is none, `InputError` for classes that were not given."""
     fields = {f.name for f in dataclasses.fields(Layout)} - {"signature"} | {"defaults"}
     _expect(isinstance(data, dict) and set(data) == fields, where, "a layout", data)
-    features = tuple(_feature(one, f"{where}.features[{i}]") for i, one in enumerate(_list(data["features"], where)))
+    features = tuple(
+        _feature(one, f"{where}.features[{i}]") for i, one in enumerate(_list(data["features"], where))
+    )
     parameters = tuple(_list(data["parameters"], where))
     _expect(all(isinstance(name, str) for name in parameters), where, "names of parameters", parameters)
     trees = _list(data["trees"], where)
@@ -134,7 +134,9 @@ def _feature(data: Any, where: str) -> Feature:
     _expect(data["role"] in _ROLES, where, f"one of {', '.join(_ROLES)}", data["role"])
     _expect(type(data["keys"]) is int and data["keys"] > 0, where, "a number of keys", data["keys"])
     _expect(isinstance(data["name"], str) and isinstance(data["group"], str), where, "names", data)
-    return Feature(**{**data, "shape": tuple(shape), "request": request, "dtype": dtype_named(data["dtype"], where)})
+    return Feature(
+        **{**data, "shape": tuple(shape), "request": request, "dtype": dtype_named(data["dtype"], where)}
+    )
 
 
 def _tree_data(tree: Tree, where: str) -> Any:
@@ -171,7 +173,9 @@ def _tree(data: Any, classes: Classes, where: str, count: int, depth: int) -> Tr
     _expect(len(keys) == len(children), where, "a key for each child", keys)
     extra = None if data["extra"] is None else tuple(_value(x, where) for x in _list(data["extra"], where))
     kind = classes.named(data["type"], where)
-    made = [_tree(t, classes, f"{where}.{key}", count, depth + 1) for key, t in zip(keys, children, strict=True)]
+    made = [
+        _tree(t, classes, f"{where}.{key}", count, depth + 1) for key, t in zip(keys, children, strict=True)
+    ]
     return Branch(data["kind"], kind, keys, tuple(made), extra)
 
 
@@ -229,5 +233,3 @@ def _list(data: Any, where: str) -> list[Any]:
 def _expect(holds: bool, where: str, expected: str, got: Any) -> None:
     if not holds:
         raise UnsafeArtifactError(f"{where}: expected {expected}, got {got!r:.120}")
-
-

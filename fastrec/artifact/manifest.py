@@ -17,8 +17,19 @@ from ..errors import CorruptArtifactError, InputError, UnsafeArtifactError
 from ..plain import from_plain, to_plain
 
 __all__ = [
-    "Answers", "Created", "Example", "Fallback", "File", "Input", "Manifest", "Model", "Modules", "SCHEMA", "Session",
-    "manifest_bytes", "read_manifest",
+    "SCHEMA",
+    "Answers",
+    "Created",
+    "Example",
+    "Fallback",
+    "File",
+    "Input",
+    "Manifest",
+    "Model",
+    "Modules",
+    "Session",
+    "manifest_bytes",
+    "read_manifest",
 ]  # fmt: skip
 
 SCHEMA = 1
@@ -163,7 +174,9 @@ def read_manifest(data: bytes, path: str) -> tuple[Manifest, str, str]:
             raise ValueError("not an object")
         canonical = _canonical(found)
     except (ValueError, RecursionError) as error:
-        raise CorruptArtifactError(f"{path}, {len(data):,} bytes, is not as it was written: {error}", path=path) from error
+        raise CorruptArtifactError(
+            f"{path}, {len(data):,} bytes, is not as it was written: {error}", path=path
+        ) from error
     created, digest = found.pop("created", None), found.pop("sha256", None)
     at = created.get("at") if isinstance(created, dict) else None
     sealed = isinstance(at, str) and created == {"at": at, "sha256": hashlib.sha256(at.encode()).hexdigest()}

@@ -20,7 +20,14 @@ from .tensors import Stored, Tensors
 
 __all__ = ["Edits", "check_model", "edit", "edits_of", "model_digest"]
 
-_NUMBERS = ("in_features", "out_features", "num_features", "normalized_shape", "embedding_dim", "num_embeddings")
+_NUMBERS = (
+    "in_features",
+    "out_features",
+    "num_features",
+    "normalized_shape",
+    "embedding_dim",
+    "num_embeddings",
+)
 
 
 class Edits:
@@ -56,16 +63,20 @@ class Edits:
 
 def edits_of(model: nn.Module, entry: str, edited: Mapping[str, Any]) -> Modules:
     """What the manifest says of the model that is to be given back."""
-    tensors = {name: [str(t.dtype).removeprefix("torch."), *t.shape] for name, t in model.state_dict().items()}
+    tensors = {
+        name: [str(t.dtype).removeprefix("torch."), *t.shape] for name, t in model.state_dict().items()
+    }
     return Modules(type(model).__qualname__, tensors, model_digest(model), entry, edited)
 
 
 def model_digest(model: nn.Module) -> str:
-    """One digest of all tensors of a model, their names and shapes."""
+    """One digest of all tensors of a model, their names and shapes; single whole numbers, which may count calls, aside."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
+        if not tensor.ndim and not tensor.is_floating_point():
+            continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -143,14 +154,12 @@ def _same(old: Tensor | None, new: Tensor) -> bool:
 
 
 def _put(module: nn.Module, name: str, tensor: Tensor | None, where: str) -> None:
-    for kind in (module._parameters, module._buffers):
-        if name in kind:
-            kind[name] = (
-                tensor
-                if tensor is None or kind is module._buffers
-                else nn.Parameter(tensor, requires_grad=False)
-            )
-            return
+    if name in module._parameters:
+        module._parameters[name] = None if tensor is None else nn.Parameter(tensor, requires_grad=False)
+        return
+    if name in module._buffers:
+        module._buffers[name] = tensor
+        return
     if tensor is None or not name.isidentifier() or hasattr(module, name):
         raise UnsafeArtifactError(f"{where} has no tensor {name!r:.80}")
     module.register_buffer(name, tensor)

@@ -51,7 +51,6 @@ def screened(proto: bytes, constants: Mapping[str, Tensor], where: str) -> bytes
     nodes, or sizes that no model of ours makes.
     """
     import onnx
-    from google.protobuf.message import DecodeError
 
     try:
         count = sum(1 for _ in _entries(proto))
@@ -60,18 +59,40 @@ def screened(proto: bytes, constants: Mapping[str, Tensor], where: str) -> bytes
     _expect(count <= _ENTRIES, where, f"{_ENTRIES:,} nodes and constants at most", count)
     try:
         model = onnx.ModelProto.FromString(proto)
-    except DecodeError as error:
+    except Exception as error:  # whatever protobuf raises
         raise UnsafeArtifactError(f"{where} is no ONNX model: {error}", path=where) from error
     _expect(not model.functions and not model.training_info, where, "no functions", len(model.functions))
     for opset in model.opset_import:
-        _expect(opset.domain in _DOMAINS or opset.domain == "com.microsoft", where, "operators of ONNX", opset.domain)
-    outside = {held.name for held in model.graph.initializer if held.data_location == onnx.TensorProto.EXTERNAL}
-    _expect(outside == set(constants), where, "the constants that the manifest places", sorted(outside ^ set(constants)))
+        _expect(
+            opset.domain in _DOMAINS or opset.domain == "com.microsoft",
+            where,
+            "operators of ONNX",
+            opset.domain,
+        )
+    outside = {
+        held.name for held in model.graph.initializer if held.data_location == onnx.TensorProto.EXTERNAL
+    }
+    _expect(
+        outside == set(constants),
+        where,
+        "the constants that the manifest places",
+        sorted(outside ^ set(constants)),
+    )
     for held in model.graph.initializer:
         if held.name in outside:
             tensor = constants[held.name]
-            _expect(list(held.dims) == list(tensor.shape), where, f"{held.name} of {list(tensor.shape)}", list(held.dims))
-            _expect(_TYPES.get(held.data_type) == tensor.dtype, where, f"{held.name} of {tensor.dtype}", held.data_type)
+            _expect(
+                list(held.dims) == list(tensor.shape),
+                where,
+                f"{held.name} of {list(tensor.shape)}",
+                list(held.dims),
+            )
+            _expect(
+                _TYPES.get(held.data_type) == tensor.dtype,
+                where,
+                f"{held.name} of {tensor.dtype}",
+                held.data_type,
+            )
             length = {item.key: item.value for item in held.external_data}.get("length", "")
             _expect(length == str(tensor.nbytes), where, f"{held.name} of {tensor.nbytes:,} bytes", length)
     _check_graph(model.graph, where, 0)
@@ -102,7 +123,9 @@ def _check_graph(graph: Any, where: str, depth: int) -> None:
         _expect(ours, where, "operators of ONNX", f"{node.domain}.{node.op_type}")
         for attribute in node.attribute:
             for tensor in (attribute.t, *attribute.tensors):
-                _expect(tensor.data_location != onnx.TensorProto.EXTERNAL, where, "constants inside", node.name)
+                _expect(
+                    tensor.data_location != onnx.TensorProto.EXTERNAL, where, "constants inside", node.name
+                )
                 _check_constant(tensor, where)
             if node.op_type == "Constant" and attribute.name == "value" and node.output:
                 numbers[node.output[0]] = attribute.t

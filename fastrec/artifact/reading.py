@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..backends import BACKENDS, Backend, Eager, Session, Source, Translated
-from ..errors import CorruptArtifactError, FastrecError, InputError, UnsafeArtifactError
+from ..errors import FastrecError, InputError, UnsafeArtifactError
 from ..inputs import Layout
 from ..measure import fidelity
 from ..plain import from_plain
@@ -90,7 +90,9 @@ class _Parts:
             file = f"graphs/{name}.json"
             data = self.json(file)
             if not isinstance(data, dict) or set(data) != {"graph", "layout", "entry"}:
-                raise UnsafeArtifactError(f"{self.files.where(file)} is no graph", path=self.files.where(file))
+                raise UnsafeArtifactError(
+                    f"{self.files.where(file)} is no graph", path=self.files.where(file)
+                )
             made = graph_of(data["graph"], self.stored, self.files.where(file))
             self._graphs[name] = made, data["layout"]
         return self._graphs[name]
@@ -148,12 +150,14 @@ class _Reading:
         if manifest.plan is not None:
             plan = Plan(tuple(rows for rows, _ in manifest.plan), tuple(name for _, name in manifest.plan))
             if not plan.sizes or not set(plan.names) <= {*sessions, ORIGINAL}:
-                raise UnsafeArtifactError(f"{where('manifest.json')}: the plan names sessions that there are not")
+                raise UnsafeArtifactError(
+                    f"{where('manifest.json')}: the plan names sessions that there are not"
+                )
         report = self._report()
         contents = Contents(
             original, sources, plan, guard, self._once, manifest.apart,
             None if manifest.program is None else self._program(manifest.program),
-            manifest.exact, report, report.recipe,
+            manifest.exact, report, report.recipe, manifest.modules,
         )  # fmt: skip
         self._compare(sessions)
         return Loaded(contents, sessions, tuple(self._notes), self._files.digest)
@@ -186,7 +190,9 @@ class _Reading:
         if self._model is not None:
             module, entry = target_of(self._model)
             if modules is None:
-                raise InputError("the artifact was saved without its original (keep_original=False), and takes none")
+                raise InputError(
+                    "the artifact was saved without its original (keep_original=False), and takes none"
+                )
             check_model(module, modules)
             if entry not in ("forward", modules.entry):
                 raise InputError(f"the model's {modules.entry!r} was compressed, {entry!r} was given")
@@ -223,7 +229,9 @@ class _Reading:
 
     def _backend(self, entry: Entry) -> Backend:
         if entry.backend not in BACKENDS:
-            raise UnsafeArtifactError(f"session {entry.name!r:.80} is of an unknown backend {entry.backend!r:.40}")
+            raise UnsafeArtifactError(
+                f"session {entry.name!r:.80} is of an unknown backend {entry.backend!r:.40}"
+            )
         try:
             return from_plain(BACKENDS[entry.backend], dict(entry.settings), f"session {entry.name!r:.80}")
         except InputError as error:
@@ -233,18 +241,17 @@ class _Reading:
         """The session, or where it cannot be had here, one of the same graph by torch's own kernels."""
         backend, model = self._backend(entry), self._parts.translated(entry)
         reasons = []
-        tries = [lambda: backend.compile(program)]
-        if model is not None:
-            tries.insert(0, lambda: backend.open(model, program))
-        for attempt in tries:
+        for found in dict.fromkeys([model is not None, False]):
             try:
                 with COMPILING:
-                    return attempt()
-            except (UnsafeArtifactError, CorruptArtifactError):
-                raise
+                    return backend.open(model, program) if found and model else backend.compile(program)
             except FastrecError as error:
                 reasons.append(str(error))
-        self._notes.append(f"{entry.name} cannot be had here, eager serves instead: {'; '.join(dict.fromkeys(reasons))}"[:500])
+        self._notes.append(
+            f"{entry.name} cannot be had here, eager serves instead: {'; '.join(dict.fromkeys(reasons))}"[
+                :500
+            ]
+        )
         return Eager().compile(program)
 
     def _report(self) -> Report:

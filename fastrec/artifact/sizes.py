@@ -82,7 +82,11 @@ class Values:
             return data
         if isinstance(data, dict) and set(data) == {"size"}:
             return self.size(data["size"], where)
-        if not isinstance(data, dict) or set(data) != {"dtype", "shape"} or not isinstance(data["shape"], list):
+        if (
+            not isinstance(data, dict)
+            or set(data) != {"dtype", "shape"}
+            or not isinstance(data["shape"], list)
+        ):
             raise UnsafeArtifactError(f"{where}: {data!r:.80} is the value of no node")
         shape = [self.size(size, where) for size in data["shape"]]
         with self.mode:
@@ -95,7 +99,7 @@ class Values:
         expression = self._expression(data, where, 0)
         # Sizes of what is picked by value have no hint: nobody knows them before.
         free = any(str(symbol).startswith("u") for symbol in expression.free_symbols)
-        hint = None if free else int(expression.xreplace({s: _HINT for s in expression.free_symbols}))
+        hint = None if free else int(expression.xreplace(dict.fromkeys(expression.free_symbols, _HINT)))
         made = self.env.create_symintnode(expression, hint=hint)
         assert isinstance(made, int | torch.SymInt)
         return made
@@ -116,10 +120,7 @@ class Values:
 
     def _symbol(self, name: str) -> torch.SymInt:
         if name not in self._symbols:
-            if name[0] == "u":
-                made = self.env.create_unbacked_symint()
-            else:
-                made = self._backed(name)
+            made = self.env.create_unbacked_symint() if name[0] == "u" else self._backed(name)
             self._symbols[name] = made
         return self._symbols[name]
 

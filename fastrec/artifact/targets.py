@@ -70,7 +70,9 @@ def target_named(name: Any, where: str) -> Any:
 def check_call(node: fx.Node, where: str) -> None:
     """Raises `UnsafeArtifactError` for a call that draws random numbers."""
     if is_random(node):
-        raise UnsafeArtifactError(f"{where}: {node.target} draws random numbers, which no captured graph does")
+        raise UnsafeArtifactError(
+            f"{where}: {node.target} draws random numbers, which no captured graph does"
+        )
 
 
 def _reason(target: OpOverload) -> str:

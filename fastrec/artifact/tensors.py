@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..errors import CorruptArtifactError, InputError, UnsafeArtifactError
 
-__all__ = ["Stored", "Tensors", "dtype_named", "dtype_name"]
+__all__ = ["Stored", "Tensors", "dtype_name", "dtype_named"]
 
 _ALIGNED = 64
 _HEADER = 64 << 20
@@ -42,9 +42,7 @@ _WORDS = {
     torch.bool: "BOOL",
 }
 _SIZES = {word: dtype.itemsize for dtype, word in _WORDS.items()}
-_DTYPES = {
-    str(dtype).removeprefix("torch."): dtype for dtype in (*_WORDS, torch.complex64, torch.complex128)
-}
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (*_WORDS, torch.complex64, torch.complex128)}
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -84,7 +82,7 @@ class Tensors:
         """One more tensor, under the name its storage gets if it is the first to read that."""
         tensor = _plain(tensor, name)
         base = tensor.untyped_storage()
-        first = tensor.storage_offset() * tensor.itemsize
+        first = int(tensor.storage_offset()) * tensor.itemsize
         last = first + _reach(tensor.shape, tensor.stride()) * tensor.itemsize
         # An empty storage has no address of its own.
         found = self._ranges.setdefault(base.data_ptr() or -id(base), _Range(base, name, first, last, []))
@@ -98,7 +96,7 @@ class Tensors:
         self._chosen: list[tuple[str, Tensor, Tensor]] = []
         for key, part in self._ranges.items():
             part.low -= part.low % _ALIGNED
-            raw = torch.tensor([], dtype=torch.uint8).set_(part.base)[part.low : part.high]  # type: ignore[call-overload]  # torch's stubs lack this form
+            raw = torch.tensor([], dtype=torch.uint8).set_(part.base)[part.low : part.high]
             digest = hashlib.sha256(_bytes(raw)).hexdigest(), len(raw)
             if digest not in taken:
                 stem = re.sub(r"[^A-Za-z0-9_.-]+", "_", part.name)[:120] or "tensor"
@@ -129,7 +127,11 @@ class Tensors:
         pieces: list[Tensor | int] = []
         for name, raw, shown in self._chosen:
             end = place + len(raw)
-            header[name] = {"dtype": _WORDS[shown.dtype], "shape": list(shown.shape), "data_offsets": [place, end]}
+            header[name] = {
+                "dtype": _WORDS[shown.dtype],
+                "shape": list(shown.shape),
+                "data_offsets": [place, end],
+            }
             pieces.append(raw)
             place = end + -end % _ALIGNED
             if place > end:
@@ -175,7 +177,9 @@ class Stored:
         """The tensor described by plain data. Raises `UnsafeArtifactError` for one outside its entry."""
         wanted = {"entry", "offset", "dtype", "shape", "stride"}
         if not isinstance(data, dict) or set(data) != wanted:
-            raise UnsafeArtifactError(f"{where}: expected the place of a tensor, got {data!r:.80}", path=self._path)
+            raise UnsafeArtifactError(
+                f"{where}: expected the place of a tensor, got {data!r:.80}", path=self._path
+            )
         dtype = dtype_named(data["dtype"], where)
         low, high = self._entries.get(str(data["entry"]), (0, -1))
         shape, stride, offset = _sizes(data["shape"]), _sizes(data["stride"]), _sizes([data["offset"]])
@@ -222,7 +226,9 @@ def _read_header(text: bytes, room: int, path: str) -> Mapping[str, tuple[int, i
 
 def _plain(tensor: Tensor, name: str) -> Tensor:
     if tensor.layout is not torch.strided or tensor.device.type != "cpu":
-        raise InputError(f"{name} is {tensor.layout} on {tensor.device}: dense tensors in main memory can be saved")
+        raise InputError(
+            f"{name} is {tensor.layout} on {tensor.device}: dense tensors in main memory can be saved"
+        )
     return tensor.detach().resolve_conj().resolve_neg()
 
 
@@ -230,7 +236,7 @@ def _reach(shape: Any, stride: Any) -> int:
     """Elements from the first that is read to one behind the last."""
     if any(size == 0 for size in shape):
         return 0
-    return 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+    return 1 + sum(int(size - 1) * int(step) for size, step in zip(shape, stride, strict=True))
 
 
 def _sizes(values: Any) -> tuple[int, ...] | None:
@@ -243,7 +249,7 @@ def _sizes(values: Any) -> tuple[int, ...] | None:
 
 
 def _bytes(raw: Tensor) -> memoryview:
-    return memoryview(raw.numpy()).cast("B") if len(raw) else memoryview(b"")
+    return memoryview(raw.numpy().data).cast("B") if len(raw) else memoryview(b"")
 
 
 def _shown(part: _Range, raw: Tensor) -> Tensor:

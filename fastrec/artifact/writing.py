@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,17 @@ from .folder import MANIFEST
 from .graphs import constants_of, graph_data
 from .guarding import guard_data
 from .layouts import layout_data
-from .manifest import Answers, Example, Fallback, Input, Manifest, Model, Modules, manifest_bytes, read_manifest
+from .manifest import (
+    Answers,
+    Example,
+    Fallback,
+    Input,
+    Manifest,
+    Model,
+    Modules,
+    manifest_bytes,
+    read_manifest,
+)
 from .manifest import Session as Entry
 from .modules import Edits, edits_of
 from .onnx_files import stamped
@@ -98,7 +108,9 @@ def payload(contents: Contents, sessions: Mapping[str, Session]) -> Payload:
     translated: dict[str, Translated] = {}
     for place, (name, source) in enumerate(contents.sources.items()):
         if source.backend.name not in BACKENDS:
-            raise InputError(f"session {name!r} is of backend {source.backend.name!r}, which fastrec does not know when it loads")
+            raise InputError(
+                f"session {name!r} is of backend {source.backend.name!r}, which fastrec does not know when it loads"
+            )
         if isinstance(source.program.model, fx.GraphModule):
             work.graph(f"session-{place}", source.program.model, source.program)
             if (found := source.backend.translate(source.program)) is not None:
@@ -108,7 +120,7 @@ def payload(contents: Contents, sessions: Mapping[str, Session]) -> Payload:
     computed = contents.guard.computed if contents.guard is not None else None
     if computed is not None:
         work.graph("computed", computed)
-    for name, gm, _ in work.held:
+    for _, gm, _ in work.held:
         for attribute, tensor in constants_of(gm).items():
             tensors.add(attribute, tensor)
     for found in translated.values():
@@ -137,8 +149,10 @@ def payload(contents: Contents, sessions: Mapping[str, Session]) -> Payload:
         model = None
         if name in translated:
             file = f"graphs/session-{place}.onnx"
-            texts[file] = stamped(translated[name].proto, VERSION, features)
-            model = _model_entry(file, translated[name], work, tensors)
+            found = translated[name]
+            proto = texts[file] = stamped(found.proto, VERSION, features)
+            found = replace(found, copied_bytes=found.copied_bytes - len(found.proto) + len(proto))
+            model = _model_entry(file, found, work, tensors)
         entries.append(_session_entry(name, source, work, model))
     example = None
     if batch is not None:
@@ -184,7 +198,7 @@ def _fallback(
         if source is None:
             raise InputError("what serves the rest is no program: it cannot be saved")
         kind = "plain" if original.model.once else "graph"
-        return Fallback(kind, work.graph("original", _graph(source), source)), None, None, source  # type: ignore[arg-type]  # one of the two
+        return Fallback(kind, work.graph("original", _graph(source), source)), contents.modules, None, source  # type: ignore[arg-type]  # one of the two
     modules = edits_of(original.model, original.entry, {})
     edited = [s.program for s in contents.sources.values() if not isinstance(s.program.model, fx.GraphModule)]
     if edited:
@@ -220,13 +234,11 @@ def _answers(
     contents: Contents, sessions: Mapping[str, Session], original: Program | None
 ) -> tuple[list[Tensor] | None, dict[str, Sequence[Tensor]]]:
     """A drawn batch in the model's flat form, and what every session and the graph of the original answer to it."""
-    layout, once = contents.original.layout, contents.once
-    batch: list[Tensor] | None = None
+    layout, once, reason = contents.original.layout, contents.once, ""
     for given in drawn(layout.features, contents.guard, ROWS if layout.rows is not None else 1):
         flat = once.all(once.same(given))
         asked = once.one(flat)
         answers: dict[str, Sequence[Tensor]] = {}
-        batch = batch or flat
         try:
             if contents.guard is not None:
                 contents.guard(asked)
@@ -235,10 +247,16 @@ def _answers(
                 answers[ORIGINAL] = serving(*flat)
             for name, session in sessions.items():
                 answers[name] = tuple(tensor.clone() for tensor in session(*asked))
-        except Exception:  # noqa: BLE001, S112 - what was drawn may be nothing that the model takes: the next one may
+        except Exception as error:  # noqa: BLE001 - what was drawn may be nothing that the model takes: the next one may
+            reason = f"{type(error).__name__}: {error}"[:300]
             continue
         return flat, answers
-    return batch, {}
+    if any(isinstance(source.program.model, fx.GraphModule) for source in contents.sources.values()):
+        raise InputError(
+            "no batch could be drawn that the model takes, and the caller's own is not kept: sessions are made with one. "
+            f"The last one drawn: {reason}"
+        )
+    return None, {}
 
 
 def _graph(program: Program) -> fx.GraphModule:
@@ -266,19 +284,19 @@ def _model_entry(file: str, found: Translated, work: _Work, tensors: Tensors) ->
 def _session_entry(name: str, source: Source, work: _Work, model: Model | None) -> Entry:
     graph = source.program.model
     settings = to_plain(asdict(source.backend), name)
-    return Entry(
-        name, source.backend.name, settings, work.graphs.get(id(graph)), source.whole, model
-    )
+    return Entry(name, source.backend.name, settings, work.graphs.get(id(graph)), source.whole, model)
 
 
 def _answers_entry(given: Sequence[Tensor], tensors: Tensors) -> Answers:
-    return Answers(tuple(tensors.refer(tensor) for tensor in given), tuple(digest_of(tensor) for tensor in given))
+    return Answers(
+        tuple(tensors.refer(tensor) for tensor in given), tuple(digest_of(tensor) for tensor in given)
+    )
 
 
 def digest_of(tensor: Tensor) -> str:
     """The SHA-256 of a tensor's bytes."""
     raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(memoryview(raw.numpy())).hexdigest()
+    return hashlib.sha256(raw.numpy().data).hexdigest()
 
 
 def _inputs(contents: Contents) -> tuple[Input, ...]:
