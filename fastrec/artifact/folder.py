@@ -1,7 +1,7 @@
 """An artifact's folder, read: regular files of known names alone, opened below the folder, their digests checked first.
 
 No link is followed and no file read that the manifest does not name. A file is opened once: what was checked is what is
-read, whatever is put in its place meanwhile.
+read, whatever is put in its place meanwhile; where a whole new artifact is, that is read.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ __all__ = ["MANIFEST", "Folder", "opened"]
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"(graphs/)?[A-Za-z0-9][A-Za-z0-9_-]{0,80}\.(json|onnx|safetensors|md)")
 _PIECE = 4 << 20
+_TRIES = 50
 
 
 class Folder:
@@ -66,32 +67,49 @@ def opened(path: str | os.PathLike[str], *, verify: bool = True) -> Iterator[Fol
     digests of files are not compared. Cost: one pass over the bytes.
     """
     root = Path(os.fspath(path))
-    with contextlib.ExitStack() as stack:
-        top = stack.enter_context(_directory(root))
-        (manifest, digest, created) = read_manifest(_manifest(top, root), str(root / MANIFEST))
-        below = _below(stack, top, root, manifest)
-        _check_names(top, below, root, manifest)
-        descriptors = {}
-        for name, wanted in manifest.files.items():
-            folder = below if "/" in name else top
-            where = str(root / name)
-            descriptor = stack.enter_context(_file(folder, name.rpartition("/")[2], where))
-            size = os.fstat(descriptor).st_size
-            if size != wanted.bytes:
-                raise CorruptArtifactError(
-                    f"{where} has {size:,} bytes, expected {wanted.bytes:,}", path=where
-                )
-            descriptors[name] = descriptor
-        if verify:
-            for name, wanted in manifest.files.items():
-                found, where = _sha256(descriptors[name], wanted.bytes), str(root / name)
-                if found != wanted.sha256:
-                    raise CorruptArtifactError(
-                        f"{where} is not as it was written: {wanted.bytes:,} bytes as expected, of digest {found[:16]}..., "
-                        f"expected {wanted.sha256[:16]}...",
-                        path=where,
-                    )
-        yield Folder(root, descriptors, manifest, digest, created)
+    for left in reversed(range(_TRIES)):
+        with contextlib.ExitStack() as stack:
+            top = stack.enter_context(_directory(root))
+            try:
+                files = _files(stack, top, root, verify)
+            except (CorruptArtifactError, ArtifactNotFoundError):
+                if left and _was_replaced(top, root):
+                    continue
+                raise
+            yield files
+            return
+
+
+def _was_replaced(top: int, root: Path) -> bool:
+    """Whether another folder has the name by now: what was opened was being removed."""
+    try:
+        there, here = os.stat(root), os.fstat(top)
+    except OSError:
+        return True
+    return (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino)
+
+
+def _files(stack: contextlib.ExitStack, top: int, root: Path, verify: bool) -> Folder:
+    """Every file of the folder, open and checked."""
+    manifest, digest, created = read_manifest(_manifest(top, root), str(root / MANIFEST))
+    below = _below(stack, top, root, manifest)
+    _check_names(top, below, root, manifest)
+    descriptors = {}
+    for name, wanted in manifest.files.items():
+        folder, where = below if "/" in name else top, str(root / name)
+        descriptors[name] = stack.enter_context(_file(folder, name.rpartition("/")[2], where))
+        size = os.fstat(descriptors[name]).st_size
+        if size != wanted.bytes:
+            raise CorruptArtifactError(f"{where} has {size:,} bytes, expected {wanted.bytes:,}", path=where)
+    for name, wanted in manifest.files.items() if verify else ():
+        found, where = _sha256(descriptors[name], wanted.bytes), str(root / name)
+        if found != wanted.sha256:
+            raise CorruptArtifactError(
+                f"{where} is not as it was written: {wanted.bytes:,} bytes as expected, of digest {found[:16]}..., "
+                f"expected {wanted.sha256[:16]}...",
+                path=where,
+            )
+    return Folder(root, descriptors, manifest, digest, created)
 
 
 @contextlib.contextmanager

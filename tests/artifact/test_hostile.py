@@ -108,7 +108,12 @@ class _Watch:
 
     @staticmethod
     def hear(event: str, arguments: tuple[Any, ...]) -> None:
-        if _Watch.seen is not None and event in ("os.system", "subprocess.Popen", "pickle.find_class", "os.exec"):
+        if _Watch.seen is not None and event in (
+            "os.system",
+            "subprocess.Popen",
+            "pickle.find_class",
+            "os.exec",
+        ):
             _Watch.seen.append(event)
 
 
@@ -133,7 +138,9 @@ def test_what_runs_as_it_is_read_is_never_read(
     assert seen == [] and not sentinel.exists()
 
 
-@pytest.mark.parametrize("name", ["report.json", "graphs/plain.json", "tensors.safetensors", "graphs/session-0.onnx"])
+@pytest.mark.parametrize(
+    "name", ["report.json", "graphs/plain.json", "tensors.safetensors", "graphs/session-0.onnx"]
+)
 def test_nor_under_a_name_of_ours(name: str, saved: Saved, tmp_path: Path, watched: Any) -> None:
     folder, sentinel = saved.copy(tmp_path), tmp_path / "sentinel"
     resealed(folder, **{name: pickle.dumps(_Run(f"touch {sentinel}"))})
