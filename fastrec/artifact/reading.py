@@ -143,7 +143,7 @@ class _Reading:
         if manifest.guard is not None:
             computed = None if manifest.computed is None else self._parts.graph(manifest.computed)[0]
             # Batches are checked as one request holds them.
-            features = self._once.candidates if self._asked() else layout.features
+            features = self._once.candidates
             guard = guard_of(dict(manifest.guard), features, computed, where("manifest.json"))
         sources, sessions = self._sessions(original)
         plan = None
@@ -161,9 +161,6 @@ class _Reading:
         )  # fmt: skip
         self._compare(sessions)
         return Loaded(contents, sessions, tuple(self._notes), self._files.digest)
-
-    def _asked(self) -> bool:
-        return bool(self._once)
 
     def _example(self) -> list[Tensor] | None:
         example = self._manifest.example

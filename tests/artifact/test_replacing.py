@@ -30,14 +30,17 @@ def test_a_killed_writer_leaves_one_whole_artifact(saved: Saved, tmp_path: Path)
     target.parent.mkdir()
     made = payload(saved.fast._contents(), saved.fast.sessions)
     write(made, target, at="the first")
+    began = time.perf_counter()
+    write(made, target, at="the second")
+    took = time.perf_counter() - began
     seen = set()
     for count in range(KILLS):
         child = os.fork()
         if not child:
             for turn in itertools.count():
                 write(made, target, at=f"turn {turn}")
-        # Instants all over a write, which takes some milliseconds.
-        time.sleep(0.0003 * (count % 67))
+        # Instants all over a write and the half of the next.
+        time.sleep(1.5 * took * (count % 67) / 67)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         with opened(target) as files:
