@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastrec import CompressedModel, Fuse, compress
-from fastrec.artifact import manifest
+from fastrec import CompressedModel, Fuse, compress, pipeline
+from fastrec.artifact import Payload, manifest, payload
 from fastrec.backends import OnnxRuntime
 
 
@@ -50,10 +50,11 @@ def batch(rows: int, seed: int = 0) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Saved:
-    """A compressed model and its artifact, which is not written to."""
+    """A compressed model, what it is written from, and its artifact, which is not written to."""
 
     model: Ranker
     fast: CompressedModel
+    made: Payload
     folder: Path
 
     def copy(self, to: Path) -> Path:
@@ -61,26 +62,38 @@ class Saved:
         return Path(shutil.copytree(self.folder, to / "artifact"))
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory, served_anyway: None) -> Iterator[Saved]:
-    """A small ranker in ONNX Runtime, one user for each call."""
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """torch with one thread, so that processes may be forked."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    model = ranker()
-    fast = compress(
-        model,
-        batch(20),
-        request_features=["user"],
-        recipe=Fuse(),
-        backends=[OnnxRuntime()],
-        batch_sizes=(1, 16),
-        seconds=5,
-        progress=False,
-    )
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    """A small ranker in ONNX Runtime, one user for each call."""
+    model, threads = ranker(), torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "share", lambda *_: 0.05)
+        patch.setattr(pipeline, "worth_it", lambda result: True)
+        fast = compress(
+            model,
+            batch(20),
+            request_features=["user"],
+            recipe=Fuse(),
+            backends=[OnnxRuntime()],
+            batch_sizes=(1, 16),
+            seconds=2,
+            progress=False,
+        )
     folder = tmp_path_factory.mktemp("saved") / "artifact"
     fast.save(folder)
-    yield Saved(model, fast, folder)
+    made = payload(fast._contents(), fast.sessions)
     torch.set_num_threads(threads)
+    return Saved(model, fast, made, folder)
 
 
 def resealed(folder: Path, change: Callable[[dict], None] | None = None, **files: bytes) -> None:

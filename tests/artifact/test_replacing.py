@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import resource
 import shutil
@@ -13,12 +12,21 @@ from pathlib import Path
 import pytest
 
 from fastrec import ArtifactError, load
-from fastrec.artifact import payload, replacing, write
+from fastrec.artifact import replacing, write
 from fastrec.artifact.folder import opened
 
 from .conftest import Saved, batch
 
-KILLS = 200
+KILLS = int(os.environ.get("FASTREC_KILLS", "50"))
+
+
+def _write_on(saved: Saved, target: Path, turns: int = 1_000_000) -> None:
+    """Writes again and again, in a child process, and ends it."""
+    try:
+        for turn in range(turns):
+            write(saved.made, target, at=f"turn {turn}")
+    finally:
+        os._exit(0)
 
 
 def left(folder: Path) -> list[Path]:
@@ -28,38 +36,33 @@ def left(folder: Path) -> list[Path]:
 def test_a_killed_writer_leaves_one_whole_artifact(saved: Saved, tmp_path: Path) -> None:
     target = tmp_path / "there" / "artifact"
     target.parent.mkdir()
-    made = payload(saved.fast._contents(), saved.fast.sessions)
-    write(made, target, at="the first")
+    write(saved.made, target, at="the first")
     began = time.perf_counter()
-    write(made, target, at="the second")
+    write(saved.made, target, at="the second")
     took = time.perf_counter() - began
     seen = set()
     for count in range(KILLS):
         child = os.fork()
         if not child:
-            for turn in itertools.count():
-                write(made, target, at=f"turn {turn}")
-        # Instants all over a write and the half of the next.
-        time.sleep(1.5 * took * (count % 67) / 67)
+            _write_on(saved, target)
+        # Instants all over a write and the next ones, which are slower in a child.
+        time.sleep(4 * took * (count % 67) / 67)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         with opened(target) as files:
             seen.add(files.created)
         assert len(left(target)) <= 1
     assert len(seen) > 1
-    write(made, target)
+    write(saved.made, target)
     assert left(target) == []
 
 
 def test_a_reader_beside_a_writer_never_sees_a_mixture(saved: Saved, tmp_path: Path) -> None:
-    made = payload(saved.fast._contents(), saved.fast.sessions)
     target = tmp_path / "artifact"
-    write(made, target, at="the first")
+    write(saved.made, target, at="the first")
     child = os.fork()
     if not child:
-        for turn in range(60):
-            write(made, target, at=f"turn {turn}")
-        os._exit(0)
+        _write_on(saved, target, 20)
     reads = 0
     while os.waitpid(child, os.WNOHANG) == (0, 0):
         with opened(target) as files:
@@ -70,15 +73,14 @@ def test_a_reader_beside_a_writer_never_sees_a_mixture(saved: Saved, tmp_path: P
 
 def test_no_room_leaves_the_old_one_and_nothing_else(saved: Saved, tmp_path: Path) -> None:
     target, told = tmp_path / "artifact", tmp_path / "told"
-    made = payload(saved.fast._contents(), saved.fast.sessions)
-    write(made, target)
+    write(saved.made, target)
     before = (target / "manifest.json").read_bytes()
     child = os.fork()
     if not child:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-            write(made, target)
+            write(saved.made, target)
         except ArtifactError as error:
             told.write_text(f"{error.path}: {error}")
         finally:
@@ -90,12 +92,12 @@ def test_no_room_leaves_the_old_one_and_nothing_else(saved: Saved, tmp_path: Pat
 
 def test_a_place_that_cannot_be_written_to_is_named(saved: Saved, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="could not be written: No such") as caught:
-        saved.fast.save(tmp_path / "nowhere" / "artifact")
+        write(saved.made, tmp_path / "nowhere" / "artifact")
     assert str(tmp_path / "nowhere") in caught.value.path
     file = tmp_path / "file"
     file.write_text("x")
     with pytest.raises(ArtifactError, match="no folder"):
-        saved.fast.save(file)
+        write(saved.made, file)
     assert file.read_text() == "x"
     with pytest.raises(ArtifactError) as caught:
         saved.fast.save("/proc/artifact")
@@ -106,7 +108,7 @@ def test_a_folder_of_other_things_is_not_replaced(saved: Saved, tmp_path: Path) 
     folder = saved.copy(tmp_path)
     (folder / ".git").mkdir()
     with pytest.raises(ArtifactError, match="is of no artifact"):
-        saved.fast.save(folder)
+        write(saved.made, folder)
     assert (folder / ".git").exists() and left(folder) == []
 
 
@@ -114,9 +116,9 @@ def test_without_an_exchange_in_one_step(
     saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replacing, "_exchange", lambda one, other: False)
-    saved.fast.save(tmp_path / "a")
+    write(saved.made, tmp_path / "a")
     first = (tmp_path / "a" / "manifest.json").stat().st_ino
-    saved.fast.save(tmp_path / "a")
+    write(saved.made, tmp_path / "a")
     assert (tmp_path / "a" / "manifest.json").stat().st_ino != first
     assert load(tmp_path / "a")(**batch(2)).shape == (2,) and left(tmp_path / "a") == []
 
@@ -125,7 +127,7 @@ def test_what_is_loaded_stays_when_its_folder_is_replaced_or_removed(saved: Save
     target = saved.copy(tmp_path)
     fast = load(target)
     before = fast(**batch(9))
-    saved.fast.save(target)
+    write(saved.made, target)
     assert (fast(**batch(9)) == before).all()
     shutil.rmtree(target)
     assert (fast(**batch(9)) == before).all()
