@@ -15,11 +15,11 @@ from fastrec import compress
 from fastrec.backends import Backend, Eager, OnnxRuntime
 from fastrec.backends.split import split_lookups
 from fastrec.capture import capture
-from fastrec.moved import release_moved
 from fastrec.cost import cost
 from fastrec.errors import InputError
 from fastrec.graph import constant
 from fastrec.measure import tensor_bytes
+from fastrec.moved import release_moved
 from fastrec.program import Program
 from fastrec.serving.sides import split_sides
 from fastrec.techniques import Applied, Fuse, QuantizeTables, ShareEmbeddings, Technique
