@@ -170,10 +170,12 @@ class Fuse(Technique):
         work = _Rewriting(given, _probes(program))
         chosen = [[self._set(rule) for rule in phase if self._uses(rule)] for phase in PHASES]
         phase = 0
-        for _ in range(_ROUNDS * len(chosen)):
-            phase = 0 if work.exhaust(chosen[phase]) and phase else phase + 1
-            if phase == len(chosen):
-                break
+        # Once for all rules: silence costs more than most of them.
+        with quiet():
+            for _ in range(_ROUNDS * len(chosen)):
+                phase = 0 if work.exhaust(chosen[phase]) and phase else phase + 1
+                if phase == len(chosen):
+                    break
         return Applied(work.graph, tuple(work.changes), (*work.skipped.values(), *unsplit(work.graph)))
 
     def _uses(self, rule: Rule) -> bool:
@@ -220,12 +222,13 @@ class _Rewriting:
 
     def _apply(self, rule: Rule) -> None:
         trial, self._copy = self._copy or copy_graph(self.graph), None
+        nodes = len(trial.graph.nodes)
         try:
-            with quiet():
-                found = rule(trial)
+            found = rule(trial)
             if not found:
-                # What it wrote down while looking goes.
-                trial.graph.eliminate_dead_code()
+                if len(trial.graph.nodes) != nodes:
+                    # What it wrote down while looking goes.
+                    trial.graph.eliminate_dead_code()
                 self._copy = trial
                 return
             sweep(trial)
