@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 from collections.abc import Iterator
 
 import pytest
+from torch.onnx._internal.exporter import _registration
 
 from fastrec import pipeline
+
+# What is imported stays, and graphs are many small things: looking for circles among them took a seventh of the time.
+gc.freeze()
+gc.set_threshold(100_000, 20, 50)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def operators_are_read_once() -> Iterator[None]:
+    """The exporter to ONNX parses the source of each of its five hundred operators at every call, to the same end."""
+    scripts = _registration.onnxscript_apis
+    with pytest.MonkeyPatch.context() as patch:
+        read = scripts.get_torchlib_ops
+        patch.setattr(scripts, "get_torchlib_ops", functools.cache(lambda: read()))
+        yield
 
 
 @pytest.fixture(scope="module")
