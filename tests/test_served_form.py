@@ -86,6 +86,13 @@ def alive(kind: tuple[torch.dtype, tuple[int, ...]]) -> int:
     return sum(nbytes == size for nbytes in storages.values())
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _not_looked_at() -> None:
+    """What tests of other files left is none of these; going through all of it took most of the time."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _nothing_of_other_tests() -> None:
     gc.collect()
