@@ -19,7 +19,8 @@ from fastrec.program import Program
 from fastrec.rows import take_rows
 from fastrec.techniques import QuantizeLinears, QuantizeTables
 
-from .zoo import ZOO, Entry, make
+from .zoo import ZOO, Entry
+from .zoo.programs import captured as captured_of
 
 
 class Function(nn.Module):
@@ -67,9 +68,7 @@ def counted(program: Program, tensors: list[Tensor]) -> int:
 
 @pytest.mark.parametrize("entry", [e for e in ZOO if e.capturable], ids=lambda entry: entry.name)
 def test_sizes_and_products_are_those_of_a_run(entry: Entry) -> None:
-    model = make(entry)
-    batch = entry.batch(4, torch.Generator().manual_seed(0))
-    program = capture(Program.read(model if entry.entry == "forward" else getattr(model, entry.entry), batch))
+    program = captured_of(entry)
     assert isinstance(program.model, fx.GraphModule)
     rows = program.layout.rows
     count = 7 if rows is not None else 4

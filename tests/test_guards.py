@@ -13,7 +13,8 @@ from fastrec.capture import capture
 from fastrec.guards import Guard, read_guard
 from fastrec.program import Program
 
-from .zoo import ZOO, Entry, make
+from .zoo import ZOO, Entry
+from .zoo.programs import captured, program_of
 
 
 def guard_of(model: nn.Module, batch: object, nonfinite: str = "raise") -> tuple[Guard, Program]:
@@ -114,10 +115,8 @@ def test_non_finite_numbers() -> None:
 
 @pytest.mark.parametrize("entry", [e for e in ZOO if e.capturable], ids=lambda entry: entry.name)
 def test_real_batches_pass_and_ids_out_of_range_do_not(entry: Entry) -> None:
-    model = make(entry)
-    target = model if entry.entry == "forward" else getattr(model, entry.entry)
-    program = Program.read(target, entry.batch(4, torch.Generator().manual_seed(0)))
-    guard = read_guard(capture(program))
+    program = program_of(entry)
+    guard = read_guard(captured(entry))
     for rows in (1, 3, 33):
         flat = program.flat(entry.batch(rows, torch.Generator().manual_seed(rows)))
         guard(flat)

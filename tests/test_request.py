@@ -20,6 +20,8 @@ from fastrec.techniques.fusion import Fuse
 
 from .checks import assert_as_good, call, double, flat, rolled_back
 from .zoo import ZOO, Entry, make
+from .zoo.programs import captured as captured_of
+from .zoo.programs import program_of
 
 DECLARED = [entry for entry in ZOO if entry.request]
 
@@ -27,9 +29,13 @@ DECLARED = [entry for entry in ZOO if entry.request]
 def captured_with(model: Any, batch: Any, declared: Declared) -> tuple[Program, Program]:
     """The program of a model, and the captured one with its request features."""
     program = Program.read(model, batch)
-    captured = capture(program)
+    return program, as_declared(capture(program), declared)
+
+
+def as_declared(captured: Program, declared: Declared) -> Program:
+    """The captured program with its request features."""
     features = read_request(captured.layout.features, declared)
-    return program, replace(captured, layout=replace(captured.layout, features=features))
+    return replace(captured, layout=replace(captured.layout, features=features))
 
 
 def names(*given: str, request: Any = False) -> tuple[Feature, ...]:
@@ -38,11 +44,10 @@ def names(*given: str, request: Any = False) -> tuple[Feature, ...]:
 
 @pytest.mark.parametrize("entry", DECLARED, ids=lambda entry: entry.name)
 def test_the_graph_of_one_request_answers_as_the_model_on_whole_rows(entry: Entry) -> None:
-    model = make(entry)
-    target = model if entry.entry == "forward" else getattr(model, entry.entry)
-    program, captured = captured_with(target, entry.batch(4, torch.Generator().manual_seed(4)), entry.request)
-    once = Once(captured.layout.features)
-    asked = ask(captured)
+    program = program_of(entry)
+    declared = as_declared(captured_of(entry), entry.request)
+    once = Once(declared.layout.features)
+    asked = ask(declared)
     applied = Fuse().apply(asked)
     assert not rolled_back(applied)
     for size in entry.sizes:
@@ -50,8 +55,8 @@ def test_the_graph_of_one_request_answers_as_the_model_on_whole_rows(entry: Entr
             continue
         repeated = once.same(program.flat(entry.batch(size, torch.Generator().manual_seed(size))))
         args, kwargs = program.layout.arguments(repeated)
-        original = flat(call(target, kwargs or args))
-        exact = double(model, entry.entry, kwargs or args)
+        original = flat(call(program.function, kwargs or args))
+        exact = double(program.model, entry.entry, kwargs or args)
         given_once = once.one(repeated)
         for tensors in (repeated, given_once):
             for graph in (asked.model, applied.model):

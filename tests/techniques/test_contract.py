@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import cache
 
 import pytest
 import torch
 from torch import fx
 
-from fastrec.capture import capture
 from fastrec.plain import from_plain, to_plain
-from fastrec.program import Program
 from fastrec.techniques import (
     TECHNIQUES,
     ComposeTables,
@@ -32,7 +29,9 @@ from fastrec.techniques import (
     TruncateHistory,
 )
 from tests.checks import assert_as_good, assert_near, assert_unchanged, call, double, flat, snapshot
-from tests.zoo import ZOO, Entry, make
+from tests.zoo import ZOO, Entry
+from tests.zoo.programs import captured as captured_of
+from tests.zoo.programs import program_of
 
 # What the zoo's small tables and short histories leave of the ladders; forms are chosen for a few tables alone, which takes time.
 OWN: dict[type[Technique], tuple[Technique, ...]] = {
@@ -84,20 +83,12 @@ def near(technique: Technique, rows: int) -> float:
     return far or NEAR[getattr(technique, "bits", 8)]
 
 
-@cache
-def program_of(entry: Entry) -> tuple[Program, Program]:
-    """The program as it was read, and captured where it can be."""
-    model = make(entry)
-    target = model if entry.entry == "forward" else getattr(model, entry.entry)
-    program = Program.read(target, entry.batch(4, torch.Generator().manual_seed(4)))
-    return program, capture(program) if entry.capturable else program
-
-
 @pytest.mark.parametrize(
     ("technique", "entry"), PAIRS, ids=lambda one: one.name if isinstance(one, Entry) else str(one)
 )
 def test_technique(technique: Technique, entry: Entry) -> None:
-    whole, captured = program_of(entry)
+    whole = program_of(entry)
+    captured = captured_of(entry) if entry.capturable else whole
     program = captured if technique.level == "graph" else whole
     if not technique.exact:
         size = max(set(entry.sizes) - set(captured.layout.exempt))

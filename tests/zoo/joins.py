@@ -8,16 +8,13 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-import torch
-
-from fastrec.capture import capture
 from fastrec.cost import per_candidate
 from fastrec.declared import read_request
-from fastrec.program import Program
 from fastrec.request import ask
 from fastrec.techniques import Fuse
 
-from . import ZOO, Entry, make
+from . import ZOO, Entry
+from .programs import captured
 
 __all__ = ["page"]
 
@@ -48,9 +45,7 @@ def page() -> str:
 
 
 def _row(entry: Entry) -> str:
-    model = make(entry)
-    target = model if entry.entry == "forward" else getattr(model, entry.entry)
-    plain = capture(Program.read(target, entry.batch(4, torch.Generator().manual_seed(4))))
+    plain = captured(entry)
     features = read_request(plain.layout.features, entry.request)
     asked = ask(replace(plain, layout=replace(plain.layout, features=features)))
     applied = Fuse().apply(asked)

@@ -11,7 +11,8 @@ from torch import Tensor, fx, nn
 from fastrec.capture import capture
 from fastrec.program import Program
 from fastrec.techniques.pruning.bounds import intervals
-from tests.zoo import ZOO, Entry, make
+from tests.zoo import ZOO, Entry
+from tests.zoo.programs import captured
 
 
 class _Checking(fx.Interpreter):
@@ -32,9 +33,7 @@ class _Checking(fx.Interpreter):
 
 @pytest.mark.parametrize("entry", [entry for entry in ZOO if entry.capturable], ids=lambda entry: entry.name)
 def test_every_value_of_the_zoo_lies_between_its_ends(entry: Entry) -> None:
-    model = make(entry)
-    target = model if entry.entry == "forward" else getattr(model, entry.entry)
-    program = capture(Program.read(target, entry.batch(4, torch.Generator().manual_seed(0))))
+    program = captured(entry)
     gm: Any = program.model
     checking = _Checking(gm, intervals(gm, {}))
     with torch.no_grad():

@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from fastrec.capture import capture
 from fastrec.graph import constant
-from fastrec.program import Program
 from fastrec.techniques.pruning.graph_units import GraphUnits
 from tests.checks import assert_as_good, assert_unchanged, flat, snapshot
-from tests.zoo import ZOO, Entry, make
+from tests.zoo import ZOO, Entry
+from tests.zoo.programs import captured as captured_of
+from tests.zoo.programs import program_of
 
 from .masks import assert_cut_is_mask, captured, drawn, graph_units, units_of
 from .models import MODELS, made, numbers
@@ -39,16 +39,10 @@ def test_a_cut_is_a_mask(name: str) -> None:
     ids=lambda entry: entry.name,
 )  # fmt: skip
 def test_a_cut_is_a_mask_in_the_zoo(entry: Entry) -> None:
-    model: Any = make(entry)
-    program = capture(
-        Program.read(getattr(model, entry.entry), entry.batch(4, torch.Generator().manual_seed(4)))
-    )
-    found = GraphUnits(program)
+    found = GraphUnits(captured_of(entry))
     assert units_of(found)
     batch = entry.batch(33, torch.Generator().manual_seed(5))
-    assert_cut_is_mask(
-        found, drawn(found), list(Program.read(getattr(model, entry.entry), batch).flat(batch))
-    )
+    assert_cut_is_mask(found, drawn(found), program_of(entry).flat(batch))
 
 
 def weights(gm: fx.GraphModule) -> dict[int, list[str]]:
