@@ -15,6 +15,23 @@ from fastrec import pipeline
 gc.freeze()
 gc.set_threshold(100_000, 20, 50)
 
+# Half a minute and more; those of few tests too, which are left for last where files are taken by their number of tests.
+_LONG = (
+    "tests/backends/test_contract.py",
+    "tests/techniques/test_contract.py",
+    "tests/generated/",
+    "tests/techniques/fusion/test_padded_positions.py",
+    "tests/test_pipeline.py",
+    "tests/test_examples.py",
+    "tests/backends/test_coded_rows.py",
+    "tests/techniques/fusion/test_absorbed_attention.py",
+    "tests/techniques/fusion/test_factored_products.py",
+    "tests/techniques/fusion/test_masked_positions.py",
+    "tests/techniques/fusion/test_one_position.py",
+    "tests/techniques/pruning/test_heads.py",
+    "tests/test_served_form.py",
+)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def operators_are_read_once() -> Iterator[None]:
@@ -36,5 +53,5 @@ def served_anyway() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first: workers take files in this order, and none is to be left with it alone."""
-    items.sort(key=lambda item: not item.nodeid.startswith("tests/techniques/test_contract.py"))
+    """The longest files first: workers take files in this order, and none is to be left with one alone."""
+    items.sort(key=lambda item: next((i for i, name in enumerate(_LONG) if item.nodeid.startswith(name)), 99))
