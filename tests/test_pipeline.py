@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import fastrec
-from fastrec import InputError, Report, TechniqueError, compress
+from fastrec import InputError, Report, TechniqueError, compress, pipeline
 from fastrec.backends import Backend, Eager, OnnxRuntime
 from fastrec.techniques import Fuse
 from fastrec.techniques.base import Applied, Technique
@@ -40,7 +40,9 @@ def squeezed(
 
 
 @pytest.mark.parametrize("entry", ZOO, ids=lambda entry: entry.name)
-def test_every_model_comes_back_as_good_as_it_was(entry: Entry) -> None:
+def test_every_model_comes_back_as_good_as_it_was(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whoever serves answers well: little is spent timing them.
+    monkeypatch.setattr(pipeline, "share", lambda *_: 0.1)
     before = snapshot(make(entry))
     model, fast = squeezed(entry, [Eager(), OnnxRuntime()])
     assert {k: v for k, v in snapshot(model).items() if "?" not in k}.keys() == {
