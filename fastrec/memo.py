@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection
 
 from torch import nn
@@ -26,7 +27,7 @@ class Memo:
 
     def __init__(self) -> None:
         self.touched: set[Key] = set()
-        self._applied: dict[Key, tuple[nn.Module, Applied]] = {}
+        self._applied: dict[Key, tuple[nn.Module, Applied, float]] = {}
         self._sessions: dict[Key, tuple[nn.Module, Session]] = {}
         self._captured: dict[int, tuple[nn.Module, tuple[Program, Program] | CaptureError]] = {}
 
@@ -34,8 +35,14 @@ class Memo:
         """What the technique makes of the program."""
         key = self._key(technique, program)
         if key not in self._applied:
-            self._applied[key] = program.model, technique.apply(program)
+            began = time.perf_counter()
+            applied = technique.apply(program)
+            self._applied[key] = program.model, applied, time.perf_counter() - began
         return self._applied[key][1]
+
+    def took(self, technique: Technique, program: Program) -> float:
+        """The seconds that `apply` took when it was done."""
+        return self._applied[self._key(technique, program)][2]
 
     def compile(self, backend: Backend, program: Program) -> Session:
         """The backend's session of the program."""

@@ -303,6 +303,8 @@ def _applied(
     if not technique.exact:
         # What is fitted is asked for: the time that is left is for compiling and measuring.
         work.deadline += took
+    if applied.changes:
+        took = max(took, memo.took(technique, program))
     work.steps.append(Step(technique.name, technique.exact, applied.changes, took))
     work.skipped += applied.skipped
     return program.with_model(applied.model), technique

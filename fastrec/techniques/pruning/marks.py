@@ -175,7 +175,9 @@ class Marks:
                 return self._program.run([tensor.clone() for tensor in self._batch])
             except _Lost:
                 raise
-            except Exception as error:
+            except (
+                Exception
+            ) as error:  # whatever a stranger's model raises at marks, it is no failure of ours
                 how = "on some rows of the example" if self._tape.units is None else "with marks in its units"
                 raise _Lost(f"the model fails {how}: {reason_of(error)}") from error
 

@@ -72,7 +72,7 @@ def module_slopes(program: Program, names: Collection[str]) -> dict[str, tuple[T
                 found = _by([answer for _, answer in answers], [x for _, x in held], generator)
         except TechniqueError:
             raise
-        except Exception as error:
+        except Exception as error:  # whatever autograd, or a stranger's model under it, raises
             raise TechniqueError(
                 f"the model's answers have no gradients, take by='activation': {reason_of(error)}",
                 technique="prune_neurons",

@@ -222,7 +222,7 @@ def _without_slope(loss: Any, start: dict[str, Tensor]) -> str:
     try:
         with torch.enable_grad():
             found = torch.autograd.grad(loss(leaves, 0), list(leaves.values()), allow_unused=True)
-    except (RuntimeError, NotImplementedError) as error:
+    except (RuntimeError, NotImplementedError) as error:  # how operators say that they have no derivative
         return f"it has no gradient: put Recover before Fuse and what quantizes ({error!s:.120})"
     return "" if any(slope is not None for slope in found) else "no weight of it bears on its answers"
 
