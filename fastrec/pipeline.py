@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from torch import Tensor, fx, nn
 
+from .accounts import account, status_of, work_of
 from .arguments import (
     check_budget,
     own_random_state,
@@ -27,15 +28,14 @@ from .breakdowns import set_aside, where_time_goes
 from .budget import Budget
 from .certify import Certifier, Evaluate, Judgement
 from .compressed import CompressedModel
-from .cost import per_candidate, per_request
 from .declared import Declared
 from .errors import InputError
-from .finding import Found, find_recipe, is_asked
+from .finding import find_recipe, is_asked
 from .guards import Guard, read_guard
 from .inputs import read_layout
 from .journal import Journal
-from .limits import small_enough, tables_of
-from .measure import Breakdown, machine, tensor_bytes
+from .limits import small_enough
+from .measure import Breakdown
 from .memo import Memo
 from .moved import release_moved
 from .nonfinite import Apart
@@ -55,7 +55,7 @@ from .plan import (
 from .program import Program, target_of
 from .progress import Stages, stages
 from .recipe import Recipe
-from .report import Memory, Report, SizeResult, Status, Work
+from .report import SizeResult
 from .request import Once
 from .rewriting import Rewritten, apply_recipe, fresh_batches, read, rewritten
 from .rows import count_rows
@@ -186,36 +186,21 @@ def compress(
             show("looking where the time goes")
             parts = where_time_goes(work, program, found.plain, once, sessions, results, fresh)
         made = _assemble(work, program, once, found, sessions, results, checks, keep_original)
-        serving = made.program if made.plan is not None and made.program is not None else made.original
-        report = _report(work, program, made, results, steps, sessions)
         made.report = replace(
-            report,
+            account(work, program, made, results, steps, sessions, budget),
             accuracy=judged.accuracy,
             segments=judged.segments,
-            work=_work(found, made),
-            tables=tables_of(serving.model, budget),
-            p95_ms=None if budget is None else budget.p95_ms,
+            work=work_of(found, made),
             searched=() if best is None else best.tried,
             breakdown=parts,
         )
-        made.report = replace(made.report, status=_status(made, best))
+        made.report = replace(made.report, status=status_of(made, best))
         made.recipe = steps
     if made.report.memory.before_bytes >= _LARGE:
         # Graphs refer to themselves, so their tables would stay until Python next looks for such circles.
         del found, memo
         gc.collect()
     return made
-
-
-def _status(made: CompressedModel, best: Found | None) -> Status:
-    """What became of it, in a word: what was asked for and not reached comes first."""
-    report = made.report
-    if not report.met:
-        return "budget_missed"
-    exact = made.plan is None or made.exact
-    if best is not None and exact and (not best.certifiable or (not best.recipe.exact and report.refused)):
-        return "not_certifiable"
-    return "unchanged" if made.plan is None else "improved"
 
 
 @dataclass(frozen=True)
@@ -379,49 +364,11 @@ def _assemble(
     return made
 
 
-def _report(
-    work: Journal,
-    program: Program,
-    made: CompressedModel,
-    results: Sequence[SizeResult],
-    recipe: Recipe,
-    serving: Mapping[str, Made],
-) -> Report:
-    improved = made.plan is not None
-    programs = [made.program] if made.program is not None and improved else []
-    kept = [p.model for p in (made.original, *programs, *(session.program for session in serving.values()))]
-    return Report(
-        status="improved" if improved else "unchanged",
-        sizes=tuple(results),
-        steps=tuple(work.steps),
-        skipped=tuple(work.skipped),
-        trials=tuple(work.trials),
-        fidelity=max((m.fidelity for m in serving.values()), key=lambda found: found.max_abs, default=None),
-        memory=Memory(
-            tensor_bytes(program.model),
-            tensor_bytes(*kept),
-            sum(s.resident_bytes for s in made.sessions.values()),
-        ),
-        machine=machine(),
-        recipe=recipe,
-        seconds=time.perf_counter() - work.began,
-        notes=tuple(work.notes),
-    )
-
-
-def _work(found: Rewritten | None, made: CompressedModel) -> Work | None:
-    """The multiply-adds of what serves; of what the recipe made where nothing does."""
-    if found is None or not found.captured:
-        return None
-    serving = found.fast if made.plan is None else found.form(lossy=not made.exact).make()
-    return Work(per_candidate(found.plain), per_candidate(serving), per_request(serving))
-
-
 def _unreadable(work: Journal, target: Any, batch: Any, recipe: Recipe) -> CompressedModel:
     """A model that cannot be looked at, served as it is."""
     model, entry = target_of(target)
     layout, _ = read_layout(getattr(model, entry), batch)
     program = Program(model, batch, layout, entry)
     made = CompressedModel(program, {}, None, None, Once(layout.features))
-    made.report, made.recipe = _report(work, program, made, (), recipe, {}), recipe
+    made.report, made.recipe = account(work, program, made, (), recipe, {}, None), recipe
     return made
