@@ -92,6 +92,8 @@ class _Search:
         """The best without one of its parts: it loses less, and so is taken where it is about as good."""
         for technique in [one for one in self.best if not one.exact and not one.mends]:
             rest = self._less(technique)
+            if rest == self._start:
+                break  # which all were compared with
             seen = self._try(rest, 1.0)
             if seen.outcome == "slower" and seen.gain is not None and seen.gain.value >= AS_GOOD:
                 reason = f"about as good without {type(technique).__name__}"
