@@ -160,7 +160,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--margin", type=float, default=0.05)
     parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--once", type=int, default=None, help="this repeat alone, as JSON on standard output")
+    parser.add_argument(
+        "--once", type=int, default=None, help="this repeat alone, as JSON on standard output"
+    )
     asked = parser.parse_args()
     if asked.once is not None:
         print(dumps(written(once(asked.once, asked.margin, asked.seconds))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .accuracy import Fidelity, fidelity
 from .breakdown import Breakdown, Part, breakdown
 from .evaluate import Evaluator, evaluator
+from .gate import Gate, compare
 from .latency import Latency, Ratio, Samples, interleaved
 from .loss import Loss
 from .machine import Machine, machine
@@ -17,6 +18,7 @@ __all__ = [
     "Breakdown",
     "Evaluator",
     "Fidelity",
+    "Gate",
     "Latency",
     "Loss",
     "Machine",
@@ -26,6 +28,7 @@ __all__ = [
     "Samples",
     "SegmentLoss",
     "breakdown",
+    "compare",
     "evaluator",
     "fidelity",
     "interleaved",

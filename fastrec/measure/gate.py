@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import MeasurementError
+from ..wording import duration
 from .latency import RESAMPLES, SEED, Latency, Ratio, Samples, balanced_orders, interleaved
 
 __all__ = ["CONTROL", "Gate", "Verdict", "compare"]
@@ -60,6 +61,27 @@ class Gate:
 
     def __str__(self) -> str:
         return f"{self.verdict}: {self.reason}"
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The verdict, its reason and the medians, a line each."""
+        medians = (
+            f"{name} {duration(one.p50)}"
+            for name, one in zip(_NAMES, (self.reference, self.candidate), strict=False)
+        )
+        return self.verdict, self.reason, f"median of {self.reference.n:,} calls: {', '.join(medians)}"
+
+    @property
+    def numbers(self) -> dict[str, float | int | str]:
+        """The numbers by name, as `extra_info` of a benchmark holds them."""
+        found: dict[str, float | int | str] = {
+            "verdict": self.verdict,
+            "margin": self.margin,
+            "rounds": self.ratio.n,
+        }
+        for name, one in (("ratio", self.ratio), ("control", self.control)):
+            found |= {name: one.value, f"{name}_low": one.low, f"{name}_high": one.high}
+        return found | {"reference_seconds": self.reference.p50, "candidate_seconds": self.candidate.p50}
 
 
 def compare(
@@ -157,6 +179,4 @@ def _paired(pairs: Sequence[tuple[Array, Array]]) -> Ratio:
     found = np.mean([np.median(column[drawn], axis=1) for column in logs.T], axis=0)
     value = float(np.median(logs, axis=0).mean())
     low, high = (float(end) for end in np.quantile(found, (0.025, 0.975)))
-    return Ratio(
-        math.exp(value), math.exp(min(low, value)), math.exp(max(high, value)), cycles * _CYCLE
-    )
+    return Ratio(math.exp(value), math.exp(min(low, value)), math.exp(max(high, value)), cycles * _CYCLE)
