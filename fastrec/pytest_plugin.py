@@ -99,7 +99,7 @@ def latency_guard(request: pytest.FixtureRequest) -> LatencyGuard:
             clock=clock,
         )
         request.node.user_properties.append((f"{_PROPERTY}[{name}]", str(gate)))
-        if "benchmark" in request.fixturenames and config.pluginmanager.hasplugin("benchmark"):
+        if "benchmark" in request.fixturenames:
             request.getfixturevalue("benchmark").extra_info[f"{_PROPERTY}[{name}]"] = gate.numbers
         if gate.verdict == "regression":
             pytest.fail("\n  ".join((f"latency_guard {name!r}: {gate.lines[0]}", *gate.lines[1:])))
@@ -110,16 +110,16 @@ def latency_guard(request: pytest.FixtureRequest) -> LatencyGuard:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """A line for each guard: workers send theirs with the reports of their tests."""
-    found: dict[tuple[str, str], str] = {}
+    found: set[tuple[str, str, str]] = set()
     for reports in terminalreporter.stats.values():
         for report in reports:
             for name, value in getattr(report, "user_properties", ()):
                 if name.startswith(f"{_PROPERTY}["):
-                    found[report.nodeid, name] = str(value)
+                    found.add((report.nodeid, name, str(value)))
     if not found:
         return
     terminalreporter.section("latency guards")
-    for (nodeid, name), text in sorted(found.items()):
+    for nodeid, name, text in sorted(found):
         colour = _COLOURS.get(text.partition(":")[0], {})
         terminalreporter.line(f"{nodeid} {name.removeprefix(_PROPERTY)} {text}", **colour)
 

@@ -36,8 +36,10 @@ def served(target: Callable[..., Any]) -> Callable[[Call], object]:
 def call_of(target: Callable[..., Any], batch: Any) -> Call:
     """How `target` is called with a batch: a tuple by position, a dict by name where the names are its own, else as one argument."""
     own = getattr(target, "call_of", None)
-    found: Call = own(batch) if callable(own) else batch_call(target, batch)
-    return found
+    if callable(own):
+        found: Call = own(batch)
+        return found
+    return batch_call(target.forward if isinstance(target, nn.Module) else target, batch)
 
 
 def fresh_batches(inputs: Any) -> Callable[[int], Any]:
