@@ -155,6 +155,16 @@ class CompressedModel(nn.Module):
         return precompute(original, self.program, candidates, guard=self._guard, limit_bytes=limit_bytes)
 
     @property
+    def guard(self) -> Guard | None:
+        """What checks each batch; None where nothing does, as where the original serves everything."""
+        return self._guard if self.plan is not None else None
+
+    @property
+    def separates(self) -> bool:
+        """Whether rows that are not finite are kept apart from what approximates, and go to the original."""
+        return self._apart is not None
+
+    @property
     def original(self) -> Program:
         """The original, as it serves what the sessions do not."""
         return self._original[0]
