@@ -39,7 +39,7 @@ def check_rows(pair: Pair) -> None:
             put = old.index_copy(axis, rows, moved)
             if not alike([old], [put]):
                 apart = off(old.index_select(axis, rows), moved)
-                row = int(rows[int(apart.movedim(axis, 0).flatten(1).amax(1).argmax())])
+                row = int(rows[int(apart.movedim(axis, 0).reshape(len(rows), -1).amax(1).argmax())])
                 raise AssertionError(
                     f"row {row}, output {index}: its answer moves by {float(apart.max()):.3g} {what}, expected float "
                     "rounding alone: a row's answer may not depend on its neighbours"
