@@ -17,10 +17,11 @@ Call = Callable[[int], None]
 
 
 class Shared:
-    """A machine that others use: jitter of 5 %, half the time 1.5 times as slow for a while, a call in twenty interrupted,
-    and inputs cold in the cache for whoever reads them first."""
+    """A machine that others use: jitter of 5 %, half the time (`share`) 1.5 times as slow for a while, a call in twenty
+    interrupted, and inputs cold in the cache for whoever reads them first."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, share: float = 0.5) -> None:
+        self.share = share
         self.clock = FakeClock()
         self.rng = np.random.default_rng(seed)
         self.slow, self.seen = False, -1
@@ -28,7 +29,7 @@ class Shared:
     def call(self, seconds: float, noise: float = 1.0) -> Call:
         def run(i: int) -> None:
             if self.rng.random() < 1 / 40:
-                self.slow = self.rng.random() < 0.5
+                self.slow = self.rng.random() < self.share
             taken = seconds * np.exp(0.05 * noise * self.rng.standard_normal()) * (1.5 if self.slow else 1.0)
             taken *= 1.15 if i != self.seen else 1.0
             taken += seconds * self.rng.exponential(5.0) if self.rng.random() < 0.05 else 0.0

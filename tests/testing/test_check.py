@@ -164,7 +164,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "values": (lambda m, a, b: moved(a, 1e-3), "output 0.*which differ by 0.001; allowed is float rounding"),
     "booleans": (lambda m, a, b: a | {"click": ~a["click"]}, "output 1.*allowed is nothing, as these are no floats"),
     "one size": (by_size, "2 rows of a batch, output 0.*differ by 0.1"),
-    "neighbours": (by_sum, r"row 0, output 0: its answer moves by 0.01 beside rows of 1e\+03"),
+    "neighbours": (by_sum, r"row 0, output 0: its answer moves by 0.01 beside rows of 1000"),
     "the model": (written, "changed tensor 'head.bias'"),
     "random states": (drawn, "changed Python's random state, numpy's random state, torch's random state"),
     "threads": (raced, "thread . of 8, call .*: the answer is not bit for bit"),

@@ -1,0 +1,85 @@
+"""The page about CI: its table is what was measured, and its workflow runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gate
+from benchmarks.marks import put
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "ci.md").read_text()
+SERVED = """
+import torch
+
+def make():
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(32, 32) for _ in range({layers})]
+    return torch.nn.Sequential(*layers).eval()
+"""
+
+
+def steps(workflow: str) -> list[str]:
+    """The `run:` of each step of a workflow: on one line, or the deeper lines behind `|`."""
+    lines, found = workflow.splitlines(), []
+    for number, line in enumerate(lines):
+        key = line.lstrip(" -")
+        if not key.startswith("run: "):
+            continue
+        text = key.removeprefix("run: ")
+        if text == "|":
+            inner = len(line) - len(key) + 2
+            block = []
+            for below in lines[number + 1 :]:
+                if len(below) - len(below.lstrip()) < inner:
+                    break
+                block.append(below[inner:])
+            text = "\n".join(block)
+        found.append(text)
+    return found
+
+
+def test_the_table_is_the_committed_result() -> None:
+    (path,) = (ROOT / "benchmarks" / "results" / "gate").glob("*.json")
+    run = gate.read(path)
+    assert put(PAGE, "gate", gate.table(run)) == PAGE
+    for call, change in {(one.call, one.change) for one in run.runs}:
+        verdicts = [one.gate.verdict for one in run.runs if (one.call, one.change) == (call, change)]
+        assert verdicts == [gate.EXPECTED[change]] * 20
+
+
+@pytest.mark.parametrize(("head", "fails"), [(12, False), (36, True)])
+def test_the_steps_of_the_workflow_run(head: int, fails: bool, tmp_path: Path) -> None:
+    """All but the one that installs, which would ask the network for what is tested here, from this checkout."""
+    yaml = PAGE.split("```yaml\n")[1].partition("```")[0]
+    assert len(yaml.splitlines()) <= 25
+    install, measure, show = steps(yaml)
+    assert install == "python -m pip install fastrec pytest"
+    code = next(block for block in PAGE.split("```python\n")[1:] if "importlib" in block).partition("```")[0]
+    for name, layers in (("base", 12), ("head", head)):
+        (tmp_path / name / "bench").mkdir(parents=True)
+        (tmp_path / name / "served.py").write_text(SERVED.format(layers=layers))
+        (tmp_path / name / "bench" / "test_latency.py").write_text(code)
+    # The entry point is there once the package is installed; a checkout names the plugin.
+    options = "-p fastrec.pytest_plugin -p no:cacheprovider"
+    setting = os.environ | {
+        "PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": options,
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    done = [
+        subprocess.run(
+            ["bash", "-euc", step.replace("python ", '"$PYTHON" ')],
+            cwd=tmp_path, env=setting, capture_output=True, text=True, check=False,
+        )
+        for step in (measure, show)
+    ]  # fmt: skip
+    assert "latency guards" in done[0].stdout, done[0].stdout + done[0].stderr
+    # On a busy machine equal code may stay inconclusive, which passes as well; three times the work does not.
+    assert (done[0].returncode != 0) == fails
+    assert 'name="latency[served]" value="' in done[1].stdout
+    assert ("regression" in done[1].stdout) == fails
