@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from ..errors import CorruptArtifactError, InputError, UnsafeArtifactError
 from ..plain import from_plain, to_plain
+from ..report import Status
 
 __all__ = [
     "SCHEMA",
@@ -133,7 +134,7 @@ class Manifest:
     """What `manifest.json` says."""
 
     fastrec: str
-    status: Literal["improved", "unchanged"]
+    status: Status
     headline: str
     exact: bool
     inputs: tuple[Input, ...]
