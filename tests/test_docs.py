@@ -56,6 +56,18 @@ def test_the_page_of_joins_is_what_the_rules_do() -> None:
     assert (ROOT / "docs" / "joins.md").read_text() == page(), "python -m tests.zoo.joins > docs/joins.md"
 
 
+def test_every_promise_names_tests_that_there_are() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    asked = {f"T{number}" for number in (*range(1, 18), *range(20, 25))}
+    assert asked <= set(re.findall(r"^\| (T[0-9]+) \|", page, re.MULTILINE))
+    for row in (line for line in page.splitlines() if line.startswith("| T")):
+        file = ROOT
+        for path, name in re.findall(r"`(tests[^`:]*)?(?:::(test_[a-z0-9_]+))?`", row.split("|")[3]):
+            file = ROOT / path if path else file
+            assert file.exists(), path
+            assert not name or f"def {name}(" in file.read_text(), name
+
+
 def test_links_lead_somewhere() -> None:
     for text in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", text.read_text()):
