@@ -208,7 +208,7 @@ def _counts(weights: Any, rows: int) -> Floats:
     finite(counts, "weights")
     if (counts < 0).any() or not counts.any():
         raise InputError(
-            f"weights says how often rows occur: 0 or more and not all 0, got {counts.min()} at least"
+            f"weights says how often rows occur: 0 or more, and not zero for all, got {counts.min()} at least"
         )
     return counts
 
