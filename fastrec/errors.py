@@ -9,7 +9,7 @@
     │   ├── IdOutOfRangeError    an id that no table has                 (also IndexError)
     │   └── RequestMismatchError rows of a request feature differ
     ├── MeasurementError         outputs that cannot be judged or timed
-    ├── PackageMissing           a package that a page or chart needs    (also ImportError)
+    ├── PackageMissing           an optional package is not installed     (also ImportError)
     ├── ArtifactError            a folder that cannot be written or loaded   .path
     │   ├── ArtifactNotFoundError it is not there                    (also FileNotFoundError)
     │   ├── CorruptArtifactError it is not as it was written

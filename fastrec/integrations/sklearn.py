@@ -58,24 +58,24 @@ class PcaTransformer(_Transformer):
         self.rank = rank
         self.energy = energy
 
-    def fit(self, x: Any, y: Any = None, sample_weight: Any = None) -> Self:
-        """Find the components of rows x (n, d); y is not looked at."""
-        rows = self._rows(x, reset=True)
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+        """Find the components of rows X (n, d); y is not looked at."""
+        rows = self._rows(X, reset=True)
         if sample_weight is not None:
             sample_weight = np.asarray(sample_weight)
         self.transform_ = PcaTransform(rank=self.rank, energy=self.energy).fit(rows, sample_weight)
         self._n_features_out = len(self.transform_.components_)
         return self
 
-    def transform(self, x: Any) -> NDArray[Any]:
+    def transform(self, X: Any) -> NDArray[Any]:
         """The components (n, rank)."""
         _validation.check_is_fitted(self)
-        z: NDArray[Any] = self.transform_.transform(self._rows(x, reset=False))
+        z: NDArray[Any] = self.transform_.transform(self._rows(X, reset=False))
         return z
 
-    def inverse_transform(self, z: Any) -> NDArray[Any]:
+    def inverse_transform(self, X: Any) -> NDArray[Any]:
         """The rows (n, d) that components stand for."""
-        x: NDArray[Any] = self.transform_.inverse_transform(self._kept(z))
+        x: NDArray[Any] = self.transform_.inverse_transform(self._kept(X))
         return x
 
 
@@ -97,9 +97,9 @@ class DctTransformer(_Transformer):
         self.coefficients = coefficients
         self.width = width
 
-    def fit(self, x: Any, y: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None) -> Self:
         """Learn the length of the histories; y is not looked at."""
-        columns = self._rows(x, reset=True).shape[1]
+        columns = self._rows(X, reset=True).shape[1]
         if isinstance(self.width, bool) or not isinstance(self.width, int) or self.width < 1:
             raise InputError(f"DctTransformer(width=...) takes a whole number from 1, got {self.width!r:.80}")
         if columns % self.width:
@@ -110,16 +110,16 @@ class DctTransformer(_Transformer):
         self._n_features_out = self.transform_.rows(columns // self.width) * self.width
         return self
 
-    def transform(self, x: Any) -> NDArray[Any]:
+    def transform(self, X: Any) -> NDArray[Any]:
         """What is kept (n, rows width) of histories (n, T width)."""
         _validation.check_is_fitted(self)
-        rows = self._rows(x, reset=False)
+        rows = self._rows(X, reset=False)
         z: NDArray[Any] = self.transform_.transform(rows.reshape(len(rows), -1, self.width))
         return z.reshape(len(rows), -1)
 
-    def inverse_transform(self, z: Any) -> NDArray[Any]:
+    def inverse_transform(self, X: Any) -> NDArray[Any]:
         """The histories (n, T width) that come nearest to what is kept of them."""
-        kept = self._kept(z)
+        kept = self._kept(X)
         if kept.shape[1] != self._n_features_out:
             raise InputError(f"z has {kept.shape[1]} columns, {self._n_features_out} are kept of a history")
         length = self.n_features_in_ // self.width

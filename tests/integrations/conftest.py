@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,3 +67,18 @@ def saved(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Saved:
     folder = tmp_path_factory.mktemp("saved") / "ranker"
     fast.save(folder)
     return Saved(fast, folder)
+
+
+@pytest.fixture
+def mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """MLflow with a store of its own, which tells nobody."""
+    pytest.importorskip("matplotlib", reason="matplotlib draws the page that is logged, and is not installed")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    found = pytest.importorskip("mlflow", reason="mlflow-skinny is not installed")
+    before = found.get_tracking_uri()
+    found.set_tracking_uri((tmp_path / "runs").as_uri())
+    yield found
+    while found.active_run():
+        found.end_run()
+    found.set_tracking_uri(before)

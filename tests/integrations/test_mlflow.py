@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,21 +20,6 @@ from fastrec.techniques import Fuse, QuantizeTables
 from tests.reports import improved, unchanged
 
 from .conftest import Saved, batch
-
-
-@pytest.fixture
-def mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """MLflow with a store of its own, which tells nobody."""
-    pytest.importorskip("matplotlib", reason="matplotlib draws the page that is logged, and is not installed")
-    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    found = pytest.importorskip("mlflow", reason="mlflow-skinny is not installed")
-    before = found.get_tracking_uri()
-    found.set_tracking_uri((tmp_path / "runs").as_uri())
-    yield found
-    while found.active_run():
-        found.end_run()
-    found.set_tracking_uri(before)
 
 
 def test_a_run_has_what_was_measured_and_gives_the_model_back(
