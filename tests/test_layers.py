@@ -15,9 +15,7 @@ FLOORS = {
     **dict.fromkeys(("report", "tried"), 4),
     **dict.fromkeys(("plan", "render", "arguments", "journal", "search"), 5),
     **dict.fromkeys(("accounts", "breakdowns", "compressed", "verify", "sessions", "undeclared", "pipeline", "serving", "retrieval", "certify", "limits", "rewriting", "calibration", "memo", "trials", "finding", "resume", "artifact", "moved"), 6),
-    **dict.fromkeys(("testing", "pytest_plugin"), 7),
-    **dict.fromkeys(("breakdowns", "compressed", "verify", "sessions", "undeclared", "pipeline", "serving", "retrieval", "certify", "limits", "rewriting", "calibration", "memo", "trials", "finding", "resume", "artifact", "moved", "testing", "pytest_plugin"), 6),
-    "integrations": 7,
+    **dict.fromkeys(("integrations", "testing", "pytest_plugin"), 7),
 }  # fmt: skip
 
 
