@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from .budget import Budget
 from .compressed import CompressedModel
 from .cost import per_candidate, per_request
-from .finding import Found
 from .journal import Journal
 from .limits import tables_of
 from .measure import machine, tensor_bytes
@@ -16,6 +15,7 @@ from .program import Program
 from .recipe import Recipe
 from .report import Memory, Report, SizeResult, Status, Work
 from .rewriting import Rewritten
+from .search import Found
 from .sessions import Made
 
 __all__ = ["account", "status_of", "work_of"]

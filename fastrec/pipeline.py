@@ -30,7 +30,6 @@ from .certify import Certifier, Evaluate, Judgement
 from .compressed import CompressedModel
 from .declared import Declared
 from .errors import InputError
-from .finding import find_recipe, is_asked
 from .guards import Guard, read_guard
 from .inputs import read_layout
 from .journal import Journal
@@ -59,6 +58,7 @@ from .report import SizeResult
 from .request import Once
 from .rewriting import Rewritten, apply_recipe, fresh_batches, read, rewritten
 from .rows import count_rows
+from .search import find_recipe, is_asked
 from .sessions import Made, compile_forms, original_call, session_call
 from .techniques import Technique
 from .undeclared import advice

@@ -20,7 +20,7 @@ torch.set_num_threads(int(sys.argv[2]))
 from fastrec import compress, pipeline
 from fastrec.backends import Eager, OnnxRuntime
 from fastrec.techniques import Fuse, PruneNeurons, QuantizeLinears, QuantizeTables
-from tests.test_finding import Ranker, rows
+from tests.search.test_find import Ranker, rows
 pipeline.share = lambda *_: 0.02
 pipeline.worth_it = lambda result: True
 pipeline.preferred = lambda trials, *first: sorted(one.session for one in trials)[-1]

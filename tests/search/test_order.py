@@ -14,7 +14,7 @@ from fastrec.losses import Accuracy
 from fastrec.measure import Ratio
 from fastrec.plan import WORTH
 from fastrec.recipe import Recipe
-from fastrec.search import search
+from fastrec.search.order import search
 from fastrec.techniques import (
     CastLinears,
     Fuse,

@@ -7,22 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .backends import Backend
-from .budget import Budget
-from .certify import Certifier, Evaluate
-from .errors import MeasurementError
-from .journal import Journal
-from .measure import Evaluator
-from .memo import Memo
-from .program import Program
-from .progress import Stages
-from .recipe import Recipe
-from .request import Once
+from ..backends import Backend
+from ..budget import Budget
+from ..certify import Certifier, Evaluate
+from ..errors import MeasurementError
+from ..journal import Journal
+from ..measure import Evaluator
+from ..memo import Memo
+from ..program import Program
+from ..progress import Stages
+from ..recipe import Recipe
+from ..request import Once
+from ..techniques import TECHNIQUES, Technique
+from ..tried import Tried
+from .order import Ladder, search
 from .resume import Recorded, fingerprint
-from .search import Ladder, search
-from .techniques import TECHNIQUES, Technique
 from .trials import Trials
-from .tried import Tried
 
 __all__ = ["Found", "find_recipe", "is_asked"]
 

@@ -16,12 +16,12 @@ from fastrec.errors import InputError
 from fastrec.measure import evaluator
 from fastrec.program import Program
 from fastrec.recipe import Recipe
-from fastrec.resume import Recorded, fingerprint
-from fastrec.search import search
+from fastrec.search.order import search
+from fastrec.search.resume import Recorded, fingerprint
 from fastrec.techniques import Fuse
 from fastrec.tried import Tried
 
-from .test_search import LADDERS, LINEARS, PRUNE, START, TABLES, Model, never
+from .test_order import LADDERS, LINEARS, PRUNE, START, TABLES, Model, never
 
 OF = {"model": "a", "budget": "b"}
 LATER = Recipe((Fuse(), LINEARS[0]))
@@ -35,9 +35,9 @@ def model() -> Model:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from fastrec.resume import Recorded
-from fastrec.search import search
-from tests.test_resume import LADDERS, OF, START, model, never
+from fastrec.search.resume import Recorded
+from fastrec.search.order import search
+from tests.search.test_resume import LADDERS, OF, START, model, never
 formula, log, after = model(), Path(sys.argv[2]), int(sys.argv[3])
 def trial(recipe, best):
     with log.open("a") as file:
@@ -58,7 +58,7 @@ def test_a_killed_search_goes_on_where_it_was_with_one_trial_repeated_at_most(
     path, log = tmp_path / "trials.jsonl", tmp_path / "log"
     ended = subprocess.run(
         [sys.executable, "-c", KILLED, str(path), str(log), str(after)],
-        cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False,
+        cwd=Path(__file__).parent.parent.parent, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     rest = model()

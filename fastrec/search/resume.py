@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .backends import Backend
-from .budget import Budget
-from .errors import InputError
-from .measure import Evaluator, machine
-from .plain import to_plain
-from .program import Program
-from .recipe import Recipe
-from .search import Trial
-from .tried import Tried
+from ..backends import Backend
+from ..budget import Budget
+from ..errors import InputError
+from ..measure import Evaluator, machine
+from ..plain import to_plain
+from ..program import Program
+from ..recipe import Recipe
+from ..tried import Tried
+from .order import Trial
 
 __all__ = ["Recorded", "fingerprint"]
 

@@ -7,22 +7,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from .backends import Backend
-from .certify import Certifier, Judgement
-from .errors import FastrecError
-from .guards import read_guard
-from .journal import Journal
-from .measure import Ratio, Samples, tensor_bytes
-from .memo import Key, Memo
-from .plan import ORIGINAL, WORTH, Batches, Call, compared
-from .program import Program
-from .progress import Stages
-from .recipe import Recipe
-from .request import Once
-from .rewriting import Rewritten, apply_recipe, fresh_batches
-from .sessions import compile_forms, original_call, session_call
-from .techniques import Skip
-from .tried import Tried, said
+from ..backends import Backend
+from ..certify import Certifier, Judgement
+from ..errors import FastrecError
+from ..guards import read_guard
+from ..journal import Journal
+from ..measure import Ratio, Samples, tensor_bytes
+from ..memo import Key, Memo
+from ..plan import ORIGINAL, WORTH, Batches, Call, compared
+from ..program import Program
+from ..progress import Stages
+from ..recipe import Recipe
+from ..request import Once
+from ..rewriting import Rewritten, apply_recipe, fresh_batches
+from ..sessions import compile_forms, original_call, session_call
+from ..techniques import Skip
+from ..tried import Tried, said
 
 __all__ = ["Trials"]
 

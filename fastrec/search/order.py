@@ -11,9 +11,9 @@ import itertools
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 
-from .recipe import Recipe
-from .techniques import TECHNIQUES, Technique
-from .tried import Tried
+from ..recipe import Recipe
+from ..techniques import TECHNIQUES, Technique
+from ..tried import Tried
 
 __all__ = ["AS_GOOD", "Ladder", "Late", "Trial", "search"]
 

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 import fastrec
-from fastrec import finding, pipeline, trials
+from fastrec import pipeline
 from fastrec.backends import Eager
 from fastrec.compressed import CompressedModel
 from fastrec.errors import InputError
 from fastrec.measure import Samples, evaluator
 from fastrec.report import Report
+from fastrec.search import find, trials
 from fastrec.techniques import TECHNIQUES
 
 KINDS = ("fuse", "quantize_tables", "quantize_linears")
@@ -58,7 +59,7 @@ def compared(rows: int, calls: Mapping[str, Any], batches: Any, seconds: float, 
 def _quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trials, "compared", compared)
-        patch.setattr(finding, "TECHNIQUES", {name: TECHNIQUES[name] for name in KINDS})
+        patch.setattr(find, "TECHNIQUES", {name: TECHNIQUES[name] for name in KINDS})
         patch.setattr(pipeline, "share", lambda *_: 0.1)
         patch.setattr(pipeline, "worth_it", lambda result: True)
         patch.setattr(pipeline, "preferred", lambda trials, *first: trials[0].session)
