@@ -130,7 +130,7 @@ def test_segments_with_too_few_rows_never_pass_and_say_how_many_would_do() -> No
 
 def test_what_serves_is_judged_by_segment_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     # As if the setting had been certified and its session loses more than its plain form did.
-    monkeypatch.setattr(certify.Certifier, "settle", lambda self, t, p, mend: (t, t.apply(p), []))
+    monkeypatch.setattr(certify.Certifier, "settle", lambda self, t, p, memo, mend: (t, memo.apply(t, p), []))
     fast = under(Budget(segments={"auc": 0.05}))
     reasons = [trial.reason for trial in fast.report.trials if trial.session == "eager"]
     assert any(reason.startswith("auc of item rare: ") and "exceeded" in reason for reason in reasons)
