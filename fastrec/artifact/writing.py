@@ -47,7 +47,7 @@ from .onnx_files import stamped
 from .replacing import Writer, replaced
 from .tensors import Tensors, dtype_name
 
-__all__ = ["Payload", "payload", "write"]
+__all__ = ["Payload", "described", "payload", "write"]
 
 
 @dataclass
@@ -167,7 +167,7 @@ def payload(contents: Contents, sessions: Mapping[str, Session]) -> Payload:
         "status": report.status,
         "headline": report.headline,
         "exact": contents.exact,
-        "inputs": _inputs(contents),
+        "inputs": described(contents),
         "layout": layout_data(layout),
         "check_request": contents.once.check,
         "guard": None if contents.guard is None else guard_data(contents.guard),
@@ -299,7 +299,8 @@ def digest_of(tensor: Tensor) -> str:
     return hashlib.sha256(raw.numpy().data).hexdigest()
 
 
-def _inputs(contents: Contents) -> tuple[Input, ...]:
+def described(contents: Contents) -> tuple[Input, ...]:
+    """The inputs in the caller's words, with the ranges of ids that the guard allows."""
     features = contents.original.layout.features
     bounds = contents.guard.bounds if contents.guard is not None else (None,) * len(features)
     made = []

@@ -11,7 +11,7 @@ from typing import Any
 
 from .onnx_codes import number, unsigned
 
-__all__ = ["int8_convolution", "saturates"]
+__all__ = ["int8_convolution", "saturates", "unsigned_convolution"]
 
 
 @functools.cache
@@ -51,24 +51,46 @@ def int8_convolution(
     stride: list[int], padding: list[int], dilation: list[int], groups: int,
 ) -> Any:  # fmt: skip
     """What `torch.onnx.export` writes for the reference operator; what is done to the weight alone is done once."""
+    return _convolution(
+        x, weight, weight_scale, bias, (x_scale, x_zero), (y_scale, y_zero),
+        (stride, padding, dilation, groups), saturates(),
+    )  # fmt: skip
+
+
+def unsigned_convolution(
+    x: Any, weight: Any, weight_scale: Any, bias: Any, x_scale: float, x_zero: int, y_scale: float, y_zero: int,
+    stride: list[int], padding: list[int], dilation: list[int], groups: int,
+) -> Any:  # fmt: skip
+    """The same with unsigned weights, which are right on every processor."""
+    return _convolution(
+        x, weight, weight_scale, bias, (x_scale, x_zero), (y_scale, y_zero),
+        (stride, padding, dilation, groups), True,
+    )  # fmt: skip
+
+
+def _convolution(
+    x: Any, weight: Any, weight_scale: Any, bias: Any, into: tuple[float, int], out: tuple[float, int],
+    moves: tuple[list[int], list[int], list[int], int], shifted: bool,
+) -> Any:  # fmt: skip
     import numpy
     from onnxscript import opset18
 
     op: Any = opset18
-    given = number(numpy.float32(x_scale)), number(numpy.uint8(x_zero))
-    output = number(numpy.float32(y_scale)), number(numpy.uint8(y_zero))
+    given = number(numpy.float32(into[0])), number(numpy.uint8(into[1]))
+    output = number(numpy.float32(out[0])), number(numpy.uint8(out[1]))
     even = number(numpy.int8(0))
-    if saturates():
+    if shifted:
         weight, even = unsigned(weight)
-    moves = {
+    stride, padding, dilation, groups = moves
+    named = {
         "strides": list(stride),
         "pads": list(padding),
         "dilations": list(dilation),
         "group": groups,
     }
-    codes = _codes_of(x, x_scale, x_zero) or op.QuantizeLinear(x, *given)
+    codes = _codes_of(x, *into) or op.QuantizeLinear(x, *given)
     return op.DequantizeLinear(
-        op.QLinearConv(codes, *given, weight, weight_scale, even, *output, bias, **moves), *output
+        op.QLinearConv(codes, *given, weight, weight_scale, even, *output, bias, **named), *output
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, fx
 
@@ -9,11 +11,13 @@ from ..errors import BackendError
 from ..quiet import quiet
 from .base import Translated
 from .common import GIB, export_free, failure, tensor_bytes
-from .onnx_ops import translations
+from .onnx_ops import standard_translations, translations
+from .onnx_standard import in_standard_operators
 
-__all__ = ["export_onnx", "in_one_piece", "refuse_large"]
+__all__ = ["export_onnx", "in_one_piece", "refuse_large", "standard_model"]
 
 _OUTSIDE = 64 * 1024
+_ANY = 1 << 62
 
 
 def export_onnx(gm: fx.GraphModule, backend: str, *, outside: bool) -> Translated:
@@ -47,6 +51,32 @@ def export_onnx(gm: fx.GraphModule, backend: str, *, outside: bool) -> Translate
         raise BackendError(f"the ONNX model has {len(names)} inputs, the graph {expected}", backend=backend)
     data = proto.SerializeToString()
     return Translated(data, names, constants, len(data) + copied)
+
+
+def standard_model(gm: fx.GraphModule, backend: str, *, everywhere: bool) -> Any:
+    """The graph as an `onnx_ir.Model` in standard operators, its free sizes free, its constants in the graph's own tensors.
+
+    What is computed of constants alone is one. Raises `BackendError` when an operator has no ONNX form or a size would be
+    frozen.
+    """
+    gm = in_standard_operators(gm)
+    with quiet():
+        try:
+            from onnxscript import optimizer
+
+            program = torch.onnx.export(
+                export_free(gm, backend),
+                dynamo=True,
+                verbose=False,
+                custom_translation_table=standard_translations(everywhere=everywhere),
+            )
+            assert program is not None
+            model = program.model
+            optimizer.fold_constants(model, input_size_limit=_ANY, output_size_limit=_ANY)
+            optimizer.remove_unused_nodes(model)
+        except Exception as error:  # whatever a foreign library raises, named
+            raise failure(error, "cannot be written as ONNX", backend) from error
+    return model
 
 
 def refuse_large(gm: fx.GraphModule, backend: str) -> None:

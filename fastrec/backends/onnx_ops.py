@@ -12,9 +12,9 @@ from typing import Any
 from ..ops.convolutions import INT8_CONVOLUTION
 from ..ops.linears import INT8_LINEAR
 from .onnx_codes import number, unsigned
-from .onnx_convolutions import int8_convolution
+from .onnx_convolutions import int8_convolution, unsigned_convolution
 
-__all__ = ["saturates", "translations"]
+__all__ = ["saturates", "standard_translations", "translations"]
 
 _DOMAIN = "com.microsoft"
 
@@ -22,6 +22,12 @@ _DOMAIN = "com.microsoft"
 def translations() -> dict[Any, Callable[..., Any]]:
     """How `torch.onnx.export` writes each reference operator (its `custom_translation_table`)."""
     return {INT8_LINEAR: _int8_linear, INT8_CONVOLUTION: int8_convolution}
+
+
+def standard_translations(*, everywhere: bool) -> dict[Any, Callable[..., Any]]:
+    """The same in operators of ONNX alone; `everywhere` has weights as unsigned codes, whose products are right on every processor."""
+    linear = _unsigned_linear if everywhere or saturates() else _signed_linear
+    return {INT8_LINEAR: linear, INT8_CONVOLUTION: unsigned_convolution if everywhere else int8_convolution}
 
 
 @functools.cache
@@ -63,6 +69,44 @@ def _int8_linear(
     if saturates():
         turned, weight_zero = unsigned(turned)
     return _product_of_codes()(codes, turned, scale, weight_scale, zero, weight_zero, bias)
+
+
+def _unsigned_linear(
+    x: Any, weight: Any, weight_scale: Any, x_scale: float, x_zero: int, bias: Any = None
+) -> Any:
+    """As below, of unsigned codes."""
+    from onnxscript import opset18
+
+    op: Any = opset18
+    turned, even = unsigned(op.Transpose(weight, perm=[1, 0]))
+    return _scaled_sums(x, turned, even, weight_scale, x_scale, x_zero, bias)
+
+
+def _signed_linear(
+    x: Any, weight: Any, weight_scale: Any, x_scale: float, x_zero: int, bias: Any = None
+) -> Any:
+    """`MatMulInteger` gives the exact sums, which are scaled in floats."""
+    import numpy
+    from onnxscript import opset18
+
+    op: Any = opset18
+    turned, even = op.Transpose(weight, perm=[1, 0]), number(numpy.int8(0))
+    return _scaled_sums(x, turned, even, weight_scale, x_scale, x_zero, bias)
+
+
+def _scaled_sums(
+    x: Any, turned: Any, even: Any, weight_scale: Any, x_scale: float, x_zero: int, bias: Any
+) -> Any:
+    """(q(x) - zero) (w - even), in integers, times both scales, and the bias."""
+    import numpy
+    import onnx_ir
+    from onnxscript import opset18
+
+    op: Any = opset18
+    scale, zero = number(numpy.float32(x_scale)), number(numpy.uint8(x_zero))
+    sums = op.MatMulInteger(op.QuantizeLinear(x, scale, zero), turned, zero, even)
+    y = op.Mul(op.Cast(sums, to=onnx_ir.DataType.FLOAT), op.Mul(weight_scale, scale))
+    return y if bias is None else op.Add(y, bias)
 
 
 @functools.cache
