@@ -193,7 +193,7 @@ class CompressedModel(nn.Module):
 
         Raises `ArtifactError`, naming the path, where it cannot be written, and `InputError` for what has no form there.
         """
-        digest = write(payload(self._contents(), self.sessions), folder)
+        digest = write(payload(self.contents(), self.sessions), folder)
         path = os.path.abspath(os.fspath(folder))
         self._home = (path, digest, *(self._home[2:] if self._home else (None, ())))
 
@@ -221,7 +221,7 @@ class CompressedModel(nn.Module):
         Raises `CaptureError` for a model that was not captured, `BackendError` for what has no ONNX form or answers otherwise,
         `ArtifactError` where it cannot be written. Cost: seconds, and twice the tables' memory.
         """
-        return export_onnx(self._contents(), path, inside=inside, everywhere=everywhere)
+        return export_onnx(self.contents(), path, inside=inside, everywhere=everywhere)
 
     def export_triton(
         self,
@@ -238,7 +238,7 @@ class CompressedModel(nn.Module):
         request's it may not, and dimensions are as in the file. Raises as `export_onnx`, and `ArtifactError` for a version that is there.
         """
         return export_triton(
-            self._contents(), repository, name=name, version=version, max_batch_size=max_batch_size, everywhere=everywhere,
+            self.contents(), repository, name=name, version=version, max_batch_size=max_batch_size, everywhere=everywhere,
         )  # fmt: skip
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -257,7 +257,7 @@ class CompressedModel(nn.Module):
         # Sessions serve many threads, and nothing in them changes.
         return copy.copy(self)
 
-    def _contents(self) -> Contents:
+    def contents(self) -> Contents:
         """All that an artifact keeps of it."""
         return Contents(
             self.original, self.sources, self.plan, self._guard, self._once, self._apart is not None, self.program,

@@ -16,6 +16,9 @@ FLOORS = {
     **dict.fromkeys(("plan", "render", "arguments", "journal"), 5),
     **dict.fromkeys(("accounts", "breakdowns", "compressed", "verify", "sessions", "undeclared", "pipeline", "serving", "retrieval", "certify", "limits", "rewriting", "calibration", "memo", "search", "artifact", "moved"), 6),
     **dict.fromkeys(("integrations", "testing", "pytest_plugin"), 7),
+    **dict.fromkeys(("plan", "render", "arguments", "journal", "search"), 5),
+    **dict.fromkeys(("breakdowns", "compressed", "verify", "sessions", "undeclared", "pipeline", "serving", "retrieval", "certify", "limits", "rewriting", "calibration", "memo", "trials", "finding", "resume", "artifact", "exports", "moved"), 6),
+    "cli": 7,
 }  # fmt: skip
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from ..backends import Session, Source
 from ..guards import Guard
@@ -43,10 +45,13 @@ class Contents:
 class Loaded:
     """Contents read from an artifact, its sessions open, and notes of what is otherwise than where it was saved.
 
-    `digest` is that of the manifest: it says which artifact this is.
+    `digest` is that of the manifest: it says which artifact this is. `example` is the drawn batch as the model takes it, `answers` what
+    each session, and the original as a graph, gave to it where it was saved.
     """
 
     contents: Contents
     sessions: Mapping[str, Session]
     notes: tuple[str, ...]
     digest: str
+    example: Sequence[Tensor] | None = None
+    answers: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)

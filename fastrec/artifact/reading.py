@@ -159,8 +159,19 @@ class _Reading:
             None if manifest.program is None else self._program(manifest.program),
             manifest.exact, report, report.recipe, manifest.modules,
         )  # fmt: skip
-        self._compare(sessions)
-        return Loaded(contents, sessions, tuple(self._notes), self._files.digest)
+        answers = self._answers()
+        self._compare(sessions, answers)
+        return Loaded(contents, sessions, tuple(self._notes), self._files.digest, self._flat, answers)
+
+    def _answers(self) -> dict[str, list[Tensor]]:
+        """What was answered to the drawn batch where it was saved."""
+        example, where = self._manifest.example, self._files.where("manifest.json")
+        if example is None:
+            return {}
+        return {
+            name: [self._parts.stored.tensor(dict(place), where) for place in said.tensors]
+            for name, said in example.answers.items()
+        }
 
     def _example(self) -> list[Tensor] | None:
         example = self._manifest.example
@@ -263,7 +274,7 @@ class _Reading:
             raise UnsafeArtifactError(f"{where} is no text: {error}", path=where) from error
         return replace(report, recipe=recipe)
 
-    def _compare(self, sessions: Mapping[str, Session]) -> None:
+    def _compare(self, sessions: Mapping[str, Session], answers: Mapping[str, Sequence[Tensor]]) -> None:
         """Notes where answers to the drawn batch are other bits than where it was saved."""
         example = self._manifest.example
         if example is None or self._flat is None:
@@ -272,7 +283,6 @@ class _Reading:
             self._notes.append(
                 f"saved with {self._manifest.threads} threads, loaded with {torch.get_num_threads()}: sums may round otherwise"
             )
-        where = self._files.where("manifest.json")
         for entry in self._manifest.sessions:
             said = example.answers.get(entry.name)
             if said is None:
@@ -280,8 +290,7 @@ class _Reading:
             flat = self._flat if entry.whole else self._once.one(self._flat)
             found = [tensor.clone() for tensor in sessions[entry.name](*flat)]
             if tuple(digest_of(tensor) for tensor in found) != said.sha256:
-                before = [self._parts.stored.tensor(dict(place), where) for place in said.tensors]
-                off = fidelity(before, found)
+                off = fidelity(answers[entry.name], found)
                 self._notes.append(
                     f"{entry.name}: answers differ from those where it was saved by up to {off.max_abs:.1g} on a drawn batch"
                 )

@@ -97,16 +97,20 @@ def _rows(gm: fx.GraphModule, node: fx.Node, tables: dict[str, tuple[fx.Node, ..
 def _rounded_linear(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     """A map of bfloat16 numbers, added up in float32 and rounded once, as its kernels do."""
     wide = [
-        emit(gm, aten.to.dtype, (arg, torch.float32)) if isinstance(arg, fx.Node) else arg for arg in node.args
+        emit(gm, aten.to.dtype, (arg, torch.float32)) if isinstance(arg, fx.Node) else arg
+        for arg in node.args
     ]
     return emit(gm, aten.to.dtype, (emit(gm, aten.linear.default, tuple(wide)), torch.bfloat16))
 
 
 def _bag(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     """The sums or means of bags: each row goes to the bag whose start is the last one at or before it."""
-    table, ids, starts, _, mode, _, weights, ends, padding = (*node.args, *[None] * (9 - len(node.args)))
+    given: list[Any] = [*node.args, *[None] * (9 - len(node.args))]
+    table, ids, starts, _, mode, _, weights, ends, padding = given
     if mode not in (_SUM, _MEAN):
-        raise BackendError(f"{node.name} takes the largest of a bag: sums and means can be written", backend=_WHO)
+        raise BackendError(
+            f"{node.name} takes the largest of a bag: sums and means can be written", backend=_WHO
+        )
 
     def call(target: Any, *args: Any) -> fx.Node:
         return emit(gm, target, args)
@@ -126,16 +130,24 @@ def _bag(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
         rows = call(aten.mul.Tensor, rows, call(aten.unsqueeze.default, weights, 1))
     real = None
     if isinstance(padding, int) and padding >= 0:
-        real = call(aten.unsqueeze.default, call(aten.to.dtype, call(aten.ne.Scalar, ids, padding), value(rows).dtype), 1)
+        real = call(
+            aten.unsqueeze.default,
+            call(aten.to.dtype, call(aten.ne.Scalar, ids, padding), value(rows).dtype),
+            1,
+        )
         rows = call(aten.mul.Tensor, rows, real)
 
     def added(parts: fx.Node) -> fx.Node:
         width = value(parts).shape[1]
         empty = call(aten.new_zeros.default, parts, [bags, width])
-        return call(aten.scatter_add.default, empty, 0, call(aten.expand.default, places, [total, width]), parts)
+        return call(
+            aten.scatter_add.default, empty, 0, call(aten.expand.default, places, [total, width]), parts
+        )
 
     sums = added(rows)
     if mode == _SUM:
         return sums
-    counts = added(real if real is not None else call(aten.ones_like.default, call(aten.slice.Tensor, rows, 1, 0, 1)))
+    counts = added(
+        real if real is not None else call(aten.ones_like.default, call(aten.slice.Tensor, rows, 1, 0, 1))
+    )
     return call(aten.div.Tensor, sums, call(aten.clamp_min.default, counts, 1.0))

@@ -55,7 +55,9 @@ def served_graph(contents: Contents) -> Program:
     try:
         return ask(capture(original))
     except CaptureError as error:
-        raise CaptureError(f"the model cannot be captured, so there is no graph to export: {error}") from error
+        raise CaptureError(
+            f"the model cannot be captured, so there is no graph to export: {error}"
+        ) from error
 
 
 def is_rounded(program: Program) -> bool:
@@ -63,7 +65,9 @@ def is_rounded(program: Program) -> bool:
     assert isinstance(program.model, fx.GraphModule)
     return any(
         is_reference(node)
-        or (isinstance(held := node.meta.get("val"), Tensor) and held.dtype in (torch.bfloat16, torch.float16))
+        or (
+            isinstance(held := node.meta.get("val"), Tensor) and held.dtype in (torch.bfloat16, torch.float16)
+        )
         for node in program.model.graph.nodes
     )
 
@@ -75,7 +79,9 @@ def inputs_of(program: Program) -> tuple[Port, ...]:
         sizes: list[int | str] = list(feature.shape)
         if feature.growing is not None:
             # What cuts values, and the values themselves, grow by numbers of their own.
-            sizes[feature.growing] = ROWS if feature.role in ("rows", "starts") else f"{feature.name} {feature.role}"
+            sizes[feature.growing] = (
+                ROWS if feature.role in ("rows", "starts") else f"{feature.name} {feature.role}"
+            )
             if feature.role == "lengths" and feature.keys == 1:
                 sizes[feature.growing] = ROWS
         found.append(Port(feature.name, feature.dtype, tuple(sizes), _mine(feature.request, feature.role)))

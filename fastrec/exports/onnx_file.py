@@ -168,4 +168,9 @@ def _describe(
 
 
 def _port(port: Port) -> dict[str, Any]:
-    return {"name": port.name, "dtype": dtype_name(port.dtype), "shape": list(port.shape), "request": port.request}
+    return {
+        "name": port.name,
+        "dtype": dtype_name(port.dtype),
+        "shape": list(port.shape),
+        "request": port.request,
+    }

@@ -11,7 +11,7 @@ import torch
 
 from ..artifact import Contents
 from ..errors import ArtifactError, InputError
-from .graph import ROWS, Port
+from .graph import ROWS
 from .onnx_file import INSIDE, Exported, beside, written
 
 __all__ = ["config", "export_triton"]
@@ -45,9 +45,7 @@ def export_triton(
     target.parent.mkdir(parents=True, exist_ok=True)
     with beside(target) as fresh:
         (fresh / str(version)).mkdir()
-        made = written(
-            contents, fresh / str(version) / "model.onnx", inside=INSIDE, everywhere=everywhere
-        )
+        made = written(contents, fresh / str(version) / "model.onnx", inside=INSIDE, everywhere=everywhere)
         text = config(made, name, max_batch_size)
         page = target / "config.pbtxt"
         if target.exists():
@@ -83,7 +81,11 @@ def config(made: Exported, name: str, max_batch_size: int) -> str:
     ]
     for kind, ports in (("input", made.inputs), ("output", made.outputs)):
         for port in ports:
-            lines += [f"{kind} {{", f"  name: {_quoted(port.name)}", f"  data_type: TYPE_{_TYPES[port.dtype]}"]
+            lines += [
+                f"{kind} {{",
+                f"  name: {_quoted(port.name)}",
+                f"  data_type: TYPE_{_TYPES[port.dtype]}",
+            ]
             sizes = [n if isinstance(n, int) else -1 for n in port.shape[1 if batched else 0 :]]
             lines.append(f"  dims: [ {', '.join(map(str, sizes)) or 1} ]")
             if not sizes:
@@ -98,6 +100,11 @@ def config(made: Exported, name: str, max_batch_size: int) -> str:
 
 def _quoted(text: str) -> str:
     """A string of the text format of protobuf: what is not plain ASCII in octal bytes."""
-    return '"' + "".join(
-        chr(byte) if 32 <= byte < 127 and byte not in b'"\\' else f"\\{byte:03o}" for byte in text.encode()
-    ) + '"'
+    return (
+        '"'
+        + "".join(
+            chr(byte) if 32 <= byte < 127 and byte not in b'"\\' else f"\\{byte:03o}"
+            for byte in text.encode()
+        )
+        + '"'
+    )

@@ -91,7 +91,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
         )
     folder = tmp_path_factory.mktemp("saved") / "artifact"
     fast.save(folder)
-    made = payload(fast._contents(), fast.sessions)
+    made = payload(fast.contents(), fast.sessions)
     torch.set_num_threads(threads)
     return Saved(model, fast, made, folder)
 
