@@ -2,7 +2,7 @@
 
     rows of int8      codes * scale + offset             the numbers of each row beside its codes, two gathers
     rows of int4      low = b - 16 floor(b / 16), high = floor(b / 16)       b a byte, in float32, where both are exact
-    maps in bfloat16  the rounded numbers multiplied in float32, and the result rounded
+    bfloat16          computed in float32 of the rounded numbers, and the result rounded
     bags              rows added to the row of their bag: ONNX has no bags, and a loop over rows is slow
 
 Operators of ours are written out; the others are left as they are.
@@ -15,10 +15,10 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from ..errors import BackendError
-from ..graph import add_constant, constant, copy_graph, emit, is_call, sweep, value
+from ..graph import add_constant, constant, copy_graph, emit, is_call, operator_name, sweep, value
 from ..ops import INT4, INT8
 from .onnx_forms import for_onnx_runtime
 
@@ -28,6 +28,7 @@ aten = torch.ops.aten
 _Form: TypeAlias = Callable[[fx.GraphModule, fx.Node], fx.Node]
 _BAGS = (aten.embedding_bag.default, aten.embedding_bag.padding_idx)
 _SUM, _MEAN = 0, 1
+_CASTS = ("to", "_to_copy")
 _WHO = "onnxruntime"
 
 
@@ -61,8 +62,12 @@ def _form(node: fx.Node, tables: dict[str, tuple[fx.Node, ...]]) -> _Form | None
     """What writes the node out; None where it is left."""
     if is_call(node, INT8, INT4):
         return lambda gm, node: _rows(gm, node, tables)
-    if is_call(node, aten.linear.default) and value(node).dtype is torch.bfloat16:
-        return _rounded_linear
+    if (
+        node.op == "call_function"
+        and operator_name(node) not in _CASTS
+        and any(map(_is_short, _around(node)))
+    ):
+        return _rounded
     if is_call(node, *_BAGS):
         return _bag
     return None
@@ -94,13 +99,25 @@ def _rows(gm: fx.GraphModule, node: fx.Node, tables: dict[str, tuple[fx.Node, ..
     return emit(gm, aten.add.Tensor, (emit(gm, aten.mul.Tensor, (codes, scale)), offset))
 
 
-def _rounded_linear(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
-    """A map of bfloat16 numbers, added up in float32 and rounded once, as its kernels do."""
-    wide = [
-        emit(gm, aten.to.dtype, (arg, torch.float32)) if isinstance(arg, fx.Node) else arg
-        for arg in node.args
-    ]
-    return emit(gm, aten.to.dtype, (emit(gm, aten.linear.default, tuple(wide)), torch.bfloat16))
+def _around(node: fx.Node) -> tuple[fx.Node, ...]:
+    return (node, *node.all_input_nodes)
+
+
+def _is_short(node: fx.Node) -> bool:
+    """Whether the node gives numbers in bfloat16, which runtimes hold and turn into others, and compute with seldom."""
+    held = node.meta.get("val")
+    return isinstance(held, Tensor) and held.dtype is torch.bfloat16
+
+
+def _rounded(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """The call with its numbers in float32, its result rounded once, as the kernels of bfloat16 do."""
+
+    def wide(arg: fx.Node) -> fx.Node:
+        return emit(gm, aten.to.dtype, (arg, torch.float32)) if _is_short(arg) else arg
+
+    args, kwargs = fx.map_arg((node.args, node.kwargs), wide)
+    made = emit(gm, node.target, args, kwargs)
+    return emit(gm, aten.to.dtype, (made, torch.bfloat16)) if _is_short(node) else made
 
 
 def _bag(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
