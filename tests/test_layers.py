@@ -14,11 +14,8 @@ FLOORS = {
     **dict.fromkeys(("recipe", "losses"), 3),
     **dict.fromkeys(("report", "tried"), 4),
     **dict.fromkeys(("plan", "render", "arguments", "journal"), 5),
-    **dict.fromkeys(("accounts", "breakdowns", "compressed", "verify", "sessions", "undeclared", "pipeline", "serving", "retrieval", "certify", "limits", "rewriting", "calibration", "memo", "search", "artifact", "moved"), 6),
-    **dict.fromkeys(("integrations", "testing", "pytest_plugin"), 7),
-    **dict.fromkeys(("plan", "render", "arguments", "journal", "search"), 5),
-    **dict.fromkeys(("breakdowns", "compressed", "verify", "sessions", "undeclared", "pipeline", "serving", "retrieval", "certify", "limits", "rewriting", "calibration", "memo", "trials", "finding", "resume", "artifact", "exports", "moved"), 6),
-    "cli": 7,
+    **dict.fromkeys(("accounts", "breakdowns", "compressed", "verify", "sessions", "undeclared", "pipeline", "serving", "retrieval", "certify", "limits", "rewriting", "calibration", "memo", "search", "artifact", "exports", "moved"), 6),
+    **dict.fromkeys(("cli", "integrations", "testing", "pytest_plugin"), 7),
 }  # fmt: skip
 
 
