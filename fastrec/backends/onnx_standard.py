@@ -21,6 +21,7 @@ from ..errors import BackendError
 from ..graph import add_constant, constant, copy_graph, emit, is_call, operator_name, sweep, value
 from ..ops import INT4, INT8
 from .onnx_forms import for_onnx_runtime
+from .row_sums import has_codes, sums_by_row
 
 __all__ = ["in_standard_operators"]
 
@@ -37,7 +38,9 @@ def in_standard_operators(gm: fx.GraphModule) -> fx.GraphModule:
 
     Raises `BackendError` for bags that take the largest, and rows of small integers that are computed.
     """
-    made = copy_graph(for_onnx_runtime(gm))
+    made = for_onnx_runtime(gm)
+    # Rows do not depend on each other there, whatever adds them up.
+    made = copy_graph(sums_by_row(made) if has_codes(made) else made)
     tables: dict[str, tuple[fx.Node, ...]] = {}
     for node in list(made.graph.nodes):
         form = _form(node, tables)
