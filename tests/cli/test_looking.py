@@ -21,6 +21,12 @@ from .conftest import Result, Saved
 Run = Callable[..., Result]
 
 
+def names(saved: Saved) -> tuple[str, ...]:
+    """The sessions of the shared model, at 1 and at 16 rows."""
+    assert saved.fast.plan is not None
+    return saved.fast.plan.names
+
+
 def test_inspect_says_what_a_folder_holds(
     fastrec: Run, saved: Saved, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -37,21 +43,22 @@ def test_inspect_says_what_a_folder_holds(
         ("price", [None], False),
     ]
     assert found["outputs"] == [{"dtype": "float32", "shape": [None]}]
-    assert found["plan"] == [[1, "onnxruntime"], [16, "onnxruntime"]]
+    one, many = names(saved)  # which of its forms is the faster, a clock decides
+    assert found["plan"] == [[1, one], [16, many]]
     assert found["files"]["tensors.safetensors"]["bytes"] < found["bytes"]
     said = fastrec("inspect", saved.folder).out
     assert "  item   int64    N  ids 0 to 89\n" in said and "recipe: fuse\n" in said
-    assert "  1 row    onnxruntime\n  16 rows  onnxruntime\n" in said
+    assert f"  1 row    {one}\n  16 rows  {many}\n" in said
 
 
 def test_verify_compares_answers_with_those_that_were_recorded(fastrec: Run, saved: Saved) -> None:
     done = fastrec("verify", saved.folder, "--json")
     assert done.code == 0
-    assert [(row["session"], row["holds"]) for row in done.json["answers"]] == [
-        ("onnxruntime", True),
-        ("original", True),
-    ]
-    assert "onnxruntime: the same bits" in fastrec("verify", saved.folder).out
+    assert {row["session"]: row["holds"] for row in done.json["answers"]} == {
+        **dict.fromkeys(saved.fast.sources, True),
+        "original": True,
+    }
+    assert f"  {names(saved)[0]}: the same bits" in fastrec("verify", saved.folder).out
 
 
 def test_other_answers_are_a_failure(fastrec: Run, saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +66,7 @@ def test_other_answers_are_a_failure(fastrec: Run, saved: Saved, monkeypatch: py
 
     def spoilt(*given: object, **settings: object) -> object:
         found = read(*given, **settings)
-        (session,) = found.sessions.values()
+        session = next(iter(found.sessions.values()))
         run = type(session).__call__
         monkeypatch.setattr(
             type(session), "__call__", lambda self, *x: tuple(t + 0.01 for t in run(self, *x))
@@ -69,7 +76,7 @@ def test_other_answers_are_a_failure(fastrec: Run, saved: Saved, monkeypatch: py
     monkeypatch.setattr(looking, "read", spoilt)
     done = fastrec("verify", saved.folder, "--json")
     assert done.code == 1
-    first = done.json["answers"][0]
+    first = next(row for row in done.json["answers"] if row["session"] != "original")
     assert not first["holds"] and first["max_abs"] == pytest.approx(0.01, rel=1e-3)
 
 
