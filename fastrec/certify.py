@@ -71,7 +71,8 @@ class Certifier:
             self._before = self._metrics_of(whole, "the original")
         self.budget = budget or Budget({name: _DEFAULT.max_loss.get(name, 0.0) for name in self._before})
         named = dict.fromkeys((*self.budget.max_loss, *self.budget.segments))
-        self._metrics = tuple(named or self._before)
+        # What is not bounded is told.
+        self._metrics = tuple({**named, **self._before})
         missing = sorted({*named} - {*self._before})
         if missing:
             raise InputError(f"the budget names {missing}, and evaluate gives {sorted(self._before)}")

@@ -24,6 +24,7 @@ __all__ = [
     "Plan",
     "affordable",
     "as_original",
+    "better",
     "choose",
     "compared",
     "confirm",
@@ -164,6 +165,11 @@ def as_original(result: SizeResult) -> SizeResult:
     return SizeResult(
         result.rows, result.before, result.before, Ratio(1.0, 1.0, 1.0, result.before.n), ORIGINAL
     )
+
+
+def better(session: SizeResult, original: SizeResult) -> SizeResult:
+    """Of a session and the original, both as they are called with their checks in front, the faster one; the original unless that is worth it."""
+    return session if session.speedup.value >= WORTH * original.speedup.value else original
 
 
 def worth_it(result: SizeResult) -> bool:

@@ -177,7 +177,8 @@ class Report:
         if self.status == "unchanged" or same:
             return "Unchanged: nothing was measured faster than the original, which goes on serving"
         if not self.sizes:
-            return "Changed, and not timed"
+            done = any(step.changes for step in self.steps)
+            return "Changed, and not timed" if done else "Unchanged: nothing could be done"
         faster = [size for size in self.sizes if size.verdict == "faster"]
         parts = []
         if faster:
@@ -216,10 +217,10 @@ class Report:
         if self.p95_ms is not None:
             lines.append(self.in_time)
         if self.searched:
-            lines.append(f"searched {count(len(self.searched), 'recipe')}, nothing beats: {self._front}")
+            lines.append(self._looked)
         if self.work is not None:
             lines.append(f"multiply-adds per candidate: {worked(self.work)}")
-        if not all(step.exact for step in self.steps):
+        if self.status in _SAID or not all(step.exact for step in self.steps):
             lines += [f"note: {clean(note, 240)}" for note in self.notes]
         done = count(sum(len(step.changes) for step in self.steps), "change")
         memory = f"{amount(self.memory.before_bytes)} before, {amount(self.memory.after_bytes)} after"
@@ -261,11 +262,24 @@ class Report:
         return f"the 95th percentile of a call may be {self.p95_ms:g} ms: it is {over}"
 
     @property
+    def _looked(self) -> str:
+        """What a search tried, and what nothing beats, or why nothing was certified."""
+        tried = [one for one in self.searched if one.outcome != "not tried"]
+        left = len(self.searched) - len(tried)
+        said = (
+            f"searched {count(len(tried), 'recipe')}{f', {left} more not for want of time' if left else ''}"
+        )
+        if self.pareto:
+            return f"{said}; nothing beats: {self._front}"
+        reasons = [f"{one.label}: {one.reason}" for one in tried if one.outcome == "refused"]
+        return f"{said}; {clean(reasons[0], 300)}" if reasons else f"{said}; none had anything to do"
+
+    @property
     def _front(self) -> str:
         parts = [
             f"{one.label} ({times(one.speedup.value)})" for one in self.pareto if one.speedup is not None
         ]
-        return clean("; ".join(parts), 240) or "none was within the budget"
+        return clean("; ".join(parts), 240)
 
     @property
     def _lossy(self) -> bool:

@@ -18,7 +18,7 @@ from .certify import Certifier
 from .declared import Declared, read_program, request_notes
 from .errors import CaptureError, FastrecError, InputError, TechniqueError
 from .fresh import Fresh
-from .guards import Guard
+from .guards import Guard, read_guard
 from .journal import Journal
 from .measure import fidelity
 from .memo import Memo
@@ -130,8 +130,7 @@ def apply_recipe(
     except CaptureError as error:
         return _uncaptured(work, program, recipe, strict, certifier, show, memo, error)
     fast = asked
-    if not recipe.exact:
-        check_calibration(work, asked, asked.calibration, recipe)
+    check_calibration(work, asked, asked.calibration, recipe)
     wanted = [technique for technique in recipe if technique.level == "graph"]
     fast, graphs, alternatives = _in_turn(work, fast, wanted, certifier, show, memo)
     exact = not any(step.changes and not step.exact for step in work.steps)
@@ -316,9 +315,11 @@ def fresh_batches(work: Journal, once: Once, found: Rewritten, guard: Guard) -> 
     known = work.calibration if found.recipe.exact else apart(work.calibration)[1]
     flats = known or [found.plain.flat(found.plain.batch)]
     given = [once.one(once.same(flat)) for several in flats for flat in once.requests(several)]
-    for flat in given if found.recipe.promised else ():
+    # Whatever is done about numbers that are not finite, ids that no table has answer nothing.
+    check = guard if found.recipe.promised else read_guard(found.asked, "propagate")
+    for flat in given:
         try:
-            guard(flat)
+            check(flat)
         except InputError as error:
             where = "calibration" if work.calibration else "the example batch"
             raise type(error)(f"{where}: {error}", feature=error.feature, row=error.row) from error

@@ -260,7 +260,7 @@ def searched(report: Report) -> Table:
         )
         for one in sorted(report.searched, key=lambda one: one.outcome in ("nothing to do", "not tried"))
     )
-    title = "What was searched: geometric means over the sizes, in the order it was tried"
+    title = "What was searched: what serves with it over the original, as a geometric mean over the sizes, in the order of trials"
     return _bounded(Table(title, columns, rows, frozenset(columns[1:-1])), "recipe")
 
 

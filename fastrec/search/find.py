@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import fx
+
 from ..backends import Backend
 from ..budget import Budget
 from ..certify import Certifier, Evaluate
@@ -65,6 +67,7 @@ def find_recipe(
     memo: Memo,
     show: Stages,
     resume: Path | None,
+    guarded: bool = True,
 ) -> Found:
     """The best recipe from `start` on that is certified on one half of the rows; `start` where there is nothing to certify by.
 
@@ -82,7 +85,7 @@ def find_recipe(
         work.notes.append(f"nothing that approximates was tried: the labelled rows cannot be halved: {error}")
         return Found(start, (), evaluate)
     certifier = Certifier(program, once, searching, budget)
-    trials = Trials(work, program, once, certifier, backends, sizes, memo, show, budget.minimize)
+    trials = Trials(work, program, once, certifier, backends, sizes, memo, show, budget.minimize, guarded)
     show("compiling what is exact")
     trials.begin(start)
     ladders = _ladders(trials.asked or program, budget, start)
@@ -113,7 +116,8 @@ def _ladders(program: Program, budget: Budget, start: Recipe) -> list[list[Ladde
     if wanted == "time":
         limited = Budget(bytes=1)
         left |= {name for name, kind in TECHNIQUES.items() if _approximate(kind.asked_by(limited))}
-    kinds = [kind for name, kind in TECHNIQUES.items() if name not in left]
+    captured = isinstance(program.model, fx.GraphModule)
+    kinds = [kind for name, kind in TECHNIQUES.items() if name not in left and (captured or kind.modules)]
     return [
         [kind.rungs(program) for kind in kinds if (kind.saves == wanted) is first] for first in (True, False)
     ]

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from torch import Tensor
+
 from ..backends import Backend
 from ..certify import Certifier, Judgement
 from ..errors import FastrecError
-from ..guards import read_guard
+from ..guards import Guard, read_guard
 from ..journal import Journal
 from ..measure import Ratio, Samples, tensor_bytes
 from ..memo import Key, Memo
@@ -20,9 +22,10 @@ from ..progress import Stages
 from ..recipe import Recipe
 from ..request import Once
 from ..rewriting import Rewritten, apply_recipe, fresh_batches
-from ..sessions import compile_forms, original_call, session_call
+from ..sessions import Made, compile_forms, original_call, session_call
 from ..techniques import Skip
 from ..tried import Tried, said
+from ..wording import times
 
 __all__ = ["Trials"]
 
@@ -65,9 +68,11 @@ class Trials:
         memo: Memo,
         show: Stages,
         minimize: Literal["latency", "bytes"] = "latency",
+        guarded: bool = True,
     ) -> None:
         self._work, self._program, self._once, self._certifier = work, program, once, certifier
         self._backends, self._memo, self._show, self._minimize = tuple(backends), memo, show, minimize
+        self._guarded = guarded
         self._sizes = tuple(sizes) if program.layout.rows is not None else (1,)
         self._original = original_call(program.with_model(program.draft().eval()))
         self._fresh: Batches | None = None
@@ -151,9 +156,8 @@ class Trials:
         if gain.value > self._most:
             self._most, self._top = gain.value, recipe.to_json()
         kept = gain.faster and gain.value >= WORTH
-        reason = (
-            "" if kept else "no smaller" if self._minimize == "bytes" else "not faster than the best so far"
-        )
+        what = "as small" if self._minimize == "bytes" else "as fast"
+        reason = "" if kept else f"{times(gain.value)} {what} as the best so far"
         return Tried(recipe, "kept" if kept else "slower", reason, speed, gain, judged.accuracy, new.bytes)
 
     def _apply(self, recipe: Recipe, journal: Journal) -> Rewritten | None:
@@ -172,7 +176,8 @@ class Trials:
             journal or _unhurried(), self._program, self._once, found.forms[:1], able, self._fresh, self._sizes,
             lambda _: None, guard.bounds, self._memo,
         )  # fmt: skip
-        return {f"{label}: {name}": session_call(one.session, self._once) for label, one in made.items()}
+        checks = guard if self._guarded else None
+        return {f"{label}: {name}": _checked(one, self._once, checks) for label, one in made.items()}
 
     def _lead(self, ready: _Ready) -> tuple[Backend, ...]:
         """The fewest backends of which one is near the fastest at each number of rows; notes the fastest, and leaves out what is too slow to time."""
@@ -218,6 +223,19 @@ class Trials:
             )
             for rows in self._sizes:
                 ready.fastest[rows] = _fastest(self._time(rows, calls), calls)
+
+
+def _checked(made: Made, once: Once, guard: Guard | None) -> Call:
+    """A session with the checks in front that it is served with."""
+    call = session_call(made.session, once)
+    if guard is None:
+        return call
+
+    def checked(flat: list[Tensor]) -> object:
+        guard(once.first(flat) if once else flat)
+        return call(flat)
+
+    return checked
 
 
 def _unhurried() -> Journal:
