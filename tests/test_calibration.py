@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fastrec import compress
 from fastrec.backends import Eager
 from fastrec.calibration import as_example
-from fastrec.errors import InputError
+from fastrec.errors import IdOutOfRangeError, InputError
 from fastrec.inputs import Feature
 from fastrec.techniques import Fuse, QuantizeLinears
 
@@ -61,3 +61,19 @@ def test_compress_says_which(recipe: list[Fuse | QuantizeLinears]) -> None:
     given = [torch.randn(300, 8), torch.randn(300, 8).double()]
     with pytest.raises(InputError, match=r"calibration batch 1: feature .input.: got torch\.float64"):
         compress(tower, torch.randn(4, 8), recipe=recipe, calibration=given, backends=Eager(), progress=False)
+
+
+@pytest.mark.parametrize("recipe", [[Fuse()], [Fuse(), QuantizeLinears(least=0)]], ids=["exact", "int8"])
+def test_ids_that_no_table_has_are_named(recipe: list[Fuse | QuantizeLinears]) -> None:
+    ranker = nn.Sequential(nn.Embedding(10, 8), nn.Linear(8, 1)).eval()
+    known = [torch.arange(8), torch.tensor([1, 2, 10, 3])]
+    with pytest.raises(IdOutOfRangeError, match=r"calibration: .*10"):
+        compress(
+            ranker,
+            torch.arange(8),
+            calibration=known,
+            recipe=recipe,
+            backends=[Eager()],
+            seconds=1,
+            progress=False,
+        )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastrec.measure.latency import Latency, Ratio
-from fastrec.plan import ORIGINAL, Plan, as_original, choose, preferred, worth_it
+from fastrec.plan import ORIGINAL, Plan, as_original, better, choose, preferred, worth_it
 from fastrec.report import SizeResult, Trial
 
 from .fakes import FakeClock, FakeSession
@@ -61,3 +61,14 @@ def test_a_session_serves_only_where_it_was_faster() -> None:
     assert not worth_it(result(0.99, 1.3))
     assert not worth_it(result(1.005, 1.01))
     assert as_original(result(0.9, 0.95)).session == ORIGINAL
+
+
+def test_beside_its_own_checks_the_original_stays_unless_a_session_is_worth_it() -> None:
+    def at(speed: float, session: str) -> SizeResult:
+        latency = Latency(40, 1.0, 1.0, None, 1.0, 1.0)
+        return SizeResult(8, latency, latency, Ratio(speed, speed, speed, 40), session)
+
+    original = at(0.8, ORIGINAL)
+    assert better(at(0.9, "eager"), original).session == "eager"
+    assert better(at(0.81, "eager"), original) == original
+    assert better(at(0.7, "eager"), original) == original
