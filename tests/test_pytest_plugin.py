@@ -137,8 +137,12 @@ def test_modules_are_called_with_their_batches_and_without_gradients(pytester: p
     result.assert_outcomes(passed=1)
 
 
-def test_the_benchmark_of_a_test_gets_the_numbers(pytester: pytest.Pytester) -> None:
+def test_the_benchmark_of_a_test_gets_the_numbers(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("pytest_benchmark")
+    # Benchmarks are off in a worker of xdist, which the suite inside is not.
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     source = """
         def test_both(benchmark, guard):
             benchmark(lambda: None)
