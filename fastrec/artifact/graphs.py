@@ -1,4 +1,8 @@
-"""Captured graphs <-> plain data: nodes with what they call, their arguments and the values they give."""
+"""Captured graphs <-> plain data: nodes with what they call, their arguments and the values they give.
+
+Constants are `constant_0`, `constant_1`, ... in an artifact: a module may be called what no graph may safely read back. Where they
+were in the model stays beside them, for people.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +21,13 @@ from .sizes import Values, value_data
 from .targets import check_call, name_of, target_named
 from .tensors import Stored, Tensors, dtype_name, dtype_named
 
-__all__ = ["Graph", "constants_of", "graph_data", "graph_of"]
+__all__ = ["Graph", "constants_of", "graph_data", "graph_of", "path_of", "with_plain_names"]
 
 _NODES = 200_000
 _DEPTH = 16
-_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,200}")
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,1000}")
+_CONSTANT = re.compile(r"constant_(0|[1-9][0-9]{0,6})")
+_PATHS = "fastrec_paths"
 _FORMATS = {
     str(one).removeprefix("torch."): one
     for one in (torch.contiguous_format, torch.preserve_format, torch.channels_last)
@@ -47,8 +53,30 @@ def constants_of(gm: fx.GraphModule) -> dict[str, Tensor]:
     return found
 
 
+def path_of(gm: fx.GraphModule, name: str) -> str:
+    """Where a constant of the graph was in the model that was captured."""
+    paths: dict[str, str] = gm.meta.get(_PATHS, {})
+    return paths.get(name, name)
+
+
+def with_plain_names(gm: fx.GraphModule) -> fx.GraphModule:
+    """The same graph of the same tensors, its constants called as an artifact calls them; itself where they are."""
+    held = constants_of(gm)
+    names = {name: f"constant_{number}" for number, name in enumerate(held)}
+    if all(name == plain for name, plain in names.items()):
+        return gm
+    graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in gm.graph.nodes:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+        if node.op == "get_attr":
+            copies[node].target = names[str(node.target)]
+    made = fx.GraphModule({names[name]: tensor for name, tensor in held.items()}, graph)
+    made.meta[_PATHS] = {plain: path_of(gm, name) for name, plain in names.items()}
+    return made
+
+
 def graph_data(gm: fx.GraphModule, tensors: Tensors) -> Graph:
-    """The graph as data that JSON holds; its constants are known to `tensors`."""
+    """The graph as data that JSON holds; its constants have plain names and are known to `tensors`."""
     names: dict[str, str] = {}
     numbers: dict[fx.Node, int] = {}
     nodes = []
@@ -69,7 +97,9 @@ def graph_data(gm: fx.GraphModule, tensors: Tensors) -> Graph:
             one["value"] = value_data(node.meta["val"], names)
         nodes.append(one)
     constants = {
-        name: tensors.refer(tensor) | ({"parameter": True} if isinstance(tensor, torch.nn.Parameter) else {})
+        name: tensors.refer(tensor)
+        | {"path": path_of(gm, name)}
+        | ({"parameter": True} if isinstance(tensor, torch.nn.Parameter) else {})
         for name, tensor in constants_of(gm).items()
     }
     return {"constants": constants, "nodes": nodes}
@@ -82,13 +112,13 @@ def graph_of(data: Any, stored: Stored, where: str) -> fx.GraphModule:
     _expect(isinstance(held, dict) and isinstance(listed, list), where, "constants and nodes", data)
     _expect(len(listed) <= _NODES, where, f"{_NODES:,} nodes at most", len(listed))
     root: dict[str, Any] = {}
+    paths: dict[str, str] = {}
     for name, place in held.items():
-        parts = name.split(".")
-        fit = all(
-            (_IDENTIFIER.fullmatch(part) and not part.startswith("__")) or part.isdecimal() for part in parts
-        )
-        _expect(fit, where, "the name of a constant", name)
+        _expect(bool(_CONSTANT.fullmatch(name)), where, "the name of a constant", name)
         place = dict(place) if isinstance(place, dict) else place
+        path = place.pop("path", None) if isinstance(place, dict) else None
+        _expect(isinstance(path, str), f"{where}: {name}", "where the constant was in the model", path)
+        paths[name] = str(path)
         trained = isinstance(place, dict) and place.pop("parameter", False) is True
         tensor = stored.tensor(place, f"{where}: {name}")
         root[name] = torch.nn.Parameter(tensor, requires_grad=False) if trained else tensor
@@ -108,7 +138,9 @@ def graph_of(data: Any, stored: Stored, where: str) -> fx.GraphModule:
             made[-1].meta["val"] = values.value(one["value"], spot)
     _expect(bool(made) and made[-1].op == "output", where, "an output at the end", None)
     graph.lint()
-    return fx.GraphModule(root, graph)
+    gm = fx.GraphModule(root, graph)
+    gm.meta[_PATHS] = paths
+    return gm
 
 
 def _node(graph: fx.Graph, one: Graph, made: list[fx.Node], root: dict[str, Any], where: str) -> fx.Node:

@@ -27,7 +27,7 @@ from .card import card
 from .contents import Contents
 from .example import ROWS, drawn
 from .folder import MANIFEST
-from .graphs import constants_of, graph_data
+from .graphs import constants_of, graph_data, path_of, with_plain_names
 from .guarding import guard_data
 from .layouts import layout_data
 from .manifest import (
@@ -70,7 +70,7 @@ class _Work:
         """The name of a graph, which is kept once."""
         if id(gm) not in self.graphs:
             self.graphs[id(gm)] = name
-            self.held.append((name, gm, program))
+            self.held.append((name, with_plain_names(gm), program))
         return self.graphs[id(gm)]
 
 
@@ -113,7 +113,9 @@ def payload(contents: Contents, sessions: Mapping[str, Session]) -> Payload:
             )
         if isinstance(source.program.model, fx.GraphModule):
             work.graph(f"session-{place}", source.program.model, source.program)
-            if (found := source.backend.translate(source.program)) is not None:
+            # What is translated has the names that it has once loaded, so that it can be translated again.
+            named = source.program.with_model(with_plain_names(source.program.model))
+            if (found := source.backend.translate(named)) is not None:
                 translated[name] = found
                 if found.front is not None:
                     work.graph(f"front-{place}", found.front)
@@ -122,7 +124,7 @@ def payload(contents: Contents, sessions: Mapping[str, Session]) -> Payload:
         work.graph("computed", computed)
     for _, gm, _ in work.held:
         for attribute, tensor in constants_of(gm).items():
-            tensors.add(attribute, tensor)
+            tensors.add(path_of(gm, attribute), tensor)
     for found in translated.values():
         for name, tensor in found.constants.items():
             tensors.add(f"onnx.{name}", tensor)
