@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from .contents import Contents, Loaded
 from .manifest import Manifest, Modules
-from .reading import check, read
+from .parts import check
+from .reading import read
 from .writing import Payload, payload, write
 
 __all__ = ["Contents", "Loaded", "Manifest", "Modules", "Payload", "check", "payload", "read", "write"]

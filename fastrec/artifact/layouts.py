@@ -14,7 +14,7 @@ from ..errors import InputError, UnsafeArtifactError
 from ..inputs import Branch, Feature, Fixed, Layout, Leaf, Tree
 from .tensors import dtype_name, dtype_named
 
-__all__ = ["Classes", "layout_data", "layout_of"]
+__all__ = ["Classes", "classes_of", "layout_data", "layout_of"]
 
 _DEPTH = 32
 _KINDS = ("tuple", "list", "dict", "namedtuple", "dataclass", "interaction", "jagged")
@@ -66,6 +66,22 @@ class _Unknown:
 
     def __repr__(self) -> str:
         return f"<{self.name}, not saved>"
+
+
+def classes_of(layout: Layout) -> list[type]:
+    """The classes that have to be given where this layout is loaded."""
+    found: dict[type, None] = {}
+
+    def visit(tree: Tree) -> None:
+        if isinstance(tree, Branch):
+            if _name(tree.type) not in _OWN:
+                found[tree.type] = None
+            for child in tree.children:
+                visit(child)
+
+    for tree in (*layout.trees, layout.outputs):
+        visit(tree)
+    return list(found)
 
 
 def layout_data(layout: Layout) -> dict[str, Any]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from ..backends import BACKENDS, Backend, Eager, Session, Source, Translated
+from ..backends import BACKENDS, Backend, Eager, Session, Source
 from ..errors import FastrecError, InputError, UnsafeArtifactError
 from ..inputs import Layout
 from ..measure import fidelity
@@ -26,35 +25,14 @@ from ..techniques import TECHNIQUES, Technique
 from .contents import Contents, Loaded
 from .fallback import standing_for
 from .folder import Folder, opened
-from .graphs import graph_of
 from .guarding import guard_of
 from .layouts import Classes, layout_of
-from .manifest import Manifest
 from .manifest import Session as Entry
 from .modules import check_model, edit
-from .onnx_files import ONNX_LIMIT, screened
-from .tensors import Stored
-from .writing import digest_of
+from .parts import TEXT, Parts
+from .tensors import digest_of
 
-__all__ = ["check", "read"]
-
-_TENSORS = "tensors.safetensors"
-_TEXT = 256 << 20
-
-
-def check(folder: str | os.PathLike[str]) -> Manifest:
-    """Whether an artifact is whole and holds nothing that no artifact holds; gives its manifest. Nothing is run.
-
-    Raises `ArtifactNotFoundError`, `CorruptArtifactError`, `UnsafeArtifactError`. Cost: a pass over its bytes.
-    """
-    with opened(folder) as files:
-        parts = _Parts(files)
-        for name in files.manifest.files:
-            if name.endswith(".json") and name.startswith("graphs/"):
-                parts.graph(name.removeprefix("graphs/").removesuffix(".json"))
-        for entry in files.manifest.sessions:
-            parts.translated(entry)
-        return files.manifest
+__all__ = ["read"]
 
 
 def read(
@@ -74,59 +52,13 @@ def read(
         return _Reading(files, model, Classes(types), techniques).loaded()
 
 
-class _Parts:
-    """The parts of an artifact, each read once."""
-
-    def __init__(self, files: Folder) -> None:
-        self.files = files
-        self.stored = Stored(
-            files.descriptor(_TENSORS), files.manifest.files[_TENSORS].bytes, files.where(_TENSORS)
-        )
-        self._graphs: dict[str, tuple[fx.GraphModule, Any]] = {}
-
-    def graph(self, name: str) -> tuple[fx.GraphModule, Any]:
-        """A graph by its name, and the layout written with it, as data."""
-        if name not in self._graphs:
-            file = f"graphs/{name}.json"
-            data = self.json(file)
-            if not isinstance(data, dict) or set(data) != {"graph", "layout", "entry"}:
-                raise UnsafeArtifactError(
-                    f"{self.files.where(file)} is no graph", path=self.files.where(file)
-                )
-            made = graph_of(data["graph"], self.stored, self.files.where(file))
-            self._graphs[name] = made, data["layout"]
-        return self._graphs[name]
-
-    def json(self, file: str) -> Any:
-        """The data of a JSON file."""
-        where = self.files.where(file)
-        try:
-            return json.loads(self.files.read(file, _TEXT), parse_constant=_refused)
-        except (ValueError, RecursionError) as error:
-            raise UnsafeArtifactError(f"{where} is not strict JSON: {error}", path=where) from error
-
-    def translated(self, entry: Entry) -> Translated | None:
-        """A session's ONNX model, nothing in it but what ours hold."""
-        model = entry.model
-        if model is None:
-            return None
-        where = self.files.where(model.file)
-        constants = {
-            name: self.stored.tensor(dict(place) if isinstance(place, Mapping) else place, f"{where}: {name}")
-            for name, place in model.constants.items()
-        }
-        proto = screened(self.files.read(model.file, ONNX_LIMIT), constants, where)
-        front = None if model.front is None else self.graph(model.front)[0]
-        return Translated(proto, model.inputs, constants, model.copied_bytes, front, model.alike)
-
-
 class _Reading:
     """One artifact as it is loaded."""
 
     def __init__(
         self, files: Folder, model: Any, classes: Classes, techniques: Mapping[str, type[Technique]]
     ) -> None:
-        self._files, self._parts, self._manifest = files, _Parts(files), files.manifest
+        self._files, self._parts, self._manifest = files, Parts(files), files.manifest
         self._model, self._classes, self._techniques = model, classes, techniques
         self._notes: list[str] = []
         self._programs: dict[str, Program] = {}
@@ -265,7 +197,7 @@ class _Reading:
     def _report(self) -> Report:
         where = self._files.where("report.json")
         try:
-            text = self._files.read("report.json", _TEXT).decode()
+            text = self._files.read("report.json", TEXT).decode()
             report = Report.from_json(text, techniques=self._techniques)
             recipe = Recipe.from_plain(_thawed(self._manifest.recipe), techniques=self._techniques)
         except InputError as error:
@@ -300,7 +232,3 @@ def _thawed(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _thawed(item) for key, item in value.items()}
     return [_thawed(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _refused(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")

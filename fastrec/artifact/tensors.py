@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..errors import CorruptArtifactError, InputError, UnsafeArtifactError
 
-__all__ = ["Stored", "Tensors", "dtype_name", "dtype_named"]
+__all__ = ["Stored", "Tensors", "digest_of", "dtype_name", "dtype_named"]
 
 _ALIGNED = 64
 _HEADER = 64 << 20
@@ -58,6 +58,12 @@ def dtype_named(name: Any, where: str) -> torch.dtype:
     if not isinstance(name, str) or name not in _DTYPES:
         raise UnsafeArtifactError(f"{where}: dtype {name!r:.40} is none of {', '.join(_DTYPES)}")
     return _DTYPES[name]
+
+
+def digest_of(tensor: Tensor) -> str:
+    """The SHA-256 of a tensor's bytes."""
+    raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(raw.numpy().data).hexdigest()
 
 
 @dataclass

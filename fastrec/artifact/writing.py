@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -18,7 +17,7 @@ from torch import Tensor, fx
 from ..as_called import AsCalled
 from ..backends import BACKENDS, ModelSession, Session, Source, Translated
 from ..capture import capture
-from ..errors import CaptureError, InputError
+from ..errors import CaptureError, InputError, UnsafeArtifactError
 from ..plain import to_plain
 from ..plan import ORIGINAL
 from ..program import Program
@@ -29,7 +28,7 @@ from .example import ROWS, drawn
 from .folder import MANIFEST
 from .graphs import constants_of, graph_data, path_of, with_plain_names
 from .guarding import guard_data
-from .layouts import layout_data
+from .layouts import classes_of, layout_data
 from .manifest import (
     Answers,
     Example,
@@ -44,19 +43,21 @@ from .manifest import (
 from .manifest import Session as Entry
 from .modules import Edits, edits_of
 from .onnx_files import stamped
+from .parts import try_reading
 from .replacing import Writer, replaced
-from .tensors import Tensors, dtype_name
+from .tensors import Tensors, digest_of, dtype_name
 
 __all__ = ["Payload", "described", "payload", "write"]
 
 
 @dataclass
 class Payload:
-    """All that goes into an artifact, ready to be written."""
+    """All that goes into an artifact, ready to be written, and the classes that loading it has to be given."""
 
     manifest: dict[str, Any]
     tensors: Tensors
     texts: dict[str, bytes]
+    types: tuple[type, ...] = ()
 
 
 @dataclass
@@ -77,7 +78,8 @@ class _Work:
 def write(made: Payload, folder: str | os.PathLike[str], at: str | None = None) -> str:
     """Writes an artifact in one step, and gives the digest of its manifest.
 
-    Raises `ArtifactError`, naming the path, where it cannot be written: what was there before still is.
+    Raises `ArtifactError`, naming the path, where it cannot be written, and `InputError` where what was written could not be
+    loaded: what was there before still is.
     """
     target = Path(os.path.abspath(os.fspath(folder)))
     with replaced(target) as fresh:
@@ -88,8 +90,13 @@ def write(made: Payload, folder: str | os.PathLike[str], at: str | None = None) 
             made.tensors.write(file)
         manifest = Manifest(**made.manifest, files=dict(writer.files))
         data = manifest_bytes(manifest, at or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
-        digest = read_manifest(data, str(target / MANIFEST))[1]
         Writer(fresh).write(MANIFEST, data)
+        try:
+            digest = read_manifest(data, str(target / MANIFEST))[1]
+            try_reading(fresh, made.types)
+        except (UnsafeArtifactError, InputError) as error:
+            said = str(error).replace(str(fresh), str(target))
+            raise InputError(f"the model cannot be saved, as it could not be loaded: {said}") from error
     return digest
 
 
@@ -187,7 +194,9 @@ def payload(contents: Contents, sessions: Mapping[str, Session]) -> Payload:
     }
     texts["report.json"] = report.to_json().encode()
     texts["README.md"] = card(report, manifest["inputs"], entries, fallback).encode()
-    return Payload(manifest, tensors, texts)
+    layouts = (layout, *(program.layout for _, _, program in work.held if program is not None))
+    types = dict.fromkeys(kind for one in layouts for kind in classes_of(one))
+    return Payload(manifest, tensors, texts, tuple(types))
 
 
 def _fallback(
@@ -293,12 +302,6 @@ def _answers_entry(given: Sequence[Tensor], tensors: Tensors) -> Answers:
     return Answers(
         tuple(tensors.refer(tensor) for tensor in given), tuple(digest_of(tensor) for tensor in given)
     )
-
-
-def digest_of(tensor: Tensor) -> str:
-    """The SHA-256 of a tensor's bytes."""
-    raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(raw.numpy().data).hexdigest()
 
 
 def described(contents: Contents) -> tuple[Input, ...]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fastrec import Fuse, UnsafeArtifactError, compress, load, pipeline
-from fastrec.artifact import check
+from fastrec import Fuse, InputError, UnsafeArtifactError, compress, load, pipeline
+from fastrec.artifact import check, write
 from fastrec.backends import Backend, Eager, OnnxRuntime
 
 from .conftest import Saved, resealed
@@ -77,3 +78,21 @@ def test_no_constant_has_another_name(name: str, saved: Saved, tmp_path: Path) -
     resealed(folder, **{"graphs/plain.json": json.dumps(data).encode()})
     with pytest.raises(UnsafeArtifactError, match="the name of a constant"):
         check(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [("plain", b'"constant_0"', b'"forward"'), ("original", b'"placeholder"', b'"call_module"'), ("plain", b'"role"', b'"roll"')],
+)  # fmt: skip
+def test_what_could_not_be_loaded_is_not_saved(
+    name: str, old: bytes, new: bytes, saved: Saved, tmp_path: Path
+) -> None:
+    folder = saved.copy(tmp_path)
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    file = f"graphs/{name}.json"
+    spoilt = replace(saved.made, texts=saved.made.texts | {file: saved.made.texts[file].replace(old, new)})
+    with pytest.raises(InputError, match=r"cannot be saved.*artifact/graphs/") as caught:
+        write(spoilt, folder)
+    assert ".fastrec-" not in str(caught.value)
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+    assert [one.name for one in tmp_path.iterdir()] == ["artifact"]
