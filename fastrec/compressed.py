@@ -61,7 +61,8 @@ class CompressedModel(nn.Module):
     `exact` whether what serves keeps the answer up to float rounding: where no approximate session earned its place, it does.
 
     `save` writes it into a folder, from which `fastrec.load` makes it again; `notes` says what is otherwise there. Once saved or
-    loaded it can be pickled, as the path of that folder. Copies share everything: nothing in it changes. A process that was
+    loaded it can be pickled, as the path of that folder, with what `load` has to be given: the classes of batches, by reference, and a
+    model that could not be captured. Copies share everything: nothing in it changes. A process that was
     forked from one with several threads gets a `ForkSafetyError`: its threads are not there.
     """
 
@@ -193,9 +194,12 @@ class CompressedModel(nn.Module):
 
         Raises `ArtifactError`, naming the path, where it cannot be written, and `InputError` for what has no form there.
         """
-        digest = write(payload(self.contents(), self.sessions), folder)
-        path = os.path.abspath(os.fspath(folder))
-        self._home = (path, digest, *(self._home[2:] if self._home else (None, ())))
+        made = payload(self.contents(), self.sessions)
+        digest = write(made, folder)
+        model = self._home[2] if self._home else None
+        if model is None and made.manifest["fallback"].kind == "model":
+            model = self.original.model if self.original.entry == "forward" else self.original.function
+        self._home = (os.path.abspath(os.fspath(folder)), digest, model, made.types)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """`save`, under the name that Hugging Face has for it."""

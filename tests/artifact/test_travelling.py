@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from fastrec import ArtifactNotFoundError, CompressedModel, ForkSafetyError, InputError, compress, load
-from fastrec.backends import OpenVino, Source
+from fastrec.backends import Eager, OpenVino, Source
+from tests.zoo import ZOO, make
 
 from .conftest import Saved, batch, ranker
 
@@ -33,6 +34,21 @@ def test_a_pickle_is_the_path_and_gives_the_same_answers(library: object, saved:
         data = library.dumps(fast)  # type: ignore[attr-defined]
         assert len(data) < 1000
         assert torch.equal(answer(pickle.loads(data)), answer(saved.fast))
+
+
+@pytest.mark.parametrize("name", ["nested", "looping"])
+def test_a_pickle_carries_what_loading_is_given(name: str, tmp_path: Path) -> None:
+    """Classes of batches by reference, and a model that could not be captured."""
+    one = next(one for one in ZOO if one.name == name)
+    given = one.batch(16, torch.Generator().manual_seed(0))
+    fast = compress(make(one), given, backends=[Eager()], batch_sizes=(16,), seconds=1, progress=False)
+    fast.save(tmp_path / "a")
+    again = pickle.loads(pickle.dumps(fast))
+    twice = pickle.loads(pickle.dumps(again))
+    args, kwargs = fast.call_of(given)
+    before, after, last = (model(*args, **kwargs) for model in (fast, again, twice))
+    assert type(before) is type(after) is type(last)
+    assert repr(before) == repr(after) == repr(last)
 
 
 def test_a_pickle_without_its_folder(saved: Saved, tmp_path: Path) -> None:
