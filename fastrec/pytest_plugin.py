@@ -81,19 +81,11 @@ def latency_guard(request: pytest.FixtureRequest) -> LatencyGuard:
     ) -> Gate:
         __tracebackhide__ = True
         # By name, as it brings torch: whoever only has the package installed does not wait for it.
-        timed = importlib.import_module("fastrec.measure.served")
         compare = importlib.import_module("fastrec.measure.gate").compare
-        batch = timed.fresh_batches(inputs)
-        before, after = timed.served(reference), timed.served(candidate)
-
-        def calls(i: int) -> tuple[Any, Any]:
-            given = batch(i)
-            return timed.call_of(reference, given), timed.call_of(candidate, given)
-
         gate: Gate = compare(
-            lambda both: before(both[0]),
-            lambda both: after(both[1]),
-            calls,
+            reference,
+            candidate,
+            inputs,
             margin=_setting(config, "margin") if margin is None else margin,
             seconds=_setting(config, "seconds") if seconds is None else seconds,
             clock=clock,

@@ -18,7 +18,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,10 +26,10 @@ import numpy.typing as npt
 from ..errors import MeasurementError
 from ..wording import duration
 from .latency import RESAMPLES, SEED, Latency, Ratio, Samples, balanced_orders, interleaved
+from .served import Call, call_of, fresh_batches, served
 
 __all__ = ["CONTROL", "Gate", "Verdict", "compare"]
 
-T = TypeVar("T")
 Array = npt.NDArray[np.float64]
 Verdict = Literal["passed", "regression", "inconclusive"]
 
@@ -85,9 +85,9 @@ class Gate:
 
 
 def compare(
-    reference: Callable[[T], object],
-    candidate: Callable[[T], object],
-    inputs: Callable[[int], T],
+    reference: Callable[..., object],
+    candidate: Callable[..., object],
+    inputs: Any,
     *,
     margin: float = 0.05,
     seconds: float = 10.0,
@@ -98,25 +98,36 @@ def compare(
     "regression": the lower end of the ratio's interval is above `1 + margin`. "passed": its upper end is not.
     "inconclusive": the interval holds `1 + margin`, or the control is more than 2 % off, so that the machine itself is
     in doubt; `reason` says which. Measuring goes on while inconclusive, until `seconds` have passed or 4,000 rounds are
-    done, and at the least for 32 rounds. `inputs(i)` makes the i-th input outside the timing; a call must not change it.
-    `clock` counts nanoseconds.
+    done, and at the least for 32 rounds.
 
-    Raises `MeasurementError` for a margin or a limit that is not positive and for calls too quick for the clock. Errors of a call
-    pass through. Beyond the calls: some 0.2 s for each 1,000 rounds.
+    Both are modules (called without gradients), methods of them, or any callables. `inputs` is a list of batches, a callable that makes
+    the i-th one outside the timing, or one batch; each is given as the model takes it: a tuple by position, a dict by name. A call must
+    not change it. `clock` counts nanoseconds.
+
+    Raises `MeasurementError` for a margin or a limit that is not positive, for inputs that are none and for calls too quick for the
+    clock. Errors of a call pass through. Beyond the calls: some 0.2 s for each 1,000 rounds.
 
     Example:
         >>> ticks = iter(range(0, 10**9, 1000))
-        >>> gate = compare(sum, sum, lambda i: [i], clock=lambda: next(ticks))
+        >>> gate = compare(abs, abs, lambda i: -i, clock=lambda: next(ticks))
         >>> gate.verdict, gate.ratio.value, gate.ratio.n
         ('passed', 1.0, 96)
     """
     for name, value in (("margin", margin), ("seconds", seconds)):
         if not (math.isfinite(value) and value > 0):
             raise MeasurementError(f"{name} is {value!r}, expected a number above 0")
-    calls = dict(zip(_NAMES, (reference, candidate) * 2, strict=True))
+    batch, before, after = fresh_batches(inputs), served(reference), served(candidate)
+    calls: dict[str, Callable[[tuple[Call, Call]], object]] = dict(
+        zip(_NAMES, (lambda both: before(both[0]), lambda both: after(both[1])) * 2, strict=True)
+    )
+
+    def made(i: int) -> tuple[Call, Call]:
+        given = batch(i)
+        return call_of(reference, given), call_of(candidate, given)
+
     began, limit = clock(), seconds * 1e9
     # The fewest rounds first: they tell what a round takes.
-    taken = interleaved(calls, inputs, rounds=_FEWEST, clock=clock).seconds
+    taken = interleaved(calls, made, rounds=_FEWEST, clock=clock).seconds
     while True:
         done, spent = len(taken[_R1]), clock() - began
         affordable = int((limit - spent) / max(spent / done, 1.0))
@@ -129,7 +140,7 @@ def compare(
         wanted = max(_FIRST - done, done // 2)
         rounds = min(wanted, affordable, _MOST - done) // _CYCLE * _CYCLE
         start = done
-        more = interleaved(calls, lambda i: inputs(start + i), rounds=rounds, warmup=0, clock=clock).seconds  # noqa: B023
+        more = interleaved(calls, lambda i: made(start + i), rounds=rounds, warmup=0, clock=clock).seconds  # noqa: B023
         taken = {name: np.concatenate([taken[name], more[name]]) for name in _NAMES}
 
 

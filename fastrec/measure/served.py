@@ -15,7 +15,7 @@ from torch import nn
 from ..errors import MeasurementError
 from ..inputs import batch_call
 
-__all__ = ["call_of", "fresh_batches", "served"]
+__all__ = ["Call", "call_of", "fresh_batches", "served"]
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -46,12 +46,14 @@ def fresh_batches(inputs: Any) -> Callable[[int], Any]:
     """The i-th batch: of a callable what it gives for i, of a list each in turn, every time through in another order.
 
     Anything else is one batch, which every call gets: its rows stay in the cache, which flatters. Raises
-    `MeasurementError` for an empty list.
+    `MeasurementError` for None and for an empty list.
     """
     if callable(inputs):
         made: Callable[[int], Any] = inputs
         return made
     batches = inputs if isinstance(inputs, list) else [inputs]
+    if inputs is None:
+        raise MeasurementError("inputs is None: give a batch, a list of batches, or a callable(i)")
     if not batches:
         raise MeasurementError("inputs is an empty list: give a batch, a list of batches, or a callable(i)")
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 from fastrec.errors import MeasurementError
 from fastrec.measure.gate import Gate, compare
@@ -131,11 +133,11 @@ def test_a_report_has_medians_intervals_and_n() -> None:
 
 def test_what_cannot_be_gated_is_refused_by_name() -> None:
     with pytest.raises(MeasurementError, match="margin is 0"):
-        compare(len, len, lambda i: [i], margin=0)
+        compare(abs, abs, lambda i: -i, margin=0)
     with pytest.raises(MeasurementError, match="seconds is inf"):
-        compare(len, len, lambda i: [i], seconds=float("inf"))
+        compare(abs, abs, lambda i: -i, seconds=float("inf"))
     with pytest.raises(MeasurementError, match="too coarse"):
-        compare(len, len, lambda i: [i], clock=FakeClock())
+        compare(abs, abs, lambda i: -i, clock=FakeClock())
 
 
 def test_batches_come_each_in_turn_and_in_another_order_each_time() -> None:
@@ -145,6 +147,38 @@ def test_batches_come_each_in_turn_and_in_another_order_each_time() -> None:
     assert fresh_batches("a")(7) == "a" and fresh_batches(lambda i: i * i)(7) == 49
     with pytest.raises(MeasurementError, match="empty list"):
         fresh_batches([])
+    with pytest.raises(MeasurementError, match="inputs is None: give a batch"):
+        compare(len, len, None)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [(1, 2), {"user": 1, "item": 2}, [(1, 2), {"user": 1, "item": 2}], lambda i: (1, 2)],
+    ids=["tuple", "dict", "list", "callable"],
+)
+def test_inputs_are_what_the_fixture_takes(inputs: object) -> None:
+    clock, seen = FakeClock(), set[tuple[int, int]]()
+
+    def by_name(user: int, item: int) -> None:
+        seen.add((user, item))
+        clock.advance(0.001)
+
+    assert compare(by_name, by_name, inputs, seconds=1e-9, clock=clock).verdict == "passed"
+    assert seen == {(1, 2)}
+
+
+def test_modules_are_timed_without_gradients() -> None:
+    clock, graded = FakeClock(), list[bool]()
+
+    class Timed(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            clock.advance(0.001)
+            answer = super().forward(x)
+            graded.append(answer.requires_grad)
+            return answer
+
+    compare(Timed(3, 1), Timed(3, 1), torch.randn(4, 3), seconds=1e-9, clock=clock)
+    assert graded and not any(graded)
 
 
 def test_batches_are_given_as_models_take_them() -> None:
