@@ -168,7 +168,7 @@ def evaluator(
         raise MeasurementError("evaluator needs at least one batch")
     if isinstance(labels, Tensor):
         labels = labels.detach().cpu().numpy()
-    told = np.asarray(labels, dtype=np.float64)
+    told = _labels(labels)
     places = None
     if groups is not None:
         places = np.unique(values_of(groups, "groups"), return_inverse=True)[1]
@@ -186,6 +186,16 @@ def evaluator(
     _check_labels(told, [metric.name for metric in known if not metric.graded])
     named = () if segments is None else read_segments(segments, len(told))
     return Evaluator(given, told, [metric.name for metric in known], output, named, places)
+
+
+def _labels(given: Any) -> Array:
+    """Labels as numbers. Raises `MeasurementError` where they are none."""
+    try:
+        return np.asarray(given, dtype=np.float64)
+    except (ValueError, TypeError) as error:
+        raise MeasurementError(
+            f"labels are numbers, one for each row: 0 or 1, for metrics of lists alone any relevance from 0; got {given!r:.80} ({error})"
+        ) from error
 
 
 def _check_labels(labels: Array, binary: Sequence[str]) -> None:
@@ -223,6 +233,10 @@ def _called(model: Callable[..., Any], batch: Any) -> Any:
 
 
 def _scores(answer: Any, output: str | int | None) -> Array:
+    if output is not None and isinstance(answer, Tensor):
+        raise MeasurementError(
+            f"the model answers one tensor, which has no output {output!r}: leave output= out of evaluator(...)"
+        )
     if output is not None and isinstance(answer, (Mapping, tuple, list)):
         try:
             answer = answer[output]  # type: ignore[index]  # a mapping takes the name, a sequence the place; others raise

@@ -72,6 +72,14 @@ def test_what_cannot_be_evaluated_says_so() -> None:
         evaluator([], [0, 1])
     with pytest.raises(MeasurementError, match="100 scores for 2 labels"):
         evaluator(batches(), [0, 1]).scores(Pair())
+    with pytest.raises(
+        MeasurementError, match=r"labels are numbers, one for each row: 0 or 1.*got \['a', 'a'\]"
+    ):
+        evaluator(batches(), ["a", "a"])
+    with pytest.raises(MeasurementError, match="labels are numbers"):
+        evaluator(batches(), [[0, 1], [0]])
+    with pytest.raises(MeasurementError, match="answers one tensor, which has no output 'click'"):
+        evaluator(batches(), [0, 1] * 50, output="click").scores(Pair())
     with pytest.raises(MeasurementError, match="answers a tuple"):
         evaluator(batches(), [0, 1] * 50).scores(lambda left, right: (left, right))
 
