@@ -46,6 +46,11 @@ class Budget:
     def __post_init__(self) -> None:
         maps = isinstance(self.max_loss, Mapping) and isinstance(self.segments, Mapping)
         asked = self.max_loss or self.segments or self.bytes is not None or self.p95_ms is not None
+        if maps and not asked and self.minimize == "bytes":
+            raise InputError(
+                "Budget(minimize='bytes') says what is to be least and not what may be lost for it: give max_loss as well, "
+                "as Budget(max_loss={'auc': 0.0002}, minimize='bytes')"
+            )
         if not maps or not asked:
             raise InputError(
                 f"Budget takes max_loss, from metrics to what may be lost, as {{'auc': 0.0002}}, segments, the same of each segment, bytes, what tables may take, or p95_ms, what a call may take; got max_loss={self.max_loss!r:.80}, segments={self.segments!r:.80}"

@@ -53,7 +53,8 @@ class PcaTransform:
     def __init__(self, *, rank: int | None = None, energy: float | None = None) -> None:
         if (rank is None) == (energy is None):
             raise InputError(
-                f"PcaTransform takes rank=... or energy=..., got rank={rank!r}, energy={energy!r}"
+                f"PcaTransform takes rank=... or energy=..., got rank={rank!r}, energy={energy!r}: give one of them, the number of components "
+                "to keep, as rank=8, or the share of the variance that they hold, as energy=0.99"
             )
         if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
             raise InputError(f"PcaTransform(rank=...) takes a whole number from 1, got {rank!r:.80}")

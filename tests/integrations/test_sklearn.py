@@ -99,3 +99,10 @@ def test_settings_that_do_not_fit_are_refused(step: Any, said: str) -> None:
 def test_what_was_kept_has_so_many_columns() -> None:
     with pytest.raises(InputError, match="z has 4 columns, 3"):
         DctTransformer(recent=1, coefficients=2).fit(X).inverse_transform(X[:, :4])
+
+
+def test_components_without_a_number_of_them() -> None:
+    with pytest.raises(
+        InputError, match=r"give one of them, the number of components to keep, as rank=8, or the share"
+    ):
+        PcaTransformer().fit(np.zeros((4, 3)))

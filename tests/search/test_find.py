@@ -172,3 +172,7 @@ def test_trials_are_kept_for_a_search_alone(tmp_path: Path) -> None:
         fastrec.compress(Ranker(), rows(4, 0), resume=tmp_path / "trials.jsonl")
     with pytest.raises(InputError, match="give max_loss"):
         fastrec.compress(Ranker(), rows(4, 0), budget=fastrec.Budget(bytes=5, minimize="bytes"))
+    with pytest.raises(
+        InputError, match=r"minimize='bytes'\) says what is to be least.*give max_loss as well"
+    ):
+        fastrec.Budget(minimize="bytes")
