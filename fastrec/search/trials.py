@@ -99,6 +99,11 @@ class Trials:
         ready.held = frozenset(self._memo.touched)
         self._leading = self._lead(ready)
 
+    def made(self, recipe: Recipe) -> Program | None:
+        """The program after a recipe; None where that has nothing to do."""
+        found = self._apply(recipe, _unhurried())
+        return None if found is None else found.fast
+
     def __call__(self, recipe: Recipe, best: Recipe) -> Tried:
         """What becomes of a recipe beside the best so far."""
         began = time.perf_counter()
