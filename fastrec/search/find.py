@@ -26,12 +26,10 @@ from .order import Ladder, search
 from .resume import Recorded, fingerprint
 from .trials import Trials
 
-__all__ = ["Found", "finalists", "find_recipe", "is_asked"]
+__all__ = ["Found", "find_recipe", "is_asked"]
 
 _SEARCHING = 0.6
 """The share of the time for trials; the rest is for what they found."""
-_LOOKS = 3
-"""Recipes that may be looked at on the rows for the final check: with each look chance has another one."""
 
 
 @dataclass(frozen=True)
@@ -107,39 +105,21 @@ def find_recipe(
         usual[0] = 0.5 * (usual[0] + seen.seconds)
         return seen
 
-    recipe, tried = search(start, ladders, timed, late)
-    if recipe == start:
-        return Found(recipe, tried, checking)
-    show("checking on rows that no trial has seen")
     checker = Certifier(program, once, checking, budget)
-    refused: list[Recipe] = []
-    for one in finalists(recipe, tried):
-        if len(refused) == _LOOKS:
-            break
-        if any(_holds(one, other) for other in refused):
-            continue
-        made = trials.made(one)
-        judged = None if made is None else checker.of(made)
-        if judged is not None and judged.holds:
-            return Found(one, tried, checking)
-        refused.append(one)
-        work.notes.append(
-            f"found, and not certified on the rows that no trial has seen: {said(one)}: {judged}"
-        )
-    # In milder settings it may be.
+
+    def confirmed(recipe: Recipe) -> bool:
+        show("checking on rows that no trial has seen")
+        made = trials.made(recipe)
+        assert made is not None, "a recipe that was kept has something to do"
+        judged = checker.of(made)
+        if not judged.holds:
+            work.notes.append(
+                f"found, and not certified on the rows that no trial has seen: {said(recipe)}: {judged}"
+            )
+        return judged.holds
+
+    recipe, tried = search(start, ladders, timed, late, confirmed)
     return Found(recipe, tried, checking)
-
-
-def finalists(best: Recipe, tried: Sequence[Tried]) -> list[Recipe]:
-    """The best, then the others that were better than what all began with, the fastest first."""
-    gained = [one for one in tried if one.outcome == "kept" and one.speedup is not None]
-    gained.sort(key=lambda one: 0.0 if one.speedup is None else -one.speedup.value)
-    return [best, *(one.recipe for one in gained if one.recipe != best)]
-
-
-def _holds(recipe: Recipe, other: Recipe) -> bool:
-    """Whether a recipe does all that another one approximates, and so loses as much."""
-    return {repr(one) for one in other if not one.exact} <= {repr(one) for one in recipe}
 
 
 def _ladders(program: Program, budget: Budget, start: Recipe) -> list[list[Ladder]]:

@@ -26,12 +26,17 @@ Late = Callable[[float], bool]
 
 AS_GOOD = 0.98
 """Of the best, what is given away for one technique fewer."""
+_LOOKS = 3
 _ALONE = 0.65
 """The share of the time for each technique alone."""
 
 
 def search(
-    start: Recipe, ladders: Sequence[Sequence[Ladder]], trial: Trial, late: Late
+    start: Recipe,
+    ladders: Sequence[Sequence[Ladder]],
+    trial: Trial,
+    late: Late,
+    confirmed: Callable[[Recipe], bool] = lambda _: True,
 ) -> tuple[Recipe, tuple[Tried, ...]]:
     """The best recipe found from `start` on, and all that was tried, in order.
 
@@ -39,13 +44,23 @@ def search(
     first the mildest setting of each in the first group of `ladders`, then the next of each, and so on with the other groups. The best of these is the first of the recipe; the others join it in order of what they gained, in milder settings where
     their losses add up to too much. At last it is tried without each of its parts, and with neighbours the other way round.
     When it is `late`, the rest is noted as not tried.
+
+    A best that is not `confirmed` is built again without all of its parts together, three times at most, as with each look chance has
+    another one; where none is, the first comes back.
     """
     found = _Search(start, ladders, trial, late)
     found.alone()
-    found.together()
-    found.without()
-    found.swapped()
-    return found.best, tuple(found.tried)
+    first = None
+    for _ in range(_LOOKS):
+        found.together()
+        found.without()
+        found.swapped()
+        if found.best == start or confirmed(found.best):
+            break
+        first = first or found.best
+        found.bar()
+    best = found.best if first is None or found.best != start else first
+    return best, tuple(found.tried)
 
 
 Option = tuple[float, tuple[Technique, ...]]
@@ -62,6 +77,8 @@ class _Search:
         self._menders = [one[0] for group in ladders for one in group if one and one[0].mends]
         self._seen: dict[str, Tried] = {}
         self._options: list[list[Option]] = []
+        self._barred: list[list[Technique]] = []
+        self._single: set[str] = set()
 
     def alone(self) -> None:
         """Notes for each technique the settings that gained something alone, those that gained most first."""
@@ -76,6 +93,7 @@ class _Search:
                     with contextlib.suppress(StopIteration):
                         going.append((climb, climb.send(seen)))
                 climbing = going
+            self._single = set(self._seen)
             self._options += [sorted(some, key=lambda one: -one[0]) for some in options if some]
 
     def together(self) -> None:
@@ -87,6 +105,15 @@ class _Search:
                     outcome = self._join((*techniques, *self._menders_of(techniques)))
                 if outcome != "refused":
                     break
+
+    def bar(self) -> None:
+        """Begins again: what the best approximates may not be together."""
+        self._barred.append([one for one in self.best if not one.exact])
+        self.best = self._start
+        # What was slower than that best may be faster than the next.
+        self._seen = {
+            key: seen for key, seen in self._seen.items() if seen.outcome != "slower" or key in self._single
+        }
 
     def without(self) -> None:
         """The best without one of its parts: it loses less, and so is taken where it is about as good."""
@@ -128,6 +155,8 @@ class _Search:
 
     def _join(self, techniques: Sequence[Technique]) -> str:
         recipe = _with(self.best, *techniques)
+        if any(all(one in recipe.techniques for one in barred) for barred in self._barred):
+            return "refused"
         # What was tried alone already is the best where nothing is yet.
         seen = self._try(recipe, 1.0)
         self._keep(recipe, seen)
@@ -155,7 +184,7 @@ class _Search:
                 else self._trial(recipe, self.best)
             )
             self._seen[key] = seen
-            self.tried.append(seen)
+            self.tried = [one for one in self.tried if one.recipe != recipe] + [seen]
         return self._seen[key]
 
     def _less(self, technique: Technique) -> Recipe:

@@ -18,13 +18,11 @@ from fastrec.backends import Eager
 from fastrec.certify import Certifier, Judgement
 from fastrec.compressed import CompressedModel
 from fastrec.errors import InputError
-from fastrec.measure import Ratio, Samples, evaluator
+from fastrec.measure import Samples, evaluator
 from fastrec.program import Program
-from fastrec.recipe import Recipe
 from fastrec.report import Report
 from fastrec.search import find, trials
-from fastrec.techniques import TECHNIQUES, Fuse, QuantizeLinears, QuantizeTables, Technique
-from fastrec.tried import Outcome, Tried
+from fastrec.techniques import TECHNIQUES, QuantizeTables
 
 KINDS = ("fuse", "quantize_tables", "quantize_linears")
 SPEED = {"QuantizeTables": 1.5, "QuantizeLinears": 2.0}
@@ -181,17 +179,6 @@ def test_trials_are_kept_for_a_search_alone(tmp_path: Path) -> None:
         InputError, match=r"minimize='bytes'\) says what is to be least.*give max_loss as well"
     ):
         fastrec.Budget(minimize="bytes")
-
-
-def test_those_that_gained_are_finalists_behind_the_best_the_fastest_first() -> None:
-    def tried(technique: Technique, speed: float, outcome: Outcome = "kept") -> Tried:
-        return Tried(Recipe((Fuse(), technique)), outcome, "", Ratio(speed, speed, speed, 9))
-
-    slow, fast, beaten = QuantizeTables(16), QuantizeTables(8), QuantizeTables(4)
-    best = Recipe((Fuse(), QuantizeLinears()))
-    given = [tried(slow, 1.1), tried(beaten, 3.0, "slower"), tried(fast, 1.5), Tried(best, "kept")]
-    expected = [best, Recipe((Fuse(), fast)), Recipe((Fuse(), slow))]
-    assert find.finalists(best, given) == expected
 
 
 def test_where_the_best_is_not_certified_on_other_rows_the_next_one_is(

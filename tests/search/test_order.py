@@ -181,6 +181,29 @@ def test_the_same_outcomes_lead_to_the_same_recipe() -> None:
     )
 
 
+def test_a_best_that_is_not_confirmed_is_built_again_without_all_of_its_parts_together() -> None:
+    model = Model({TABLES[0]: 1.2, LINEARS[0]: 2.0, PRUNE[0]: 1.5}, {})
+    asked: list[set[Technique]] = []
+
+    def confirmed(recipe: Recipe) -> bool:
+        asked.append(lossy(recipe))
+        return PRUNE[0] not in recipe.techniques
+
+    best, tried = search(START, LADDERS, model, never, confirmed)
+    assert asked[0] == {TABLES[0], LINEARS[0], PRUNE[0]}
+    assert asked[1] == {LINEARS[0], PRUNE[0]} and len(asked) == 3
+    assert lossy(best) == {LINEARS[0], TABLES[0]}
+    assert len({one.recipe.to_json() for one in tried}) == len(tried)
+
+
+def test_where_none_is_confirmed_the_first_comes_back() -> None:
+    model = Model({TABLES[0]: 1.2, LINEARS[0]: 2.0, PRUNE[0]: 1.5}, {})
+    best, _ = search(START, LADDERS, model, never, lambda _: False)
+    assert lossy(best) == {TABLES[0], LINEARS[0], PRUNE[0]}
+    single = search(START, [[LINEARS]], Model({LINEARS[0]: 2.0}, {}), never, lambda _: False)[0]
+    assert lossy(single) == {LINEARS[0]}
+
+
 def tried(speed: float, lost: float, outcome: str = "kept") -> Tried:
     accuracy = (Accuracy("auc", 0.8, 0.8 - lost, lost, lost, 1.0, "certified", 1000, None),)
     return Tried(START, outcome, "", Ratio(speed, speed, speed, 9), None, accuracy)  # type: ignore[arg-type]  # an outcome by its word
