@@ -77,3 +77,12 @@ def test_ids_that_no_table_has_are_named(recipe: list[Fuse | QuantizeLinears]) -
             seconds=1,
             progress=False,
         )
+
+
+def test_what_is_exact_is_fitted_to_nothing_and_takes_any_traffic() -> None:
+    tower = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1)).eval()
+    for known in (torch.full((8, 8), torch.nan), torch.ones(1, 8)):
+        compress(
+            tower, torch.randn(4, 8), calibration=[known], recipe=[Fuse()], backends=[Eager()], batch_sizes=(1,),
+            on_nonfinite="propagate", seconds=1, progress=False,
+        )  # fmt: skip
