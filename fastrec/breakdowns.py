@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, fx
 
 from .backends import Eager
+from .backends.common import is_reference
 from .backends.eager import in_torch
 from .compressed import Repeated
 from .journal import Journal
@@ -105,8 +106,5 @@ def _graph(made: Made) -> fx.GraphModule | None:
     if not isinstance(made.program.model, fx.GraphModule):
         return None
     graph = in_torch(made.program)
-    return None if any(map(_is_reference, graph.graph.nodes)) else graph
-
-
-def _is_reference(node: fx.Node) -> bool:
-    return getattr(node.target, "namespace", "") == "fastrec" and node.target not in (INT8, INT4)
+    slow = any(is_reference(node) and node.target not in (INT8, INT4) for node in graph.graph.nodes)
+    return None if slow else graph

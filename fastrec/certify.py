@@ -168,5 +168,5 @@ class Certifier:
             return evaluate(model)
         except FastrecError:
             raise
-        except Exception as error:
+        except Exception as error:  # whatever the caller's function, or the model in it, raises
             raise MeasurementError(f"evaluate failed on {what}: {type(error).__name__}: {error}") from error

@@ -270,7 +270,7 @@ class CompressedModel(nn.Module):
 
     def _check_fork(self) -> None:
         """Raises `ForkSafetyError` where a call would wait for threads that this process does not have."""
-        parallel = any(source.backend.name == "openvino" for source in self.sources.values())
+        parallel = any(source.backend.own_threads for source in self.sources.values())
         if self._threads > 1 or parallel:
             raise ForkSafetyError(
                 f"this process was forked from the one the model was made in, and the {self._threads} threads it computes with are "

@@ -32,6 +32,7 @@ __all__ = [
     "describe",
     "flat_layout",
     "read_layout",
+    "tensors_of",
 ]
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
@@ -239,6 +240,13 @@ def flat_layout(layout: Layout, outputs: int) -> Layout:
     return replace(
         layout, parameters=names, positional=len(names), trees=leaves, outputs=answer, signature=None
     )
+
+
+def tensors_of(answer: Any) -> list[Tensor]:
+    """The tensors of an answer, in order."""
+    found: list[tuple[str, Tensor]] = []
+    describe(answer, "answer", found)
+    return [tensor for _, tensor in found]
 
 
 def describe(value: Any, name: str, flat: list[tuple[str, Tensor]]) -> Tree:

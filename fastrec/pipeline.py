@@ -41,7 +41,6 @@ from .nonfinite import Apart
 from .plan import (
     ORIGINAL,
     Batches,
-    Call,
     Plan,
     affordable,
     as_original,
@@ -59,8 +58,8 @@ from .report import SizeResult
 from .request import Once
 from .rewriting import Rewritten, apply_recipe, fresh_batches, read, rewritten
 from .rows import count_rows
-from .search import find_recipe, is_asked
-from .sessions import Made, compile_forms, original_call, session_call
+from .search import Found, find_recipe, is_asked
+from .sessions import Made, compile_forms, original_call, served_call, session_call
 from .techniques import Technique
 from .undeclared import advice
 
@@ -146,14 +145,17 @@ def compress(
         if program is None:
             return _unreadable(work, model, batch, steps)
         once = Once(program.layout.features, check=check_request)
-        memo, best = Memo(), None
+        memo = Memo()
+        best: Found | None = None
+        certifier: Certifier | None = None
         if searching and budget is not None and evaluate is not None:
             best = find_recipe(
                 work, program, once, steps, evaluate, budget, chosen, sizes, memo, show, trials, guards
             )
-            steps, evaluate = best.recipe, best.evaluate
+            steps, certifier = best.recipe, best.certifier
             work.restart()
-        certifier = Certifier(program, once, evaluate, budget) if evaluate is not None else None
+        elif evaluate is not None:
+            certifier = Certifier(program, once, evaluate, budget)
         found = apply_recipe(work, program, steps, recipe is not None, certifier, show, memo)
         checks = _Checks()
         sessions: dict[str, Made] = {}
@@ -293,27 +295,17 @@ def _measure(
         exact = {name for name, made in sessions.items() if made.exact}
         name = preferred(trials, exact, {name for name, made in sessions.items() if not made.cut})
         served = _serving(private, {name: sessions[name]}, Plan((rows,), (name,)), checks, once)
-        after = _served_call(served)
+        after = served_call(served)
         result = confirm(rows, name, before, after, fresh, share(work.deadline, parts, 4.0) * 0.5)
         if not bounded and not worth_it(result):
             # What is checked in front of a session is checked in front of the original too.
-            checked = _served_call(_serving(private, {}, Plan((rows,), (ORIGINAL,)), checks, once))
+            checked = served_call(_serving(private, {}, Plan((rows,), (ORIGINAL,)), checks, once))
             seconds = share(work.deadline, parts, 4.0) * 0.25
             result = better(result, confirm(rows, ORIGINAL, before, checked, fresh, seconds))
         results.append(result)
     if bounded or any(worth_it(result) for result in results):
         return results
     return [as_original(result) for result in results]
-
-
-def _served_call(served: CompressedModel) -> Call:
-    layout = served.original.layout
-
-    def call(flat: list[Tensor]) -> object:
-        args, kwargs = layout.arguments(flat)
-        return served(*args, **kwargs)
-
-    return call
 
 
 def _assemble(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from .backends import Backend, Session, Source
-from .compressed import Repeated
+from .compressed import CompressedModel, Repeated
 from .errors import BackendError
 from .graph import share_constants
 from .guards import Bounds
@@ -23,7 +23,7 @@ from .progress import Stages
 from .request import Once
 from .verify import Expected, checked_rows, neighbours, once_each, verify
 
-__all__ = ["Form", "Made", "compile_forms", "original_call", "session_call"]
+__all__ = ["Form", "Made", "compile_forms", "original_call", "served_call", "session_call"]
 
 _FIRST = 0.6  # share of the time that must be left for one more backend
 _LAST = 0.33  # share of the time that is kept for measuring
@@ -100,6 +100,17 @@ def original_call(program: Program) -> Call:
         args, kwargs = layout.arguments(flat)
         with torch.no_grad():
             return function(*args, **kwargs)
+
+    return call
+
+
+def served_call(served: CompressedModel) -> Call:
+    """A compressed model, as its callers call it, for flat batches."""
+    layout = served.original.layout
+
+    def call(flat: list[Tensor]) -> object:
+        args, kwargs = layout.arguments(flat)
+        return served(*args, **kwargs)
 
     return call
 

@@ -54,11 +54,13 @@ class Translated:
 class Backend(abc.ABC):
     """A way to run a captured graph: frozen settings, inert until `compile`.
 
-    `modules` says that it runs models that could not be captured as well, where a technique edited their modules.
+    `modules` says that it runs models that could not be captured as well, where a technique edited their modules;
+    `own_threads` that its sessions have threads beside torch's, which a forked process does not have.
     """
 
     name: ClassVar[str]
     modules: ClassVar[bool] = False
+    own_threads: ClassVar[bool] = False
 
     @abc.abstractmethod
     def unavailable(self) -> str | None:

@@ -38,7 +38,7 @@ def as_known(gm: fx.GraphModule, backend: str) -> tuple[fx.GraphModule, int]:
     if not names:
         return gm, 0
     # Registers the operators that the compiler looks for.
-    import torch.ao.quantization.fx._decomposed  # noqa: F401
+    import torch.ao.quantization.fx._decomposed  # noqa: F401 - it registers its operators
 
     made = copy_graph(gm)
     for node in list(made.graph.nodes):

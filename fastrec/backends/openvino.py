@@ -38,6 +38,7 @@ class OpenVino(Backend):
     """
 
     name: ClassVar[str] = "openvino"
+    own_threads: ClassVar[bool] = True
 
     lookups: Literal["torch", "session"] = "torch"
 

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..artifact.example import ROWS, drawn
 from ..artifact.folder import opened
 from ..compressed import CompressedModel
 from ..errors import InputError
 from ..fresh import Fresh
-from ..inputs import describe
 from ..plan import Batches
 from ..report import Report
+from ..sessions import served_call
 
-__all__ = ["answers_of", "batches_for", "bytes_of", "call_of", "report_at"]
+__all__ = ["batches_for", "bytes_of", "report_at"]
 
 _TEXT = 256 << 20
 
@@ -47,24 +44,6 @@ def bytes_of(folder: Path) -> int:
         return sum(file.bytes for file in files.manifest.files.values())
 
 
-def call_of(fast: CompressedModel) -> Callable[[list[Tensor]], Any]:
-    """The model as its callers call it, for flat batches."""
-    layout = fast.original.layout
-
-    def call(flat: list[Tensor]) -> Any:
-        args, kwargs = layout.arguments(flat)
-        return fast(*args, **kwargs)
-
-    return call
-
-
-def answers_of(answer: Any) -> list[Tensor]:
-    """The tensors of an answer."""
-    found: list[tuple[str, Tensor]] = []
-    describe(answer, "output", found)
-    return [tensor for _, tensor in found]
-
-
 def batches_for(fast: CompressedModel) -> Batches:
     """Fresh flat batches of one request each, drawn within what the guard allows. Raises `InputError` where the model takes none."""
     parts = fast.contents()
@@ -73,7 +52,7 @@ def batches_for(fast: CompressedModel) -> Batches:
         flat = once.all(once.same(given))
         try:
             with torch.no_grad():
-                call_of(fast)(flat)
+                served_call(fast)(flat)
         except Exception as error:  # noqa: BLE001 - what was drawn may be nothing that the model takes: the next one may
             reason = f"{type(error).__name__}: {error}"[:300]
             continue

@@ -11,15 +11,16 @@ from torch import Tensor
 
 from ..compressed import CompressedModel, load
 from ..errors import InputError
+from ..inputs import tensors_of
 from ..measure import Latency, Ratio, fidelity, machine
 from ..plain import to_plain
 from ..plan import ORIGINAL, WORTH, compared
 from ..report import Report
-from ..sessions import original_call
+from ..sessions import original_call, served_call
 from ..wording import amount, difference, duration, spans, times
 from .factory import here, model_of
 from .outcome import FAILED, OK, Outcome
-from .saved import answers_of, batches_for, bytes_of, call_of, report_at
+from .saved import batches_for, bytes_of, report_at
 from .words import aligned, numbers
 
 __all__ = ["benchmarked", "compared_saved"]
@@ -34,7 +35,7 @@ def benchmarked(folder: Path, *, model: str | None, batch_sizes: str | None, sec
         original = None if model is None else model_of(model)
         fast = load(folder, model=original)
         sizes, draw = _sizes(batch_sizes, fast), batches_for(fast)
-        calls: dict[str, Any] = {"saved": call_of(fast)}
+        calls: dict[str, Any] = {"saved": served_call(fast)}
         if original is not None:
             calls["original"] = original_call(fast.original)
         then = {size.rows: size.after.p50 for size in fast.report.sizes}
@@ -112,9 +113,9 @@ def _in_turns(
     def batches(rows: int, index: int) -> list[Tensor]:
         return [tensor.contiguous() for tensor in again.all(again.same(draw(rows, index)))]
 
-    calls = {"a": call_of(a), "b": call_of(b)}
+    calls = {"a": served_call(a), "b": served_call(b)}
     judged = batches(_JUDGED if a.original.layout.rows is not None else 1, 0)
-    off = fidelity(answers_of(calls["a"](judged)), answers_of(calls["b"](judged))).max_abs
+    off = fidelity(tensors_of(calls["a"](judged)), tensors_of(calls["b"](judged))).max_abs
     rows = []
     sizes = _sizes(batch_sizes, a)
     for size in sizes:

@@ -20,7 +20,7 @@ _Estimator: Any = _base.BaseEstimator
 _FLOATS = [np.float64, np.float32]
 
 
-class _Transformer(_Named, _Mixin, _Estimator):  # type: ignore[misc]
+class _Transformer(_Named, _Mixin, _Estimator):  # type: ignore[misc]  # scikit-learn is untyped
     """What both have in common: `transform_` is the transform of fastrec that was fitted, to be saved or rebased."""
 
     transform_: Any

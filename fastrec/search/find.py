@@ -34,17 +34,18 @@ _SEARCHING = 0.6
 
 @dataclass(frozen=True)
 class Found:
-    """The best recipe, all that was tried for it, and what judges it on rows that no trial has seen."""
+    """The best recipe, all that was tried for it, and what judges it on rows that no trial has seen; `certifies` whether losses can be certified at all."""
 
     recipe: Recipe
     tried: tuple[Tried, ...]
-    evaluate: Evaluate
+    certifier: Certifier
+    certifies: bool
 
     @property
     def certifiable(self) -> bool:
         """Whether any loss was certified, or none would be with more rows."""
         if not self.tried:
-            return isinstance(self.evaluate, Evaluator)
+            return self.certifies
         within = any(one.outcome in ("kept", "slower") for one in self.tried)
         verdicts = {loss.verdict for one in self.tried for loss in one.accuracy}
         return within or "not certifiable" not in verdicts
@@ -78,12 +79,12 @@ def find_recipe(
             "nothing that approximates was tried: evaluate gives one number per model, which certifies no loss; make it with "
             "fastrec.measure.evaluator"
         )
-        return Found(start, (), evaluate)
+        return Found(start, (), Certifier(program, once, evaluate, budget), certifies=False)
     try:
         searching, checking = evaluate.split()
     except MeasurementError as error:
         work.notes.append(f"nothing that approximates was tried: the labelled rows cannot be halved: {error}")
-        return Found(start, (), evaluate)
+        return Found(start, (), Certifier(program, once, evaluate, budget), certifies=True)
     certifier = Certifier(program, once, searching, budget)
     trials = Trials(work, program, once, certifier, backends, sizes, memo, show, budget.minimize, guarded)
     show("compiling what is exact")
@@ -119,7 +120,7 @@ def find_recipe(
         return judged.holds
 
     recipe, tried = search(start, ladders, timed, late, confirmed)
-    return Found(recipe, tried, checking)
+    return Found(recipe, tried, checker, certifies=True)
 
 
 def _ladders(program: Program, budget: Budget, start: Recipe) -> list[list[Ladder]]:

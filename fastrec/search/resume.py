@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..artifact.tensors import digest_of
 from ..backends import Backend
 from ..budget import Budget
 from ..errors import InputError
@@ -136,15 +137,5 @@ def fingerprint(
 
 
 def _digest(words: Sequence[str], tensors: Sequence[Tensor]) -> str:
-    found = hashlib.sha256("\n".join(words).encode())
-    for part in _bytes(tensors):
-        found.update(part)
-    return found.hexdigest()
-
-
-def _bytes(tensors: Sequence[Tensor]) -> Iterator[bytes]:
-    for tensor in tensors:
-        plain = tensor.detach().cpu().contiguous()
-        yield f"{plain.dtype} {tuple(plain.shape)}".encode()
-        if plain.numel():
-            yield plain.reshape(-1).view(torch.uint8).numpy().tobytes()
+    told = [f"{tensor.dtype} {tuple(tensor.shape)} {digest_of(tensor.cpu())}" for tensor in tensors]
+    return hashlib.sha256("\n".join([*words, *told]).encode()).hexdigest()

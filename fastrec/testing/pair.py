@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from ..compressed import CompressedModel
 from ..guards import Bounds, read_guard
-from ..inputs import Layout, describe
+from ..inputs import Layout
 from ..program import Program, target_of
 from ..rows import count_rows, take_rows
 
-__all__ = ["Flat", "Pair", "flattened"]
+__all__ = ["Flat", "Pair"]
 
 Flat = list[Tensor]
 
@@ -81,15 +81,8 @@ class Pair:
         """The compressed model's answer. Raises `AssertionError` where it gives none."""
         try:
             return self.fast(*args, **kwargs)
-        except Exception as error:
+        except Exception as error:  # whatever it is, it is no answer
             raise AssertionError(
                 f"{where}: the compressed model raised {type(error).__name__}: {error}; expected an answer, as the model "
                 "gives one"
             ) from error
-
-
-def flattened(answer: Any) -> Flat:
-    """The tensors of an answer, in order."""
-    found: list[tuple[str, Tensor]] = []
-    describe(answer, "answer", found)
-    return [tensor for _, tensor in found]

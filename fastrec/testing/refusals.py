@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..errors import IdOutOfRangeError, InputError
 from ..guards import Bounds
-from ..inputs import Feature
-from .pair import Flat, Pair, flattened
+from ..inputs import Feature, tensors_of
+from .pair import Flat, Pair
 from .values import alike
 
 __all__ = ["check_ids", "check_nonfinite"]
@@ -50,7 +50,7 @@ def check_nonfinite(pair: Pair) -> None:
     if flat is None or pair.bounds is None:
         return
     guard, promised = pair.fast.guard, pair.fast.recipe.promised
-    clean = flattened(pair.answer(flat, f"{_COUNT} rows of a batch"))
+    clean = tensors_of(pair.answer(flat, f"{_COUNT} rows of a batch"))
     for index, (feature, bound) in enumerate(zip(pair.layout.features, pair.bounds, strict=True)):
         if not flat[index].is_floating_point() or feature.role != "rows" or feature.request:
             continue
@@ -68,11 +68,11 @@ def check_nonfinite(pair: Pair) -> None:
 def _kept(pair: Pair, batch: Flat, feature: Feature, clean: Flat) -> None:
     """The row of a NaN is as the model has it, and the others are as they were."""
     try:
-        expected = flattened(pair.expected(batch))
+        expected = tensors_of(pair.expected(batch))
     except Exception:  # noqa: BLE001 - the model itself does not take a NaN here
         return
     where = f"feature {feature.name!r}, row {_ROW}: with a NaN"
-    got = flattened(pair.answer(batch, where))
+    got = tensors_of(pair.answer(batch, where))
     others = torch.tensor([row for row in range(_COUNT) if row != _ROW])
     for old, new, was, axis in zip(expected, got, clean, pair.layout.output_axes, strict=True):
         assert axis is not None  # there are rows in every answer: by_row
@@ -100,7 +100,7 @@ def _refused(pair: Pair, batch: Flat, feature: Feature, what: str, kind: type[In
                 f"{where}: {what} raised {kind.__name__} naming feature {error.feature!r} and row {error.row}, {expected}"
             ) from error
         return
-    except Exception as error:
+    except Exception as error:  # anything else is no refusal by name
         raise AssertionError(f"{where}: {what} raised {type(error).__name__}: {error}; {expected}") from error
     raise AssertionError(f"{where}: {what} was answered, {expected}")
 

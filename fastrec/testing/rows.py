@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .pair import Flat, Pair, flattened
+from ..inputs import tensors_of
+from .pair import Flat, Pair
 from .values import alike, off
 
 __all__ = ["check_rows"]
@@ -27,9 +28,9 @@ def check_rows(pair: Pair) -> None:
     if crowd is None:
         return
     where = f"{_COUNT} rows of a batch"
-    together = flattened(pair.answer(crowd, where))
+    together = tensors_of(pair.answer(crowd, where))
     for what, batch, place, rows in _neighbours(pair, crowd):
-        answers = flattened(pair.answer(batch, f"{where} {what}"))
+        answers = tensors_of(pair.answer(batch, f"{where} {what}"))
         for index, (old, new, axis) in enumerate(
             zip(together, answers, pair.layout.output_axes, strict=True)
         ):

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from .pair import Flat, Pair, flattened
+from ..inputs import tensors_of
+from .pair import Flat, Pair
 
 __all__ = ["check_threads"]
 
@@ -21,13 +22,13 @@ def check_threads(pair: Pair) -> None:
         flat for flat in (pair.some(count) for count in _SIZES if pair.layout.rows is not None) if flat
     ]
     batches += pair.flat
-    serial = [flattened(pair.answer(flat, "one thread")) for flat in batches]
+    serial = [tensors_of(pair.answer(flat, "one thread")) for flat in batches]
 
     def ask(thread: int) -> None:
         for call in range(_CALLS):
             index = (thread + call) % len(batches)
             where = f"thread {thread} of {_THREADS}, call {call}"
-            given: Flat = flattened(pair.answer(batches[index], where))
+            given: Flat = tensors_of(pair.answer(batches[index], where))
             if len(given) != len(serial[index]) or not all(map(_same, serial[index], given)):
                 raise AssertionError(
                     f"{where}: the answer is not bit for bit what one thread gets for that batch"
