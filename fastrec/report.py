@@ -194,18 +194,7 @@ class Report:
     def __str__(self) -> str:
         lines = [self.headline]
         if self.sizes:
-            lines += _aligned([("rows", "before p50", "after p50", "speed-up", "95 % interval", "calls", "session")] + [
-                (
-                    f"{size.rows:,}",
-                    duration(size.before.p50),
-                    duration(size.after.p50),
-                    times(size.speedup.value),
-                    spans(times(size.speedup.low), times(size.speedup.high)),
-                    f"{size.after.n:,}",
-                    clean(size.session, 40),
-                )
-                for size in self.sizes
-            ])  # fmt: skip
+            lines += _aligned([("rows", *_NAMES, "calls", "session"), *((f"{size.rows:,}", *_numbers(size), f"{size.after.n:,}", clean(size.session, 40)) for size in self.sizes)])  # fmt: skip
         if self.fidelity is not None:
             lines.append(f"largest difference of outputs: {_largest(self.fidelity)}")
         lines += [str(one) for one in self.accuracy]
@@ -233,18 +222,8 @@ class Report:
         """The headline and a line per batch size, for notebooks; `fastrec.render.html` is the whole."""
         lines = [f"<p><b>{escape(self.headline)}</b></p>"]
         if self.sizes:
-            names = ("rows", "before p50", "after p50", "speed-up", "95 % interval", "session")
-            cells = [
-                (
-                    f"{size.rows:,}",
-                    duration(size.before.p50),
-                    duration(size.after.p50),
-                    times(size.speedup.value),
-                    spans(times(size.speedup.low), times(size.speedup.high)),
-                    clean(size.session, 40),
-                )
-                for size in self.sizes
-            ]
+            names = ("rows", *_NAMES, "session")
+            cells = [(f"{size.rows:,}", *_numbers(size), clean(size.session, 40)) for size in self.sizes]
             body = "".join(f"<tr>{_row('td', line)}</tr>" for line in cells)
             lines.append(f"<table><thead><tr>{_row('th', names)}</tr></thead><tbody>{body}</tbody></table>")
         said = [str(one) for one in self.accuracy] + [
@@ -350,6 +329,16 @@ class _WithoutRecipe:
 def worked(work: Work) -> str:
     """The multiply-adds before and after, in words."""
     return f"{work.candidate_before:,.0f} before, {work.candidate_after:,.0f} after and {work.request:,.0f} once per call"
+
+
+_NAMES = ("before p50", "after p50", "speed-up", "95 % interval")
+
+
+def _numbers(size: SizeResult) -> tuple[str, str, str, str]:
+    """The cells of `_NAMES`."""
+    ratio = size.speedup
+    interval = spans(times(ratio.low), times(ratio.high))
+    return duration(size.before.p50), duration(size.after.p50), times(ratio.value), interval
 
 
 def _row(tag: str, cells: Sequence[str]) -> str:

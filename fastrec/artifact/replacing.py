@@ -21,7 +21,7 @@ from typing import BinaryIO
 from ..errors import ArtifactError
 from .manifest import File
 
-__all__ = ["Writer", "replaced"]
+__all__ = ["Writer", "beside", "replaced"]
 
 _EXCHANGE = 2
 _OWN = frozenset(["manifest.json", "README.md", "report.json", "tensors.safetensors", "graphs"])
@@ -72,16 +72,26 @@ def replaced(target: Path) -> Iterator[Path]:
 
     Raises `ArtifactError`, naming the path, where there is no room or no right to write.
     """
+    with beside(target) as fresh:
+        yield fresh
+        for folder in (*(path for path in fresh.iterdir() if path.is_dir()), fresh):
+            _sync(folder)
+        _swap(fresh, target)
+        _sync(target.parent)
+
+
+@contextlib.contextmanager
+def beside(target: Path) -> Iterator[Path]:
+    """A fresh folder beside `target`, removed in the end, as those are that writers which were killed left behind.
+
+    Raises `ArtifactError`, naming the path, where it, or what is done in it, cannot be written.
+    """
     prefix = f".{target.name}.fastrec-"
     fresh = target.parent / f"{prefix}{os.getpid()}-{secrets.token_hex(4)}"
     try:
         _sweep(target.parent, prefix)
         fresh.mkdir()
         yield fresh
-        for folder in (*(path for path in fresh.iterdir() if path.is_dir()), fresh):
-            _sync(folder)
-        _swap(fresh, target)
-        _sync(target.parent)
     except OSError as error:
         where = error.filename or target
         raise ArtifactError(

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..artifact import Contents
+from ..artifact.replacing import beside
 from ..artifact.tensors import dtype_name
 from ..artifact.writing import described
 from ..backends.onnx_export import standard_model
-from ..errors import ArtifactError, InputError
+from ..errors import InputError
 from ..program import Program
 from ..version import VERSION
 from .checking import check
@@ -83,22 +81,6 @@ def written(contents: Contents, path: Path, *, inside: int, everywhere: bool) ->
     layout = contents.original.layout
     separate = layout.independent and not contents.once and layout.rows is not None
     return Exported(str(path), files, inputs, outputs, off, separate)
-
-
-@contextmanager
-def beside(target: Path) -> Iterator[Path]:
-    """A fresh folder beside the target, removed at the end. Raises `ArtifactError` where it cannot be written."""
-    fresh = target.parent / f".{target.name}.fastrec-{os.getpid()}-{secrets.token_hex(4)}"
-    try:
-        fresh.mkdir()
-        yield fresh
-    except OSError as error:
-        raise ArtifactError(
-            f"{target} could not be written: {error.strerror or error} (at {error.filename or target})",
-            path=str(target),
-        ) from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def _name(model: Any, inputs: tuple[Port, ...], outputs: tuple[Port, ...]) -> None:

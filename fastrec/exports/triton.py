@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from ..artifact import Contents
+from ..artifact.replacing import beside
 from ..errors import ArtifactError, InputError
 from .graph import ROWS
-from .onnx_file import INSIDE, Exported, beside, written
+from .onnx_file import INSIDE, Exported, written
 
 __all__ = ["config", "export_triton"]
 
