@@ -27,6 +27,7 @@ Late = Callable[[float], bool]
 AS_GOOD = 0.98
 """Of the best, what is given away for one technique fewer."""
 _LOOKS = 3
+"""How many recipes may be asked to be confirmed."""
 _ALONE = 0.65
 """The share of the time for each technique alone."""
 

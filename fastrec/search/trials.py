@@ -80,6 +80,7 @@ class Trials:
         self._start, self._top, self._most = "", "", 0.0
         self._skipped: list[Skip] = []
         self._leading = self._backends
+        self._by: dict[str, Backend] = {}
         self.asked: Program | None = None
         """The program that recipes are applied to, once `begin` was called; None where exact techniques have nothing to do."""
 
@@ -94,7 +95,7 @@ class Trials:
         if found is None:
             return
         self.asked = found.asked
-        ready.calls = self._compile(found, self._backends, said(start))
+        ready.calls = self._compile(found, self._backends, said(start), _unhurried())
         ready.bytes = tensor_bytes(found.fast.model)
         ready.held = frozenset(self._memo.touched)
         self._leading = self._lead(ready)
@@ -129,10 +130,7 @@ class Trials:
         size = tensor_bytes(found.fast.model)
         if not judged.holds:
             return Tried(recipe, "refused", str(judged), accuracy=judged.accuracy, bytes=size)
-        calls = self._compile(found, self._leading, said(recipe), journal)
-        rest = [backend for backend in self._backends if backend not in self._leading]
-        if not calls and rest:
-            calls = self._compile(found, rest, said(recipe), journal)
+        calls = self._by_leading(found, said(recipe), journal)
         if not calls:
             reason = journal.trials[-1].reason if journal.trials else "no backend runs it"
             return Tried(recipe, "failed", reason, accuracy=judged.accuracy, bytes=size)
@@ -170,7 +168,7 @@ class Trials:
         return apply_recipe(journal, self._program, recipe, False, None, lambda _: None, self._memo)
 
     def _compile(
-        self, found: Rewritten, backends: Sequence[Backend], name: str, journal: Journal | None = None
+        self, found: Rewritten, backends: Sequence[Backend], name: str, journal: Journal
     ) -> dict[str, Call]:
         """Calls of the recipe's main form, by backend and name, for batches that repeat the request's features."""
         guard = read_guard(found.asked)
@@ -178,11 +176,20 @@ class Trials:
             self._fresh = fresh_batches(self._work, self._once, found, guard)
         able = backends if found.captured else [backend for backend in backends if backend.modules]
         made = compile_forms(
-            journal or _unhurried(), self._program, self._once, found.forms[:1], able, self._fresh, self._sizes,
+            journal, self._program, self._once, found.forms[:1], able, self._fresh, self._sizes,
             lambda _: None, guard.bounds, self._memo,
         )  # fmt: skip
-        checks = guard if self._guarded else None
-        return {f"{label}: {name}": _checked(one, self._once, checks) for label, one in made.items()}
+        calls = {}
+        for label, one in made.items():
+            calls[f"{label}: {name}"] = _checked(one, self._once, guard if self._guarded else None)
+            if one.source is not None:
+                self._by[f"{label}: {name}"] = one.source.backend
+        return calls
+
+    def _by_leading(self, found: Rewritten, name: str, journal: Journal) -> dict[str, Call]:
+        """Calls by the backends that lead, or by the others where none of these can."""
+        rest = [backend for backend in self._backends if backend not in self._leading]
+        return self._compile(found, self._leading, name, journal) or self._compile(found, rest, name, journal)
 
     def _lead(self, ready: _Ready) -> tuple[Backend, ...]:
         """The fewest backends of which one is near the fastest at each number of rows; notes the fastest, and leaves out what is too slow to time."""
@@ -202,8 +209,8 @@ class Trials:
             label = max(ready.calls, key=lambda label: sum(label in labels for labels in near.values()))
             leading.append(label)
             near = {rows: labels for rows, labels in near.items() if label not in labels}
-        names = {label.partition(": ")[0].partition(", ")[0] for label in leading}
-        return tuple(backend for backend in self._backends if backend.label in names) or self._backends
+        chosen = [self._by[label] for label in leading]
+        return tuple(backend for backend in self._backends if backend in chosen) or self._backends
 
     def _time(self, rows: int, calls: Mapping[str, Call]) -> Samples:
         assert self._fresh is not None
@@ -220,9 +227,7 @@ class Trials:
             self._memo.touched.clear()
             found = self._apply(best, _unhurried())
             assert found is not None, "a recipe that was the best has something to do"
-            calls = self._compile(found, self._leading, said(best)) or self._compile(
-                found, self._backends, said(best)
-            )
+            calls = self._by_leading(found, said(best), _unhurried())
             self._ready[key] = ready = _Ready(
                 calls, {}, tensor_bytes(found.fast.model), frozenset(self._memo.touched)
             )
