@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -21,7 +21,7 @@ from .program import Answers, Program
 from .request import Once
 from .techniques import Applied, Technique
 
-__all__ = ["Certifier", "Evaluate", "Judgement"]
+__all__ = ["Certifier", "Evaluate", "Judgement", "most"]
 
 T = TypeVar("T")
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
@@ -50,6 +50,22 @@ class Judgement:
 
     def __str__(self) -> str:
         return "; ".join(self.refusals)
+
+
+def most(judgements: Iterable[Judgement]) -> Judgement:
+    """What was lost at most, of every metric and in every segment, by several sessions that were judged alike, each on its own."""
+    several = list(judgements)
+    return Judgement(
+        tuple(max(same, key=_upper) for same in zip(*(one.accuracy for one in several), strict=True)),
+        tuple(max(same, key=_upper) for same in zip(*(one.segments for one in several), strict=True)),
+        next((one.failed for one in several if one.failed), ""),
+    )
+
+
+def _upper(one: Accuracy | SegmentAccuracy) -> float:
+    """The bound of a loss, or the loss itself; below all others what cannot be measured."""
+    lost = one.value if one.upper is None else one.upper
+    return -math.inf if lost is None else lost
 
 
 class Certifier:

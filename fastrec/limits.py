@@ -29,7 +29,7 @@ def small_enough(found: Rewritten, budget: Budget | None) -> Rewritten | None:
         or _bytes(found.plain.model) <= budget.bytes
     ):
         return None
-    sizes = {form.name: _bytes(form.make().model) for form in found.forms if form.main}
+    sizes = {form.name: _bytes(form.make().model) for form in found.forms if form.main or form.part}
     limit = max(budget.bytes, min(sizes.values()))
     # Other forms hold the tables of the whole recipe, which is the first.
     whole = found.forms[0].name

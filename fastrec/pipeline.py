@@ -26,7 +26,7 @@ from .as_called import plainly
 from .backends import Backend
 from .breakdowns import set_aside, where_time_goes
 from .budget import Budget
-from .certify import Certifier, Evaluate, Judgement
+from .certify import Certifier, Evaluate, Judgement, most
 from .compressed import CompressedModel
 from .declared import Declared
 from .errors import InputError
@@ -236,22 +236,41 @@ def _settle(
     certifier: Certifier | None,
     show: Stages,
 ) -> tuple[list[SizeResult], Judgement]:
-    """What serves each size and what it loses; sessions that approximate are dropped where that is not certified."""
+    """What serves each size and the most that it loses; sessions that approximate are dropped where that is not certified."""
     while True:
         results = measure()
-        lossy = any(r.session != ORIGINAL and not sessions[r.session].exact for r in results)
         if certifier is None or not results:
             return results, Judgement()
         show("evaluating what serves")
-        plan = Plan(tuple(r.rows for r in results), tuple(r.session for r in results))
-        private = program.with_model(program.draft().eval())
-        served = _serving(private, sessions, plan, _Checks(), once)
-        judged = certifier.judge(partial(_answers, served, once), exact=not lossy)
-        if judged.holds:
-            return results, judged
-        for name in [name for name, made in sessions.items() if not made.exact]:
-            del sessions[name]
-            work.failed(name, str(judged))
+        judge = partial(_judge, program.with_model(program.draft().eval()), once, sessions, certifier)
+        # Each alone: labelled rows come in batches that one of them would serve, and callers' do not.
+        lossy = {r.session: r for r in results if r.session != ORIGINAL and not sessions[r.session].exact}
+        if not lossy:
+            return results, judge(results, exact=True)
+        judged = {name: judge([result], exact=False) for name, result in lossy.items()}
+        refused = {
+            id(sessions[name].program.model): str(one) for name, one in judged.items() if not one.holds
+        }
+        if not refused:
+            return results, most(judged.values())
+        for name, made in list(sessions.items()):
+            if id(made.program.model) in refused:
+                del sessions[name]
+                work.failed(name, refused[id(made.program.model)])
+
+
+def _judge(
+    original: Program,
+    once: Once,
+    sessions: Mapping[str, Made],
+    certifier: Certifier,
+    results: Sequence[SizeResult],
+    exact: bool,
+) -> Judgement:
+    """What is lost by what serves these sizes."""
+    plan = Plan(tuple(r.rows for r in results), tuple(r.session for r in results))
+    served = _serving(original, sessions, plan, _Checks(), once)
+    return certifier.judge(partial(_answers, served, once), exact=exact)
 
 
 def _answers(served: CompressedModel, once: Once, flat: list[Tensor]) -> Sequence[Tensor]:

@@ -143,7 +143,7 @@ def apply_recipe(
         kept = tuple(technique for technique in graphs if technique.exact)
         # Made once: sessions and what is left of it share its tables.
         forms.append(Form("exact", cache(partial(rewritten, asked, kept, memo)), main=True))
-        others += _uncut(asked, graphs)
+        others += _parts(asked, graphs, memo)
     # What is learned would be learned again.
     if asked is not plain and not any(technique.mends for technique in graphs):
         # Where rows are few, one lookup and one product for all of them may beat one for the request and one more.
@@ -160,14 +160,28 @@ def _captured(work: Journal, program: Program) -> tuple[Program, Program]:
     return plain, ask(plain)
 
 
-def _uncut(program: Program, techniques: Sequence[Technique]) -> list[Form]:
-    """The rest of a recipe without what takes parts out, which has to be faster than that; none where nothing else approximates."""
-    cut = [technique for technique in techniques if technique.cuts]
-    rest = tuple(technique for technique in techniques if not (technique.cuts or technique.mends))
-    if not cut or all(technique.exact for technique in rest):
-        return []
-    names = ", ".join(technique.name for technique in cut)
-    return [Form(f"without {names}", cache(partial(rewritten, program, rest)), exact=False)]
+def _parts(program: Program, techniques: Sequence[Technique], memo: Memo) -> list[Form]:
+    """The recipe without one thing that it approximates, and without all that cuts, where something that approximates is left.
+
+    What helps many rows may hold up one: each has to gain something at every number of rows that it serves. Nothing is left out in
+    front of what mends, which would have to learn again; what cuts goes together with that.
+    """
+    cut = tuple(technique for technique in techniques if technique.cuts)
+    learned = max((place for place, technique in enumerate(techniques) if technique.mends), default=-1)
+    left_out = [
+        (technique,) for technique in techniques[learned + 1 :] if not (technique.exact or technique.cuts)
+    ]
+    forms = []
+    for names in filter(None, [cut, *left_out]):
+        gone = [*names, *(technique for technique in techniques if names is cut and technique.mends)]
+        rest = tuple(technique for technique in techniques if technique not in gone)
+        if not all(technique.exact for technique in rest):
+            name = f"without {', '.join(technique.name for technique in names)}"
+            make = cache(partial(rewritten, program, rest, memo))
+            forms.append(
+                Form(name, make, exact=False, cut=any(technique.cuts for technique in rest), part=True)
+            )
+    return forms
 
 
 def _uncaptured(
@@ -213,7 +227,7 @@ def _uncaptured(
     exact = not any(step.changes and not step.exact for step in work.steps)
     cut = [technique for technique in done if technique.cuts]
     forms = [Form("modules", lambda: fast, whole=whole, exact=exact, cut=bool(cut), main=True)]
-    forms += [replace(form, name=f"modules, {form.name}", whole=whole) for form in _uncut(plain, done)]
+    forms += [replace(form, name=f"modules, {form.name}", whole=whole) for form in _parts(plain, done, memo)]
     forms += [
         Form(f"modules, {name}", make, whole=whole, exact=exact, cut=bool(cut)) for name, make in alternatives
     ]

@@ -35,7 +35,8 @@ class Form:
     """One way to write the captured program: its name beside a backend's and how it is made.
 
     `whole` says that it takes the request's features repeated for every row, `exact` that it keeps the answer, `cut` that parts
-    of the model were taken out, `main` that every backend is to try it, not those alone that lead.
+    of the model were taken out, `main` that every backend is to try it, not those alone that lead, `part` that it is without some of
+    what the recipe approximates.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Form:
     exact: bool = True
     cut: bool = False
     main: bool = False
+    part: bool = False
 
 
 @dataclass(frozen=True)

@@ -170,13 +170,15 @@ class Trials:
     def _compile(
         self, found: Rewritten, backends: Sequence[Backend], name: str, journal: Journal
     ) -> dict[str, Call]:
-        """Calls of the recipe's main form, by backend and name, for batches that repeat the request's features."""
+        """Calls of the recipe and of its parts, by backend and name, for batches that repeat the request's features."""
         guard = read_guard(found.asked)
         if self._fresh is None:
             self._fresh = fresh_batches(self._work, self._once, found, guard)
         able = backends if found.captured else [backend for backend in backends if backend.modules]
+        # What a part is faster with at some number of rows, it serves there, in the end as here.
+        forms = [found.forms[0], *(replace(form, main=True) for form in found.forms if form.part)]
         made = compile_forms(
-            journal, self._program, self._once, found.forms[:1], able, self._fresh, self._sizes,
+            journal, self._program, self._once, forms, able, self._fresh, self._sizes,
             lambda _: None, guard.bounds, self._memo,
         )  # fmt: skip
         calls = {}

@@ -202,3 +202,70 @@ def test_where_the_best_is_not_certified_on_other_rows_the_next_one_is(
     assert [type(one) for one in fast.recipe if not one.exact] == [QuantizeTables]
     assert not fast.exact
     assert any("not certified on the rows that no trial has seen" in note for note in fast.report.notes)
+
+
+WITH = {
+    1: {"QuantizeTables": 1.5, "QuantizeLinears": 0.5},
+    16: {"QuantizeTables": 1.2, "QuantizeLinears": 3.0},
+}
+
+
+TECHNIQUE = {"QuantizeTables": "quantize_tables", "QuantizeLinears": "quantize_linears"}
+
+
+def by_rows(rows: int, calls: Mapping[str, Any], batches: Any, seconds: float, first: int = 0) -> Samples:
+    """What calls would take if linear maps in integers were slower at one row and faster at many."""
+    taken = {}
+    for label in calls:
+        fast = [
+            factor
+            for name, factor in WITH[rows].items()
+            if name in label and f"without {TECHNIQUE[name]}" not in label
+        ]
+        taken[label] = np.full(40, (2e-3 if label == "original" else 1e-3) / float(np.prod(fast)))
+    return Samples(taken)
+
+
+def test_each_part_serves_the_numbers_of_rows_that_it_helps(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(trials, "compared", by_rows)
+    part = "eager, without quantize_linears"
+    monkeypatch.setattr(
+        pipeline, "preferred", lambda trials, *first: part if trials[0].rows == 1 else trials[0].session
+    )
+    fast = found(*judged(), fastrec.Budget({"auc": 0.05}))
+    assert [type(one).__name__ for one in fast.recipe if not one.exact] == [*WITH[1]]
+    best = max(one.speedup.value for one in fast.report.searched if one.speedup)
+    assert best == pytest.approx((2 * 1.5 * 2 * 1.2 * 3.0) ** 0.5)
+    assert [size.session for size in fast.report.sizes] == [part, "eager"]
+    assert fast.report.accuracy[0].verdict == "certified"
+    fast.save(tmp_path / "saved")
+    again = fastrec.load(tmp_path / "saved")
+    for batch in (rows(1, 9), rows(16, 9)):
+        assert torch.equal(again(*batch), fast(*batch))
+    assert not torch.equal(fast(*rows(1, 9)), fast.session(16)(*rows(1, 9))[0]), "two forms serve"
+
+
+def test_a_part_that_is_not_certified_is_dropped_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    part = "eager, without quantize_linears"
+    names: list[list[str]] = []
+
+    def preferred(trials: Any, *first: Any) -> str:
+        names.append([trial.session for trial in trials])
+        return part if part in names[-1] and trials[0].rows == 1 else trials[0].session
+
+    right = Certifier.judge
+
+    def judge(self: Certifier, run: Any, *, exact: bool = False) -> Judgement:
+        found = right(self, run, exact=exact)
+        served = getattr(run, "args", (None,))[0]
+        bad = isinstance(served, CompressedModel) and served.plan is not None and part in served.plan.names
+        return replace(found, failed="as if it lost too much") if bad else found
+
+    monkeypatch.setattr(pipeline, "preferred", preferred)
+    monkeypatch.setattr(Certifier, "judge", judge)
+    fast = found(*judged(), fastrec.Budget({"auc": 0.05}))
+    assert [size.session for size in fast.report.sizes] == ["eager", "eager"] and not fast.exact
+    assert part in names[0] and part not in names[-1]
+    assert any(trial.session == part and "lost too much" in trial.reason for trial in fast.report.trials)
