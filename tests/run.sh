@@ -2,7 +2,7 @@
 # Lint, types and tests, from nothing. Arguments go to pytest: `bash tests/run.sh -k guards`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-bash .ci/setup.sh dev,openvino,report,cli
+bash .ci/setup.sh dev,openvino,report,cli,ray,spark
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
