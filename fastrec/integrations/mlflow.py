@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..render import write_html
 from ..report import Report
 from ..version import VERSION
-from .packages import package
+from ..packages import package
 
 __all__ = ["log", "metrics", "params"]
 
@@ -30,7 +30,7 @@ def log(fast: CompressedModel, name: str = "fastrec") -> str:
     Raises `PackageMissing` without mlflow or what a page needs, and whatever `save` raises, before anything is logged. MLflow raises
     where the run has other parameters under this name already. Cost: that of `save`, and the upload.
     """
-    mlflow = package("mlflow", "mlflow")
+    mlflow = package("mlflow", "mlflow", "integrations.mlflow")
     measured, done = metrics(fast.report, name), params(fast.report, name)
     with tempfile.TemporaryDirectory() as folder:
         # Of a copy: where `fast` itself is saved is what its pickles name, and this folder goes.

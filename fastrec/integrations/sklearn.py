@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..transforms import DctTransform, PcaTransform
-from .packages import package
+from ..packages import package
 
 __all__ = ["DctTransformer", "PcaTransformer"]
 
-_base, _validation = package("sklearn.base", "sklearn"), package("sklearn.utils.validation", "sklearn")
+_base, _validation = (
+    package(name, "sklearn", "integrations.sklearn") for name in ("sklearn.base", "sklearn.utils.validation")
+)
 _Named: Any = _base.ClassNamePrefixFeaturesOutMixin
 _Mixin: Any = _base.TransformerMixin
 _Estimator: Any = _base.BaseEstimator

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 import fastrec
-from fastrec.errors import InputError
+from fastrec.errors import InputError, PackageMissing
 from fastrec.integrations.mlflow import log, metrics, params
 from fastrec.losses import Accuracy
 from fastrec.recipe import Recipe
@@ -120,3 +121,9 @@ def test_a_recipe_longer_than_a_parameter_is_not_cut() -> None:
     long = Recipe((QuantizeTables(only=tuple(f"table_{i}" for i in range(900))),))
     found = params(replace(improved(), recipe=long))
     assert "fastrec/recipe" not in found and found["fastrec/techniques"] == "quantize_tables"
+
+
+def test_the_line_that_installs_it_is_said(monkeypatch: pytest.MonkeyPatch, saved: Saved) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(PackageMissing, match=r"mlflow.*pip install 'fastrec\[mlflow\]'"):
+        log(saved.fast)
