@@ -9,10 +9,10 @@ from pathlib import Path
 
 from ..compressed import CompressedModel
 from ..errors import InputError
+from ..packages import package
 from ..render import write_html
 from ..report import Report
 from ..version import VERSION
-from ..packages import package
 
 __all__ = ["log", "metrics", "params"]
 

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..transforms import DctTransform, PcaTransform
 from ..packages import package
+from ..transforms import DctTransform, PcaTransform
 
 __all__ = ["DctTransformer", "PcaTransformer"]
 
