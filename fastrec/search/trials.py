@@ -22,7 +22,7 @@ from ..progress import Stages
 from ..recipe import Recipe
 from ..request import Once
 from ..rewriting import Rewritten, apply_recipe, fresh_batches
-from ..sessions import Made, compile_forms, original_call, session_call
+from ..sessions import Form, Made, compile_forms, original_call, session_call
 from ..techniques import Skip
 from ..tried import Tried, said
 from ..wording import times
@@ -95,7 +95,7 @@ class Trials:
         if found is None:
             return
         self.asked = found.asked
-        ready.calls = self._compile(found, self._backends, said(start), _unhurried())
+        ready.calls = self._compile(found, found.forms[0], self._backends, said(start), _unhurried())
         ready.bytes = tensor_bytes(found.fast.model)
         ready.held = frozenset(self._memo.touched)
         self._leading = self._lead(ready)
@@ -168,17 +168,15 @@ class Trials:
         return apply_recipe(journal, self._program, recipe, False, None, lambda _: None, self._memo)
 
     def _compile(
-        self, found: Rewritten, backends: Sequence[Backend], name: str, journal: Journal
+        self, found: Rewritten, form: Form, backends: Sequence[Backend], name: str, journal: Journal
     ) -> dict[str, Call]:
-        """Calls of the recipe and of its parts, by backend and name, for batches that repeat the request's features."""
+        """Calls of one form of the recipe, by backend and name, for batches that repeat the request's features."""
         guard = read_guard(found.asked)
         if self._fresh is None:
             self._fresh = fresh_batches(self._work, self._once, found, guard)
         able = backends if found.captured else [backend for backend in backends if backend.modules]
-        # What a part is faster with at some number of rows, it serves there, in the end as here.
-        forms = [found.forms[0], *(replace(form, main=True) for form in found.forms if form.part)]
         made = compile_forms(
-            journal, self._program, self._once, forms, able, self._fresh, self._sizes,
+            journal, self._program, self._once, [replace(form, main=True)], able, self._fresh, self._sizes,
             lambda _: None, guard.bounds, self._memo,
         )  # fmt: skip
         calls = {}
@@ -189,9 +187,15 @@ class Trials:
         return calls
 
     def _by_leading(self, found: Rewritten, name: str, journal: Journal) -> dict[str, Call]:
-        """Calls by the backends that lead, or by the others where none of these can."""
+        """Calls of the recipe and of its parts, each by the backends that lead, or by the others where none of these can."""
         rest = [backend for backend in self._backends if backend not in self._leading]
-        return self._compile(found, self._leading, name, journal) or self._compile(found, rest, name, journal)
+        calls: dict[str, Call] = {}
+        # Where a part is faster, it serves, in the end as here.
+        for form in (found.forms[0], *(form for form in found.forms if form.part)):
+            calls |= self._compile(found, form, self._leading, name, journal) or self._compile(
+                found, form, rest, name, journal
+            )
+        return calls
 
     def _lead(self, ready: _Ready) -> tuple[Backend, ...]:
         """The fewest backends of which one is near the fastest at each number of rows; notes the fastest, and leaves out what is too slow to time."""

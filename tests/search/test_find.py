@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 import fastrec
 from fastrec import pipeline
-from fastrec.backends import Eager
+from fastrec.backends import Eager, Session
 from fastrec.certify import Certifier, Judgement
 from fastrec.compressed import CompressedModel
-from fastrec.errors import InputError
+from fastrec.errors import BackendError, InputError
 from fastrec.measure import Samples, evaluator
 from fastrec.program import Program
 from fastrec.report import Report
@@ -81,7 +81,7 @@ def judged(count: int = 6000, seed: int = 1) -> tuple[Ranker, Any]:
 def found(model: nn.Module, evaluate: Any, budget: fastrec.Budget, **settings: Any) -> CompressedModel:
     return fastrec.compress(
         model, rows(64, 3), calibration=[rows(256, seed) for seed in range(4, 8)], evaluate=evaluate, budget=budget,
-        backends=[Eager()], batch_sizes=(1, 16), progress=False, **settings,
+        batch_sizes=(1, 16), progress=False, **({"backends": [Eager()]} | settings),
     )  # fmt: skip
 
 
@@ -269,3 +269,39 @@ def test_a_part_that_is_not_certified_is_dropped_alone(monkeypatch: pytest.Monke
     assert [size.session for size in fast.report.sizes] == ["eager", "eager"] and not fast.exact
     assert part in names[0] and part not in names[-1]
     assert any(trial.session == part and "lost too much" in trial.reason for trial in fast.report.trials)
+
+
+@dataclass(frozen=True)
+class Floats(Eager):
+    """As torch, but for linear maps in integers, which it cannot run; takes four fifths of the time."""
+
+    name: ClassVar[str] = "floats"
+
+    def compile(self, program: Program) -> Session:
+        if any("int8_linear" in str(node.target) for node in program.model.graph.nodes):  # type: ignore[union-attr]
+            raise BackendError("has no integers", backend=self.name)
+        return super().compile(program)
+
+
+def test_what_leads_and_cannot_run_the_whole_leaves_it_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: set[str] = set()
+
+    def quicker(rows: int, calls: Mapping[str, Any], batches: Any, seconds: float, first: int = 0) -> Samples:
+        timed.update(calls)
+        samples = by_rows(rows, calls, batches, seconds, first)
+        return Samples(
+            {
+                label: times * (0.8 if label.startswith("floats") else 1.0)
+                for label, times in samples.seconds.items()
+            }
+        )
+
+    monkeypatch.setattr(trials, "compared", quicker)
+    fast = found(*judged(), fastrec.Budget({"auc": 0.05}), backends=[Floats(), Eager()])
+    assert [type(one).__name__ for one in fast.recipe if not one.exact] == [*WITH[1]]
+    both = "QuantizeTables(bits=16), QuantizeLinears()"
+    assert {label for label in timed if label.endswith(both)} == {
+        f"eager: {both}",
+        f"floats, without quantize_linears: {both}",
+        f"eager, without quantize_tables: {both}",
+    }
