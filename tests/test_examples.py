@@ -193,6 +193,26 @@ def test_title_tower(
     assert counts[1:] == [12, 12 - module.LEFT]
 
 
+def test_daily_loop(
+    example: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for package in ("pandas", "sklearn"):
+        pytest.importorskip(package)
+    module = example("daily_loop")
+    lines = module.cleaned()
+    assert (
+        len(lines) > 300_000 and (lines.quantity > 0).all() and not lines.duplicated(["basket", "item"]).any()
+    )
+    few = lines[(lines.user % 8 == 0) & (lines.week < module.FIRST + 2 * module.WEEKS)]
+    monkeypatch.setattr(module, "cleaned", lambda: few)
+    made = shortened(monkeypatch, 100)
+    module.main(rounds=2)
+    said = re.findall(r"NDCG@10 (\S+),", capsys.readouterr().out)
+    assert len(said) == 4 and said[0] == said[1], "nothing is learned before the first round"
+    assert float(said[2]) > 0.05
+    assert made[0].report.accuracy
+
+
 def test_the_data_names_its_licence() -> None:
     text = (EXAMPLES / "data" / "README.md").read_text()
     assert "CC BY 4.0" in text and "10.1016/j.dib.2018.11.126" in text
