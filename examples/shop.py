@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,7 +40,7 @@ class Shop:
     known: dict[int, int] = field(default_factory=dict)
     price: Tensor = field(default_factory=lambda: torch.zeros(1 + SPARE))
     sold: Tensor = field(default_factory=lambda: torch.ones(1 + SPARE))
-    bought: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
+    bought: dict[int, list[int]] = field(default_factory=dict)
 
     def learn(self, lines: pd.DataFrame) -> None:
         """Takes in the articles of these lines that it does not know, with their prices, behind those it knows."""
@@ -69,7 +68,7 @@ class Shop:
     def wanted(self, week: pd.DataFrame) -> list[tuple[Tensor, Tensor]]:
         """Of each customer of a week, what they had bought last before it, and what they buy in it."""
         items = week.groupby("user").item.unique()
-        last = [([0] * LAST + self.bought[user])[-LAST:] for user in items.index]
+        last = [([0] * LAST + self.bought.get(user, []))[-LAST:] for user in items.index]
         numbers = [[self.number(item) for item in some] for some in items]
         return [(torch.tensor(before), torch.tensor(now)) for before, now in zip(last, numbers, strict=True)]
 
@@ -78,4 +77,4 @@ class Shop:
         items = [self.number(item) for item in week.item]
         self.sold = 0.93 * self.sold + torch.bincount(torch.tensor(items), minlength=len(self.sold))
         for user, item in zip(week.user, items, strict=True):
-            self.bought[user].append(item)
+            self.bought.setdefault(user, []).append(item)
