@@ -20,6 +20,7 @@ from .techniques import TECHNIQUES, Technique
 
 __all__ = [
     "check_budget",
+    "check_workers",
     "own_random_state",
     "read_backends",
     "read_recipe",
@@ -106,6 +107,20 @@ def read_resume(resume: str | PathLike[str] | None, searching: bool) -> Path | N
             "resume=... keeps the trials of a search, and none is made: give evaluate=..., a budget of what may be lost, and no recipe"
         )
     return Path(resume)
+
+
+def check_workers(workers: object, searching: bool) -> None:
+    """Whether trials may be given to these. Raises `InputError`, also where there are none to give."""
+    if workers is None:
+        return
+    if not callable(getattr(workers, "open", None)):
+        raise InputError(
+            f"workers takes what opens them, as fastrec.distributed.ray_workers(2), got {workers!r:.80}"
+        )
+    if not searching:
+        raise InputError(
+            "workers=... make the trials of a search, and none is made: give evaluate=..., a budget of what may be lost, and no recipe"
+        )
 
 
 @contextlib.contextmanager

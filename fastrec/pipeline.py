@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from .accounts import account, status_of, work_of
 from .arguments import (
     check_budget,
+    check_workers,
     own_random_state,
     read_backends,
     read_recipe,
@@ -58,7 +59,7 @@ from .report import SizeResult
 from .request import Once
 from .rewriting import Rewritten, apply_recipe, fresh_batches, read, rewritten
 from .rows import count_rows
-from .search import Found, find_recipe, is_asked
+from .search import Found, Workers, find_recipe, is_asked
 from .sessions import Made, compile_forms, original_call, served_call, session_call
 from .techniques import Technique
 from .undeclared import advice
@@ -82,6 +83,7 @@ def compress(
     budget: Budget | None = None,
     recipe: Technique | Sequence[Technique] | Recipe | None = None,
     resume: str | PathLike[str] | None = None,
+    workers: Workers | None = None,
     backends: Backend | Sequence[Backend] | None = None,
     batch_sizes: Sequence[int] = _SIZES,
     guards: bool = True,
@@ -110,7 +112,8 @@ def compress(
 
     `recipe` names the techniques. None is every exact one that saves time, and with `evaluate` and a `budget` that bounds a loss or a
     time, the fastest combination with approximate ones that a search finds: tried on one half of the labelled rows, certified on
-    the other. `resume` names a file that keeps its trials, so that a search that was ended goes on. `backends` who may run them (None: those installed), `batch_sizes` the numbers of
+    the other. `resume` names a file that keeps its trials, so that a search that was ended goes on, and `workers` make them beside one another, as those of
+    `fastrec.distributed.ray_workers`. `backends` who may run them (None: those installed), `batch_sizes` the numbers of
     rows to measure. `guards=False` drops the checks of ids and finiteness, `on_nonfinite="propagate"` those of
     finiteness alone. With `Budget(bytes=...)` the tables are brought under so many bytes, each in the form that moves the answers
     least, and what is small enough serves, faster or not. The compressed model falls back on the original where it has to, and so holds its tables; with
@@ -139,6 +142,7 @@ def compress(
     searching = recipe is None and is_asked(budget, evaluate)
     work = Journal(began, began + read_seconds(seconds, _SEARCHING if searching else _SECONDS))
     trials = read_resume(resume, searching)
+    check_workers(workers, searching)
     with own_random_state(), stages(progress) as show:
         show("reading the model")
         program = read(work, model, batch, request_features, calibration)
@@ -150,7 +154,19 @@ def compress(
         certifier: Certifier | None = None
         if searching and budget is not None and evaluate is not None:
             best = find_recipe(
-                work, program, once, steps, evaluate, budget, chosen, sizes, memo, show, trials, guards
+                work,
+                program,
+                once,
+                steps,
+                evaluate,
+                budget,
+                chosen,
+                sizes,
+                memo,
+                show,
+                trials,
+                guards,
+                workers,
             )
             steps, certifier = best.recipe, best.certifier
             work.restart()

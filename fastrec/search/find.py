@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ from ..techniques import TECHNIQUES, Technique
 from ..tried import Tried, said
 from .order import Ladder, search
 from .resume import Recorded, fingerprint
-from .trials import Trials
+from .spread import Spread, Workers
+from .task import Task
 
 __all__ = ["Found", "find_recipe", "is_asked"]
 
@@ -69,10 +71,11 @@ def find_recipe(
     show: Stages,
     resume: Path | None,
     guarded: bool = True,
+    workers: Workers | None = None,
 ) -> Found:
     """The best recipe from `start` on that is certified on one half of the rows; `start` where there is nothing to certify by.
 
-    Trials that `resume` has are not made again. Raises `InputError` where that is of another search.
+    Trials that `resume` has are not made again; those that are made `workers` make, where there are any. Raises `InputError` where that is of another search.
     """
     if not isinstance(evaluate, Evaluator):
         work.notes.append(
@@ -85,41 +88,53 @@ def find_recipe(
     except MeasurementError as error:
         work.notes.append(f"nothing that approximates was tried: the labelled rows cannot be halved: {error}")
         return Found(start, (), Certifier(program, once, evaluate, budget), certifies=True)
-    certifier = Certifier(program, once, searching, budget)
-    trials = Trials(work, program, once, certifier, backends, sizes, memo, show, budget.minimize, guarded)
     show("compiling what is exact")
-    trials.begin(start)
+    task = Task(
+        program,
+        tuple(work.calibration),
+        once,
+        searching,
+        budget,
+        tuple(backends),
+        tuple(sizes),
+        guarded,
+        start,
+    )
+    trials = task.trials(memo)
     ladders = _ladders(trials.asked or program, budget, start)
-    began = time.perf_counter()
-    given = _SEARCHING * max(0.0, work.deadline - began)
-    usual = [0.0]
-
-    def late(share: float) -> bool:
-        return time.perf_counter() - began + usual[0] > share * given
-
-    trial = trials if resume is None else Recorded(
-        resume, fingerprint(program, work.calibration, searching, budget, backends, sizes), trials
-    )  # fmt: skip
-
-    def timed(recipe: Recipe, best: Recipe) -> Tried:
-        seen = trial(recipe, best)
-        usual[0] = 0.5 * (usual[0] + seen.seconds)
-        return seen
-
+    of = {} if resume is None else fingerprint(program, work.calibration, searching, budget, backends, sizes)
+    here = Recorded(resume, of, trials)
     checker = Certifier(program, once, checking, budget)
+    if workers is not None:
+        show("starting workers")
+    with contextlib.nullcontext(()) if workers is None else workers.open(task, work.notes) as several:
+        spread = Spread(here, several, work.notes)
+        began = time.perf_counter()
+        given = _SEARCHING * max(0.0, work.deadline - began)
+        usual = [0.0]
 
-    def confirmed(recipe: Recipe) -> bool:
-        show("checking on rows that no trial has seen")
-        made = trials.made(recipe)
-        assert made is not None, "a recipe that was kept has something to do"
-        judged = checker.of(made)
-        if not judged.holds:
-            work.notes.append(
-                f"found, and not certified on the rows that no trial has seen: {said(recipe)}: {judged}"
-            )
-        return judged.holds
+        def late(share: float) -> bool:
+            return time.perf_counter() - began + usual[0] > share * given
 
-    recipe, tried = search(start, ladders, timed, late, confirmed)
+        def timed(recipe: Recipe, best: Recipe) -> Tried:
+            show(f"trying {said(recipe)}")
+            seen = spread(recipe, best)
+            usual[0] = 0.5 * (usual[0] + seen.seconds)
+            return seen
+
+        def confirmed(recipe: Recipe) -> bool:
+            show("checking on rows that no trial has seen")
+            spread.rest()
+            made = trials.made(recipe)
+            assert made is not None, "a recipe that was kept has something to do"
+            judged = checker.of(made)
+            if not judged.holds:
+                work.notes.append(
+                    f"found, and not certified on the rows that no trial has seen: {said(recipe)}: {judged}"
+                )
+            return judged.holds
+
+        recipe, tried = search(start, ladders, timed, late, confirmed, spread.ahead)
     return Found(recipe, tried, checker, certifies=True)
 
 

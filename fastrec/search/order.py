@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Generator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import replace
 
 from ..recipe import Recipe
 from ..techniques import TECHNIQUES, Technique
 from ..tried import Tried
 
-__all__ = ["AS_GOOD", "Ladder", "Late", "Trial", "search"]
+__all__ = ["AS_GOOD", "Ahead", "Ladder", "Late", "Trial", "search"]
 
 Trial = Callable[[Recipe, Recipe], Tried]
 """What became of a recipe beside the best so far."""
+Ahead = Callable[[Sequence[Recipe], Recipe], None]
+"""Is told which recipes are likely to be tried next beside a best, in this order; nothing is promised."""
 Ladder = Sequence[Technique]
 """Settings of one technique, from mild to strong."""
 Late = Callable[[float], bool]
@@ -38,18 +41,20 @@ def search(
     trial: Trial,
     late: Late,
     confirmed: Callable[[Recipe], bool] = lambda _: True,
+    ahead: Ahead = lambda *_: None,
 ) -> tuple[Recipe, tuple[Tried, ...]]:
     """The best recipe found from `start` on, and all that was tried, in order.
 
     Every technique is tried alone, from mild to strong until the budget refuses it, from there on with what brings answers back:
     first the mildest setting of each in the first group of `ladders`, then the next of each, and so on with the other groups. The best of these is the first of the recipe; the others join it in order of what they gained, in milder settings where
     their losses add up to too much. At last it is tried without each of its parts, and with neighbours the other way round.
-    When it is `late`, the rest is noted as not tried.
+    When it is `late`, the rest is noted as not tried. `ahead` is told what will be tried next whatever becomes of the trials before, or
+    is likely to be, so that several may be made at once; what is decided is the same whether they are or not.
 
     A best that is not `confirmed` is built again without all of its parts together, three times at most, as with each look chance has
     another one; where none is, the first comes back.
     """
-    found = _Search(start, ladders, trial, late)
+    found = _Search(start, ladders, trial, late, ahead)
     found.alone()
     first = None
     for _ in range(_LOOKS):
@@ -67,13 +72,18 @@ def search(
 Option = tuple[float, tuple[Technique, ...]]
 """What techniques gained alone, and these techniques: one, and what brings its answers back, if need be."""
 
+_Climb = tuple[Generator[tuple[Technique, ...], Tried, None], tuple[Technique, ...]]
+"""A way up a ladder, and what is next on it."""
+
 
 class _Search:
     """The best recipe so far, and what was tried for it."""
 
-    def __init__(self, start: Recipe, ladders: Sequence[Sequence[Ladder]], trial: Trial, late: Late) -> None:
+    def __init__(
+        self, start: Recipe, ladders: Sequence[Sequence[Ladder]], trial: Trial, late: Late, ahead: Ahead
+    ) -> None:
         self.best, self.tried = start, list[Tried]()
-        self._start, self._trial, self._late = start, trial, late
+        self._start, self._trial, self._late, self._ahead = start, trial, late, ahead
         self._groups = [[one for one in group if one and not one[0].mends] for group in ladders]
         self._menders = [one[0] for group in ladders for one in group if one and one[0].mends]
         self._seen: dict[str, Tried] = {}
@@ -83,24 +93,32 @@ class _Search:
 
     def alone(self) -> None:
         """Notes for each technique the settings that gained something alone, those that gained most first."""
+        rounds: list[tuple[list[list[Option]], deque[_Climb]]] = []
         for group in self._groups:
             options: list[list[Option]] = [[] for _ in group]
             climbs = [self._climb(ladder, found) for ladder, found in zip(group, options, strict=True)]
-            climbing = [(climb, next(climb)) for climb in climbs]
-            while climbing:
-                going = []
-                for climb, techniques in climbing:
-                    seen = self._try(_with(self._start, *techniques), _ALONE)
-                    with contextlib.suppress(StopIteration):
-                        going.append((climb, climb.send(seen)))
-                climbing = going
-            self._single = set(self._seen)
+            rounds.append((options, deque((climb, next(climb)) for climb in climbs)))
+        for place, (options, waiting) in enumerate(rounds):
+            while waiting:
+                # Of later groups as well: none depends on what becomes of another.
+                coming = (one for _, later in rounds[place:] for _, one in later)
+                self._announce((_with(self._start, *one) for one in coming), _ALONE)
+                climb, techniques = waiting.popleft()
+                seen = self._try(_with(self._start, *techniques), _ALONE)
+                with contextlib.suppress(StopIteration):
+                    waiting.append((climb, climb.send(seen)))
             self._options += [sorted(some, key=lambda one: -one[0]) for some in options if some]
+        self._single = set(self._seen)
 
     def together(self) -> None:
         """The best alone, joined by the others."""
-        for options in sorted(self._options, key=lambda options: -options[0][0]):
+        groups = sorted(self._options, key=lambda options: -options[0][0])
+        for place, options in enumerate(groups):
             for _, techniques in options:
+                # As if this one did not join: where it does, the next ones are tried beside another best.
+                coming = (techniques, *(later[0][1] for later in groups[place + 1 :]))
+                joined = [_with(self.best, *one) for one in coming]
+                self._announce(recipe for recipe in joined if not self._is_barred(recipe))
                 outcome = self._join(techniques)
                 if outcome == "refused" and not any(one.mends for one in techniques):
                     outcome = self._join((*techniques, *self._menders_of(techniques)))
@@ -118,10 +136,12 @@ class _Search:
 
     def without(self) -> None:
         """The best without one of its parts: it loses less, and so is taken where it is about as good."""
-        for technique in [one for one in self.best if not one.exact and not one.mends]:
+        parts = [one for one in self.best if not one.exact and not one.mends]
+        for place, technique in enumerate(parts):
             rest = self._less(technique)
             if rest == self._start:
                 break  # which all were compared with
+            self._announce(self._less(one) for one in parts[place:])
             seen = self._try(rest, 1.0)
             if seen.outcome == "slower" and seen.gain is not None and seen.gain.value >= AS_GOOD:
                 reason = f"about as good without {type(technique).__name__}"
@@ -130,11 +150,10 @@ class _Search:
     def swapped(self) -> None:
         """The best with two neighbours that approximate the other way round."""
         lossy = [one for one in self.best if not one.exact and not one.mends]
-        for first, second in itertools.pairwise(lossy):
-            places = list(self.best)
-            at, to = places.index(first), places.index(second)
-            places[at], places[to] = second, first
-            recipe = Recipe(tuple(places))
+        pairs = list(itertools.pairwise(lossy))
+        for place, pair in enumerate(pairs):
+            self._announce(self._swap(*later) for later in pairs[place:])
+            recipe = self._swap(*pair)
             self._keep(recipe, self._try(recipe, 1.0))
 
     def _climb(self, ladder: Ladder, options: list[Option]) -> Generator[tuple[Technique, ...], Tried, None]:
@@ -156,12 +175,15 @@ class _Search:
 
     def _join(self, techniques: Sequence[Technique]) -> str:
         recipe = _with(self.best, *techniques)
-        if any(all(one in recipe.techniques for one in barred) for barred in self._barred):
+        if self._is_barred(recipe):
             return "refused"
         # What was tried alone already is the best where nothing is yet.
         seen = self._try(recipe, 1.0)
         self._keep(recipe, seen)
         return seen.outcome
+
+    def _is_barred(self, recipe: Recipe) -> bool:
+        return any(all(one in recipe.techniques for one in barred) for barred in self._barred)
 
     def _menders_of(self, techniques: Sequence[Technique]) -> list[Technique]:
         return [one for one in self._menders if _rank(techniques[0]) < _rank(one)]
@@ -188,6 +210,14 @@ class _Search:
             self.tried = [one for one in self.tried if one.recipe != recipe] + [seen]
         return self._seen[key]
 
+    def _announce(self, recipes: Iterable[Recipe], share: float = 1.0) -> None:
+        """Says what is likely to be tried next beside the best, as long as there is time for it."""
+        if not self._late(share):
+            known = (self._start, self.best)
+            self._ahead(
+                [one for one in recipes if one not in known and one.to_json() not in self._seen], self.best
+            )
+
     def _less(self, technique: Technique) -> Recipe:
         """The best without one, and without what brings answers back where nothing in front of that is left to mend."""
         rest = [one for one in self.best if one != technique]
@@ -195,6 +225,13 @@ class _Search:
             one for i, one in enumerate(rest) if not one.mends or any(not before.exact for before in rest[:i])
         ]
         return Recipe(tuple(kept))
+
+    def _swap(self, first: Technique, second: Technique) -> Recipe:
+        """The best with these two in each other's places."""
+        places = list(self.best)
+        at, to = places.index(first), places.index(second)
+        places[at], places[to] = second, first
+        return Recipe(tuple(places))
 
 
 def _with(recipe: Recipe, *techniques: Technique) -> Recipe:

@@ -30,15 +30,17 @@ SCHEMA = 1
 
 
 class Recorded:
-    """A trial that is not made where the file has it, and written there where it is made.
+    """A trial that is not made twice: not where the file has it, and written there as soon as it was made; without a path known here alone.
 
     A line that was cut off as it was written is left out, and its trial made again. Raises `InputError` where the file is of another
     search, naming what differs, or is none of trials, and where it cannot be written.
     """
 
-    def __init__(self, path: Path, of: dict[str, str], trial: Trial) -> None:
+    def __init__(self, path: Path | None, of: dict[str, str], trial: Trial) -> None:
         self._path, self._trial = path, trial
         self._known: dict[str, Tried] = {}
+        if path is None:
+            return
         try:
             text = path.read_text(encoding="utf-8") if path.exists() else ""
         except (OSError, UnicodeDecodeError) as error:
@@ -57,12 +59,20 @@ class Recorded:
 
     def __call__(self, recipe: Recipe, best: Recipe) -> Tried:
         """What became, or becomes, of a recipe beside the best so far."""
+        if not self.has(recipe, best):
+            self.keep(recipe, best, self._trial(recipe, best))
+        return self._known[_key(recipe, best)]
+
+    def has(self, recipe: Recipe, best: Recipe) -> bool:
+        """Whether that was made."""
+        return _key(recipe, best) in self._known
+
+    def keep(self, recipe: Recipe, best: Recipe, seen: Tried) -> None:
+        """Notes what became of it, wherever that was made."""
         key = _key(recipe, best)
-        if key not in self._known:
-            seen = self._trial(recipe, best)
+        if self._path is not None:
             self._write(json.dumps({"key": key, "tried": seen.to_plain()}, allow_nan=False) + "\n", "a")
-            self._known[key] = seen
-        return self._known[key]
+        self._known[key] = seen
 
     def _check(self, line: str, of: dict[str, str]) -> None:
         head = self._parsed(1, line)
@@ -94,6 +104,7 @@ class Recorded:
         return data
 
     def _write(self, text: str, mode: str) -> None:
+        assert self._path is not None
         try:
             with self._path.open(mode, encoding="utf-8") as file:
                 file.write(text)

@@ -18,7 +18,6 @@ from ..measure import Ratio, Samples, tensor_bytes
 from ..memo import Key, Memo
 from ..plan import ORIGINAL, WORTH, Batches, Call, compared
 from ..program import Program
-from ..progress import Stages
 from ..recipe import Recipe
 from ..request import Once
 from ..rewriting import Rewritten, apply_recipe, fresh_batches
@@ -66,12 +65,11 @@ class Trials:
         backends: Sequence[Backend],
         sizes: Sequence[int],
         memo: Memo,
-        show: Stages,
         minimize: Literal["latency", "bytes"] = "latency",
         guarded: bool = True,
     ) -> None:
         self._work, self._program, self._once, self._certifier = work, program, once, certifier
-        self._backends, self._memo, self._show, self._minimize = tuple(backends), memo, show, minimize
+        self._backends, self._memo, self._minimize = tuple(backends), memo, minimize
         self._guarded = guarded
         self._sizes = tuple(sizes) if program.layout.rows is not None else (1,)
         self._original = original_call(program.with_model(program.draft().eval()))
@@ -108,7 +106,6 @@ class Trials:
     def __call__(self, recipe: Recipe, best: Recipe) -> Tried:
         """What becomes of a recipe beside the best so far."""
         began = time.perf_counter()
-        self._show(f"trying {said(recipe)}")
         try:
             seen = self._tried(recipe, best)
         except FastrecError as error:
