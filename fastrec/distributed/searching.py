@@ -63,7 +63,8 @@ class _RayWorkers:
         shares = _shares(self.cores, self.count, threads)
         if len(shares) < self.count:
             notes.append(
-                f"{len(shares)} of {self.count} workers were asked for: each takes {threads} cores of its own, of {len(self.cores)}"
+                f"{len(shares)} of the {self.count} workers that were asked for could be had: each takes as many cores of its own as there "
+                f"are threads, {threads} of {len(self.cores)}"
             )
         held = _moved(ray, task, notes) if shares else None
         bound = {} if held is None else {_actor(ray, threads): cores for cores in shares}

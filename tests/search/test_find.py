@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import cloudpickle
 import numpy as np
 import pytest
 import torch
@@ -19,10 +22,13 @@ from fastrec.certify import Certifier, Judgement
 from fastrec.compressed import CompressedModel
 from fastrec.errors import BackendError, InputError
 from fastrec.measure import Samples, evaluator
+from fastrec.memo import Memo
 from fastrec.program import Program
+from fastrec.recipe import Recipe
 from fastrec.report import Report
-from fastrec.search import find, trials
+from fastrec.search import Task, Worker, find, trials
 from fastrec.techniques import TECHNIQUES, QuantizeTables
+from fastrec.tried import Tried
 
 KINDS = ("fuse", "quantize_tables", "quantize_linears")
 SPEED = {"QuantizeTables": 1.5, "QuantizeLinears": 2.0}
@@ -305,3 +311,56 @@ def test_what_leads_and_cannot_run_the_whole_leaves_it_to_the_others(monkeypatch
         f"floats, without quantize_linears: {both}",
         f"eager, without quantize_tables: {both}",
     }
+
+
+class Moved:
+    """Workers with trials of their own, made from the task as it comes out at the other end."""
+
+    def __init__(self, count: int) -> None:
+        self.made: list[list[Recipe]] = [[] for _ in range(count)]
+        self.left = False
+
+    @contextmanager
+    def open(self, task: Task, notes: list[str]) -> Iterator[Sequence[Worker]]:
+        notes.append("workers were opened")
+        yield [self._worker(cloudpickle.loads(cloudpickle.dumps(task)), made) for made in self.made]
+        self.left = True
+
+    def _worker(self, task: Task, made: list[Recipe]) -> Worker:
+        own = task.trials(Memo())
+
+        def worker(recipe: Recipe, best: Recipe) -> Future[Tried]:
+            made.append(recipe)
+            future: Future[Tried] = Future()
+            future.set_result(own(recipe, best))
+            return future
+
+        return worker
+
+
+def test_workers_find_what_this_process_finds(
+    searched: tuple[CompressedModel, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast, path = searched
+    workers = Moved(2)
+    mine = tmp_path / "trials.jsonl"
+    again = found(*judged(), fastrec.Budget({"auc": 0.05}), workers=workers, resume=mine)
+    assert again.recipe == fast.recipe
+    assert [replace(one, seconds=0.0) for one in again.report.searched] == [
+        replace(one, seconds=0.0) for one in fast.report.searched
+    ]
+    assert all(workers.made) and workers.left
+    assert "workers were opened" in again.report.notes
+    batch = rows(16, 9)
+    assert torch.equal(again(*batch), fast(*batch))
+    # The file is that of a search without workers, and goes on as such.
+    assert mine.read_text().splitlines()[0] == path.read_text().splitlines()[0]
+    monkeypatch.setattr(trials.Trials, "_tried", lambda *_: pytest.fail("a trial was made again"))
+    assert found(*judged(), fastrec.Budget({"auc": 0.05}), resume=mine).recipe == fast.recipe
+
+
+def test_workers_are_of_a_search_alone() -> None:
+    with pytest.raises(InputError, match="make the trials of a search"):
+        fastrec.compress(Ranker(), rows(4, 0), workers=Moved(1))
+    with pytest.raises(InputError, match="workers takes what opens them"):
+        fastrec.compress(Ranker(), rows(4, 0), workers=2)  # type: ignore[arg-type]
