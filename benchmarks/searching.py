@@ -96,7 +96,7 @@ def measure(seconds: float, only: Sequence[str]) -> Searched:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "trials.jsonl"
             began = time.perf_counter()
-            found = _compressed(model, parts, resume=path, seconds=SEARCHING)
+            found = compressed(model, parts, resume=path, seconds=SEARCHING)
             took = time.perf_counter() - began
             resumed[data] = _resumed(model, parts, path, found)
         trials[data] = sum(one.seconds > 0 for one in found.report.searched)
@@ -104,16 +104,15 @@ def measure(seconds: float, only: Sequence[str]) -> Searched:
         print(rows[-1], flush=True)
         for name, recipe in GIVEN.items():
             began = time.perf_counter()
-            given = _compressed(model, parts, recipe=recipe)
+            given = compressed(model, parts, recipe=recipe)
             took = time.perf_counter() - began
             rows.append(_row(data, name, given, found, model, parts, took, seconds))
             print(rows[-1], flush=True)
     return Searched(machine(), trials, resumed, tuple(rows))
 
 
-def _compressed(
-    model: nn.Module, parts: Mapping[str, tuple[Tensor, ...]], **settings: Any
-) -> CompressedModel:
+def compressed(model: nn.Module, parts: Mapping[str, tuple[Tensor, ...]], **settings: Any) -> CompressedModel:
+    """What `compress` makes of a model, judged on the rows that it was validated on."""
     *inputs, labels = parts["valid"]
     *known, _ = parts["train"]
     chosen = torch.randperm(len(known[0]), generator=torch.Generator().manual_seed(0))[:8192].split(512)
@@ -131,7 +130,7 @@ def _resumed(
     lines = path.read_text().splitlines(keepends=True)
     half = len(lines) // 2
     path.write_text("".join(lines[:half]) + lines[half][: len(lines[half]) // 2])
-    again = _compressed(model, parts, resume=path, seconds=SEARCHING)
+    again = compressed(model, parts, resume=path, seconds=SEARCHING)
     first, second = said(found.recipe), said(again.recipe)
     return f"the same: {first}" if first == second else f"{second}; not ended: {first}"
 

@@ -115,7 +115,7 @@ def check_workers(workers: object, searching: bool) -> None:
         return
     if not callable(getattr(workers, "open", None)):
         raise InputError(
-            f"workers takes what opens them, as fastrec.distributed.ray_workers(2), got {workers!r:.80}"
+            f"workers takes what opens them, as fastrec.distributed.searching.ray_workers(2), got {workers!r:.80}"
         )
     if not searching:
         raise InputError(

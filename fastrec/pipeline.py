@@ -113,7 +113,7 @@ def compress(
     `recipe` names the techniques. None is every exact one that saves time, and with `evaluate` and a `budget` that bounds a loss or a
     time, the fastest combination with approximate ones that a search finds: tried on one half of the labelled rows, certified on
     the other. `resume` names a file that keeps its trials, so that a search that was ended goes on, and `workers` make them beside one another, as those of
-    `fastrec.distributed.ray_workers`. `backends` who may run them (None: those installed), `batch_sizes` the numbers of
+    `fastrec.distributed.searching.ray_workers`. `backends` who may run them (None: those installed), `batch_sizes` the numbers of
     rows to measure. `guards=False` drops the checks of ids and finiteness, `on_nonfinite="propagate"` those of
     finiteness alone. With `Budget(bytes=...)` the tables are brought under so many bytes, each in the form that moves the answers
     least, and what is small enough serves, faster or not. The compressed model falls back on the original where it has to, and so holds its tables; with

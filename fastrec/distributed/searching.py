@@ -60,11 +60,12 @@ class _RayWorkers:
     def open(self, task: Task, notes: list[str]) -> Iterator[Sequence[Worker]]:
         """Actors that hold the task and have compiled its start, ended when this is left."""
         ray, threads = _connected(), torch.get_num_threads()
-        shares = _shares(self.cores, self.count, threads)
+        processors = int(ray.cluster_resources().get("CPU", 0))
+        shares = _shares(self.cores, min(self.count, processors // threads), threads)
         if len(shares) < self.count:
             notes.append(
                 f"{len(shares)} of the {self.count} workers that were asked for could be had: each takes as many cores of its own as there "
-                f"are threads, {threads} of {len(self.cores)}"
+                f"are threads, {threads} of {len(self.cores)}, and as many of Ray's {processors} processors"
             )
         held = _moved(ray, task, notes) if shares else None
         bound = {} if held is None else {_actor(ray, threads): cores for cores in shares}
@@ -104,7 +105,7 @@ class _Trier:
 
 def _connected() -> Any:
     """Ray, connected. What it starts, where it listens and what it reports are its user's to say."""
-    ray = package("ray", "ray", "distributed.ray_workers")
+    ray = package("ray", "ray", "distributed.searching")
     if not ray.is_initialized():
         raise InputError("ray_workers: this process is connected to no Ray: call ray.init() first")
     return ray
@@ -112,7 +113,7 @@ def _connected() -> Any:
 
 def _actor(ray: Any, threads: int) -> Any:
     """An actor on this machine: what is fastest here is what serves here."""
-    placed = package("ray.util.scheduling_strategies", "ray", "distributed.ray_workers")
+    placed = package("ray.util.scheduling_strategies", "ray", "distributed.searching")
     here = placed.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(_Trier).options(num_cpus=threads, max_restarts=0, scheduling_strategy=here).remote()
 

@@ -10,6 +10,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -65,23 +67,28 @@ def rows(count: int, seed: int) -> tuple[Tensor, Tensor]:
     return torch.randint(400, (count, 2), generator=draw), torch.randn(count, 4, generator=draw)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def found(folder: Path, model: nn.Module | None = None, **settings: Any) -> CompressedModel:
     """What the smallest model within a budget is does not depend on a clock."""
     torch.manual_seed(0)
     model = (model or Ranker(str(folder))).eval()
-    given, threads = rows(2000, 1), torch.get_num_threads()
+    given = rows(2000, 1)
     with torch.no_grad():
         labels = torch.rand(2000, generator=torch.Generator().manual_seed(2)) < model(*given)
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         return fastrec.compress(
             model, rows(64, 3), calibration=[rows(256, seed) for seed in range(4, 8)],
             evaluate=evaluator(zip(*(x.split(500) for x in given), strict=True), labels.float()),
             budget=fastrec.Budget({"auc": 0.05}, minimize="bytes"), backends=[Eager()], batch_sizes=(1, 16),
             progress=False, resume=folder / "trials.jsonl", **settings,
         )  # fmt: skip
-    finally:
-        torch.set_num_threads(threads)
 
 
 def outcomes(fast: CompressedModel) -> list[Any]:
@@ -173,6 +180,27 @@ def test_a_worker_that_is_killed_in_a_trial_loses_nothing(
     assert len(lost) == 1 and "1 make the other trials" in lost[0]
     keys = [json.loads(line)["key"] for line in (tmp_path / "trials.jsonl").read_text().splitlines()[1:]]
     assert len(set(keys)) == len(keys) >= len(fast.report.searched)
+
+
+@TWO
+@pytest.mark.cluster
+def test_the_text_of_the_page_runs(ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "search.md").read_text("utf-8")
+    (code,) = [part.partition("```")[0] for part in page.split("```python\n")[1:] if "ray_workers" in part]
+    settings = {"backends": [Eager()], "batch_sizes": (1, 16), "progress": False}
+    monkeypatch.setattr(fastrec, "compress", partial(fastrec.compress, **settings))
+    monkeypatch.setattr(ray, "init", lambda: None)  # it is there
+    monkeypatch.setattr(searching, "_own_cores", lambda: tuple(map(frozenset, two())))
+    monkeypatch.chdir(tmp_path)
+    model, batch = Ranker(str(tmp_path)).eval(), rows(64, 3)
+    evaluate = evaluator([rows(64, 1)], [0.0, 1.0] * 32)  # too few to certify anything
+    names = {"model": model, "batch": batch, "batches": [batch], "evaluate": evaluate}
+    with one_thread():
+        exec(compile(code, "docs/search.md", "exec"), names)
+    report = names["fast"].report  # type: ignore[attr-defined]
+    assert report.status == "not_certifiable" and report.searched
+    assert len(processes(tmp_path)) == 2
+    assert any("2 of the 4 workers" in note for note in report.notes)
 
 
 class Unmoved:
