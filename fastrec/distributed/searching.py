@@ -131,7 +131,8 @@ def _moved(ray: Any, task: Task, notes: list[str]) -> Any:
     try:
         return ray.put(task)
     except Exception as error:  # noqa: BLE001 - a stranger's model may refuse to be moved in any way
-        notes.append(f"the model cannot be moved to workers: {type(error).__name__}: {error}"[:300])
+        cause = error.__cause__ or error  # Ray's own text is about how to look for what its cause says
+        notes.append(f"the model cannot be moved to workers: {type(cause).__name__}: {cause}"[:300])
         return None
 
 

@@ -122,6 +122,11 @@ def _quick() -> Iterator[None]:
         yield
 
 
+def in_workers() -> None:
+    """As in this process."""
+    trials._TIMING = 0.2
+
+
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
     """A Ray of two processors on this machine, its files in a folder of their own."""
@@ -131,7 +136,7 @@ def ray() -> Iterator[Any]:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(
             address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False,
-            object_store_memory=80 << 20, _temp_dir=folder,
+            object_store_memory=80 << 20, _temp_dir=folder, runtime_env={"worker_process_setup_hook": in_workers},
         )  # fmt: skip
         yield ray
         ray.shutdown()
