@@ -134,7 +134,7 @@ def find_recipe(
                 )
             return judged.holds
 
-        recipe, tried = search(start, ladders, timed, late, confirmed, spread.ahead)
+        recipe, tried = search(start, ladders, timed, late, confirmed, spread.ahead, here.has)
     return Found(recipe, tried, checker, certifies=True)
 
 

@@ -9,19 +9,21 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from ..recipe import Recipe
 from ..techniques import TECHNIQUES, Technique
 from ..tried import Tried
 
-__all__ = ["AS_GOOD", "Ahead", "Ladder", "Late", "Trial", "search"]
+__all__ = ["AS_GOOD", "Ahead", "Known", "Ladder", "Late", "Trial", "search"]
 
 Trial = Callable[[Recipe, Recipe], Tried]
 """What became of a recipe beside the best so far."""
 Ahead = Callable[[Sequence[Recipe], Recipe], None]
 """Is told which recipes are likely to be tried next beside a best, in this order; nothing is promised."""
+Known = Callable[[Recipe, Recipe], bool]
+"""Whether a trial was made already, and so takes no time."""
 Ladder = Sequence[Technique]
 """Settings of one technique, from mild to strong."""
 Late = Callable[[float], bool]
@@ -42,19 +44,20 @@ def search(
     late: Late,
     confirmed: Callable[[Recipe], bool] = lambda _: True,
     ahead: Ahead = lambda *_: None,
+    known: Known = lambda *_: False,
 ) -> tuple[Recipe, tuple[Tried, ...]]:
     """The best recipe found from `start` on, and all that was tried, in order.
 
     Every technique is tried alone, from mild to strong until the budget refuses it, from there on with what brings answers back:
     first the mildest setting of each in the first group of `ladders`, then the next of each, and so on with the other groups. The best of these is the first of the recipe; the others join it in order of what they gained, in milder settings where
     their losses add up to too much. At last it is tried without each of its parts, and with neighbours the other way round.
-    When it is `late`, the rest is noted as not tried. `ahead` is told what will be tried next whatever becomes of the trials before, or
+    When it is `late`, the rest is noted as not tried, but for what is `known`. `ahead` is told what will be tried next whatever becomes of the trials before, or
     is likely to be, so that several may be made at once; what is decided is the same whether they are or not.
 
     A best that is not `confirmed` is built again without all of its parts together, three times at most, as with each look chance has
     another one; where none is, the first comes back.
     """
-    found = _Search(start, ladders, trial, late, ahead)
+    found = _Search(start, ladders, trial, late, ahead, known)
     found.alone()
     first = None
     for _ in range(_LOOKS):
@@ -72,18 +75,62 @@ def search(
 Option = tuple[float, tuple[Technique, ...]]
 """What techniques gained alone, and these techniques: one, and what brings its answers back, if need be."""
 
-_Climb = tuple[Generator[tuple[Technique, ...], Tried, None], tuple[Technique, ...]]
-"""A way up a ladder, and what is next on it."""
+
+class _Climb:
+    """A way up a ladder: `next` is what is to be tried on it, `options` what gained something."""
+
+    def __init__(self, ladder: Ladder, menders: Sequence[Technique]) -> None:
+        self.options: list[Option] = []
+        self._ladder = ladder
+        self._way = self._climbed(menders)
+        self.next = next(self._way)
+
+    @property
+    def after(self) -> tuple[Technique, ...]:
+        """What comes after the next, if that is not refused; nothing on the highest rung."""
+        first, *menders = self.next
+        higher = self._ladder[self._ladder.index(first) + 1 :]
+        return (higher[0], *menders) if higher else ()
+
+    def goes_on(self, seen: Tried) -> bool:
+        """Whether there is anything more to try, told what became of the next."""
+        with contextlib.suppress(StopIteration):
+            self.next = self._way.send(seen)
+            return True
+        return False
+
+    def _climbed(self, menders: Sequence[Technique]) -> Generator[tuple[Technique, ...], Tried, None]:
+        """What is to be tried, told what became of it: upwards until it is refused, and from there on beside each of the menders."""
+        refused = None
+        for beside in [(), *((one,) for one in menders)]:
+            if beside and refused is None:
+                return
+            for place in range(refused or 0, len(self._ladder)):
+                techniques = (self._ladder[place], *beside)
+                seen = yield techniques
+                if seen.outcome == "kept" and seen.gain is not None:
+                    self.options.append((seen.gain.value, techniques))
+                if seen.outcome == "refused":
+                    refused = place if refused is None else refused
+                    break
+                if seen.outcome == "nothing to do":
+                    return
 
 
 class _Search:
     """The best recipe so far, and what was tried for it."""
 
     def __init__(
-        self, start: Recipe, ladders: Sequence[Sequence[Ladder]], trial: Trial, late: Late, ahead: Ahead
+        self,
+        start: Recipe,
+        ladders: Sequence[Sequence[Ladder]],
+        trial: Trial,
+        late: Late,
+        ahead: Ahead,
+        known: Known,
     ) -> None:
         self.best, self.tried = start, list[Tried]()
-        self._start, self._trial, self._late, self._ahead = start, trial, late, ahead
+        self._start, self._trial, self._late, self._ahead, self._known = start, trial, late, ahead, known
         self._groups = [[one for one in group if one and not one[0].mends] for group in ladders]
         self._menders = [one[0] for group in ladders for one in group if one and one[0].mends]
         self._seen: dict[str, Tried] = {}
@@ -93,21 +140,18 @@ class _Search:
 
     def alone(self) -> None:
         """Notes for each technique the settings that gained something alone, those that gained most first."""
-        rounds: list[tuple[list[list[Option]], deque[_Climb]]] = []
-        for group in self._groups:
-            options: list[list[Option]] = [[] for _ in group]
-            climbs = [self._climb(ladder, found) for ladder, found in zip(group, options, strict=True)]
-            rounds.append((options, deque((climb, next(climb)) for climb in climbs)))
-        for place, (options, waiting) in enumerate(rounds):
+        groups = [
+            deque(_Climb(ladder, self._menders_of(ladder)) for ladder in group) for group in self._groups
+        ]
+        for place, waiting in enumerate(groups):
+            found = [climb.options for climb in waiting]
             while waiting:
-                # Of later groups as well: none depends on what becomes of another.
-                coming = (one for _, later in rounds[place:] for _, one in later)
-                self._announce((_with(self._start, *one) for one in coming), _ALONE)
-                climb, techniques = waiting.popleft()
-                seen = self._try(_with(self._start, *techniques), _ALONE)
-                with contextlib.suppress(StopIteration):
-                    waiting.append((climb, climb.send(seen)))
-            self._options += [sorted(some, key=lambda one: -one[0]) for some in options if some]
+                # None of these depends on what becomes of another ladder, those of later groups as little.
+                self._announce(self._coming(groups[place:]), _ALONE)
+                climb = waiting.popleft()
+                if climb.goes_on(self._try(_with(self._start, *climb.next), _ALONE)):
+                    waiting.append(climb)
+            self._options += [sorted(some, key=lambda one: -one[0]) for some in found if some]
         self._single = set(self._seen)
 
     def together(self) -> None:
@@ -156,22 +200,11 @@ class _Search:
             recipe = self._swap(*pair)
             self._keep(recipe, self._try(recipe, 1.0))
 
-    def _climb(self, ladder: Ladder, options: list[Option]) -> Generator[tuple[Technique, ...], Tried, None]:
-        """What is to be tried of a ladder, told what became of it; what gained something is added to `options`."""
-        refused = None
-        for menders in [(), *((one,) for one in self._menders_of(ladder))]:
-            if menders and refused is None:
-                return
-            for place in range(refused or 0, len(ladder)):
-                techniques = (ladder[place], *menders)
-                seen = yield techniques
-                if seen.outcome == "kept" and seen.gain is not None:
-                    options.append((seen.gain.value, techniques))
-                if seen.outcome == "refused":
-                    refused = place if refused is None else refused
-                    break
-                if seen.outcome == "nothing to do":
-                    return
+    def _coming(self, groups: Iterable[Iterable[_Climb]]) -> Iterator[Recipe]:
+        """What is tried alone next, group by group, and what after that if it is not refused."""
+        for group in groups:
+            yield from (_with(self._start, *climb.next) for climb in group)
+            yield from (_with(self._start, *climb.after) for climb in group if climb.after)
 
     def _join(self, techniques: Sequence[Technique]) -> str:
         recipe = _with(self.best, *techniques)
@@ -203,7 +236,7 @@ class _Search:
                 return Tried(recipe, "slower", "the best already")
             seen = (
                 Tried(recipe, "not tried", "the time limit was near")
-                if self._late(share)
+                if self._late(share) and not self._known(recipe, self.best)
                 else self._trial(recipe, self.best)
             )
             self._seen[key] = seen

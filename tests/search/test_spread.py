@@ -166,6 +166,22 @@ def test_nothing_more_is_begun_when_it_is_late() -> None:
     assert {one.outcome for one in tried} == {"not tried"}
 
 
+def test_what_is_known_by_then_counts_when_it_is_late() -> None:
+    cluster = Cluster(model(), 2, turn=lambda busy: busy - 1)
+    here = alone(unused)
+    with cluster.spread(here, []) as spread:
+
+        def late(share: float) -> bool:
+            return len(cluster.begun) > 2
+
+        _, tried = search(START, LADDERS, spread, late, ahead=spread.ahead, known=here.has)
+    made = [one.recipe for one in tried if one.outcome != "not tried"]
+    # The first was over last: the other worker made all that could come next, and they count.
+    assert set(map(str, made)) == {str(recipe) for _, (recipe, _) in cluster.begun}
+    assert {FIRST, SECOND, THIRD} < set(made)
+    assert {one.outcome for one in tried if one.recipe not in made} == {"not tried"}
+
+
 def test_what_ended_two_workers_does_not_end_this_process_too() -> None:
     notes: list[str] = []
     cluster = Cluster(model(), 2, lost=lambda asked: asked[0] == FIRST)
