@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -21,9 +22,6 @@ from ..search.trials import Trials
 from ..tried import Tried
 
 __all__ = ["ray_workers"]
-
-_STARTING = 60.0
-"""Seconds for an actor's process to start; where Ray has no processors left for it, it never does."""
 
 
 def ray_workers(count: int, *, cores: Sequence[Collection[int]] | None = None) -> Workers:
@@ -57,9 +55,9 @@ class _RayWorkers:
     cores: tuple[frozenset[int], ...]
 
     @contextlib.contextmanager
-    def open(self, task: Task, notes: list[str]) -> Iterator[Sequence[Worker]]:
+    def open(self, task: Task, notes: list[str], seconds: float) -> Iterator[Sequence[Worker]]:
         """Actors that hold the task and have compiled its start, ended when this is left."""
-        ray, threads = _connected(), torch.get_num_threads()
+        ray, threads, limit = _connected(), torch.get_num_threads(), time.monotonic() + seconds
         processors = int(ray.cluster_resources().get("CPU", 0))
         shares = _shares(self.cores, min(self.count, processors // threads), threads)
         if len(shares) < self.count:
@@ -71,13 +69,17 @@ class _RayWorkers:
         bound = {} if held is None else {_actor(ray, threads): cores for cores in shares}
         try:
             calls = {actor.bind.remote(sorted(cores), threads): actor for actor, cores in bound.items()}
-            there = _over(ray, calls, _STARTING, notes)
-            ready = _over(ray, {actor.begin.remote(held): actor for actor in there}, None, notes)
+            # Where Ray has no processors left for a process, it never starts.
+            there = _over(ray, calls, limit, notes, "started")
+            ready = _over(ray, {actor.begin.remote(held): actor for actor in there}, limit, notes, "ready")
             notes.append(_told([bound[actor] for actor in ready]))
             yield [_worker(actor) for actor in ready]
         finally:
             for actor in bound:
-                ray.kill(actor)
+                try:
+                    ray.kill(actor)
+                except Exception as error:  # noqa: BLE001 - what was found is not lost because Ray is gone
+                    notes.append(f"a worker could not be ended: {type(error).__name__}: {error}"[:300])
 
 
 class _Trier:
@@ -136,11 +138,12 @@ def _moved(ray: Any, task: Task, notes: list[str]) -> Any:
         return None
 
 
-def _over(ray: Any, calls: Mapping[Any, Any], seconds: float | None, notes: list[str]) -> list[Any]:
-    """The actors whose call came to its end in so many seconds; notes why others are not among them."""
+def _over(ray: Any, calls: Mapping[Any, Any], limit: float, notes: list[str], what: str) -> list[Any]:
+    """The actors whose call is over at a time limit, on the clock of `time.monotonic`; notes why others are not among them."""
     if not calls:
         return []
-    over, _ = ray.wait([*calls], num_returns=len(calls), timeout=seconds)
+    left = max(0.0, limit - time.monotonic())
+    over, _ = ray.wait([*calls], num_returns=len(calls), timeout=left)
     done = []
     for call, actor in calls.items():
         try:
@@ -149,7 +152,7 @@ def _over(ray: Any, calls: Mapping[Any, Any], seconds: float | None, notes: list
                 done.append(actor)
             else:
                 notes.append(
-                    f"a worker was not started within {seconds:g} s: Ray may have no processors left"
+                    f"a worker was not {what} in its share of the time: give more seconds, or fewer workers"
                 )
         except Exception as error:  # noqa: BLE001 - whatever happens to a worker, the others, or this process, make its trials
             notes.append(f"a worker could not begin: {type(error).__name__}: {error}"[:300])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,13 +26,15 @@ from ..techniques import TECHNIQUES, Technique
 from ..tried import Tried, said
 from .order import Ladder, search
 from .resume import Recorded, fingerprint
-from .spread import Spread, Workers
+from .spread import Spread, Worker, Workers
 from .task import Task
 
 __all__ = ["Found", "find_recipe", "is_asked"]
 
 _SEARCHING = 0.6
 """The share of the time for trials; the rest is for what they found."""
+_STARTING = 0.3
+"""The share of the time that workers may take to begin: whoever is not ready then makes no trials."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +108,7 @@ def find_recipe(
     of = {} if resume is None else fingerprint(program, work.calibration, searching, budget, backends, sizes)
     here = Recorded(resume, of, trials)
     checker = Certifier(program, once, checking, budget)
-    if workers is not None:
-        show("starting workers")
-    with contextlib.nullcontext(()) if workers is None else workers.open(task, work.notes) as several:
+    with _opened(workers, task, work, show) as several:
         spread = Spread(here, several, work.notes)
         began = time.perf_counter()
         given = _SEARCHING * max(0.0, work.deadline - began)
@@ -136,6 +137,16 @@ def find_recipe(
 
         recipe, tried = search(start, ladders, timed, late, confirmed, spread.ahead, here.has)
     return Found(recipe, tried, checker, certifies=True)
+
+
+def _opened(
+    workers: Workers | None, task: Task, work: Journal, show: Stages
+) -> AbstractContextManager[Sequence[Worker]]:
+    """Whoever makes trials beside this process."""
+    if workers is None:
+        return contextlib.nullcontext(())
+    show("starting workers")
+    return workers.open(task, work.notes, _STARTING * max(0.0, work.deadline - time.perf_counter()))
 
 
 def _ladders(program: Program, budget: Budget, start: Recipe) -> list[list[Ladder]]:

@@ -25,8 +25,9 @@ _LOST = 2
 class Workers(Protocol):
     """Where trials may be made beside this process."""
 
-    def open(self, task: Task, notes: list[str]) -> AbstractContextManager[Sequence[Worker]]:
-        """Workers that are ready to make trials of the task, gone when it is left; `notes` are told what is not as it was asked for.
+    def open(self, task: Task, notes: list[str], seconds: float) -> AbstractContextManager[Sequence[Worker]]:
+        """Those that are ready to make trials of the task within so many seconds, gone when it is left; `notes` are told what is not as it was
+        asked for.
 
         None of them shares a core with another one, and each has as many threads as this process.
         """

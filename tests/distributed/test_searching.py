@@ -76,7 +76,8 @@ def one_thread() -> Iterator[None]:
 
 
 def found(folder: Path, model: nn.Module | None = None, **settings: Any) -> CompressedModel:
-    """What the smallest model within a budget is does not depend on a clock."""
+    """What the smallest model within a budget is does not depend on a clock, with time enough."""
+    settings = {"seconds": 3600.0, **settings}
     torch.manual_seed(0)
     model = (model or Ranker(str(folder))).eval()
     given = rows(2000, 1)
@@ -206,6 +207,14 @@ def test_the_text_of_the_page_runs(ray: Any, tmp_path: Path, monkeypatch: pytest
     assert report.status == "not_certifiable" and report.searched
     assert len(processes(tmp_path)) == 2
     assert any("2 of the 4 workers" in note for note in report.notes)
+
+
+@pytest.mark.cluster
+def test_workers_that_are_not_ready_in_time_make_no_trials(ray: Any, tmp_path: Path) -> None:
+    fast = found(tmp_path, workers=ray_workers(1, cores=two()[:1]), seconds=1.0)
+    told = "\n".join(fast.report.notes)
+    assert "not started in its share of the time" in told and "made in this process" in told
+    assert not processes(tmp_path)
 
 
 class Unmoved:

@@ -321,7 +321,8 @@ class Moved:
         self.left = False
 
     @contextmanager
-    def open(self, task: Task, notes: list[str]) -> Iterator[Sequence[Worker]]:
+    def open(self, task: Task, notes: list[str], seconds: float) -> Iterator[Sequence[Worker]]:
+        assert 0 < seconds < 0.3 * 300
         notes.append("workers were opened")
         yield [self._worker(cloudpickle.loads(cloudpickle.dumps(task)), made) for made in self.made]
         self.left = True
