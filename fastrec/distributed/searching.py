@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,14 +72,12 @@ class _RayWorkers:
             # Where Ray has no processors left for a process, it never starts.
             there = _over(ray, calls, limit, notes, "started")
             ready = _over(ray, {actor.begin.remote(held): actor for actor in there}, limit, notes, "ready")
+            # Whoever is late would compile on cores that others may be timed on.
+            _end(ray, [actor for actor in bound if actor not in ready], notes)
             notes.append(_told([bound[actor] for actor in ready]))
             yield [_worker(actor) for actor in ready]
         finally:
-            for actor in bound:
-                try:
-                    ray.kill(actor)
-                except Exception as error:  # noqa: BLE001 - what was found is not lost because Ray is gone
-                    notes.append(f"a worker could not be ended: {type(error).__name__}: {error}"[:300])
+            _end(ray, bound, notes)
 
 
 class _Trier:
@@ -126,6 +124,14 @@ def _worker(actor: Any) -> Worker:
         return future
 
     return worker
+
+
+def _end(ray: Any, actors: Iterable[Any], notes: list[str]) -> None:
+    for actor in actors:
+        try:
+            ray.kill(actor)
+        except Exception as error:  # noqa: BLE001 - what was found is not lost because Ray is gone
+            notes.append(f"a worker could not be ended: {type(error).__name__}: {error}"[:300])
 
 
 def _moved(ray: Any, task: Task, notes: list[str]) -> Any:
