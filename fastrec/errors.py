@@ -14,6 +14,8 @@
     │   ├── ArtifactNotFoundError it is not there                    (also FileNotFoundError)
     │   ├── CorruptArtifactError it is not as it was written
     │   └── UnsafeArtifactError  it holds what no artifact holds
+    ├── PeerError                another rank has no answer to a call of a sharded model   .ranks
+    │   └── PeerLostError        it is gone, or did not answer in time
     └── ForkSafetyError          a model called in a forked process that its threads are not in
 
 Each message says what is wrong, where, what was got against what was expected, and the cure.
@@ -34,6 +36,8 @@ __all__ = [
     "InputError",
     "MeasurementError",
     "PackageMissing",
+    "PeerError",
+    "PeerLostError",
     "RequestMismatchError",
     "TechniqueError",
     "UnsafeArtifactError",
@@ -92,6 +96,18 @@ class MeasurementError(FastrecError):
 
 class PackageMissing(FastrecError, ImportError):
     """An optional package is not installed; the text says how to get it."""
+
+
+class PeerError(FastrecError):
+    """Other ranks, `ranks` where they are known, have no part in a call of a sharded model: each says why on its own side."""
+
+    def __init__(self, message: str, *, ranks: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.ranks = ranks
+
+
+class PeerLostError(PeerError):
+    """Another rank of a sharded model is gone, or did not answer within the time limit."""
 
 
 class ArtifactError(FastrecError):

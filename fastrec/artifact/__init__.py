@@ -7,9 +7,13 @@ whether a folder is whole and safe.
 from __future__ import annotations
 
 from .contents import Contents, Loaded
+from .graphs import path_of
 from .manifest import Manifest, Modules
 from .parts import check
+from .plain_form import PlainForm, read_plain
 from .reading import read
 from .writing import Payload, payload, write
 
-__all__ = ["Contents", "Loaded", "Manifest", "Modules", "Payload", "check", "payload", "read", "write"]
+__all__ = [
+    "Contents", "Loaded", "Manifest", "Modules", "Payload", "PlainForm", "check", "path_of", "payload", "read", "read_plain", "write",
+]  # fmt: skip

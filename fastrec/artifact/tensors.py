@@ -13,6 +13,7 @@ import json
 import mmap
 import re
 import struct
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -28,6 +29,8 @@ _ALIGNED = 64
 _HEADER = 64 << 20
 _PIECE = 16 << 20
 _PAD = "_pad."
+# Python has no name for it before 3.13.
+_NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
 # Entries in the words of the format; what it has no word for is written as bytes.
 _WORDS = {
     torch.float64: "F64",
@@ -168,7 +171,7 @@ class Stored:
         self._path = path
         if size < 8:
             raise CorruptArtifactError(f"{path}: {size} bytes are no safetensors file", path=path)
-        self._map = mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY)
+        self._map = _mapped(descriptor, size)
         (length,) = struct.unpack("<Q", self._map[:8])
         if length > min(_HEADER, size - 8):
             raise UnsafeArtifactError(
@@ -205,6 +208,14 @@ class Stored:
             )
         flat = self._made[name][: (high - low) // item * item].view(dtype)
         return torch.as_strided(flat, shape, stride, offset[0] // item)
+
+
+def _mapped(descriptor: int, size: int) -> mmap.mmap:
+    """A private mapping. Where the system has the flag, no memory is set aside for copies of pages: files may be larger than it."""
+    if not hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY)
+    flags, both = mmap.MAP_PRIVATE | _NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+    return mmap.mmap(descriptor, size, flags=flags, prot=both)
 
 
 def _read_header(text: bytes, room: int, path: str) -> Mapping[str, tuple[int, int]]:

@@ -1,0 +1,278 @@
+"""How tables are shared out: what real batches look up, hot rows, places, and the form that is the smallest.
+
+Every choice is made from what calibration batches ask for, by the code that asks for it when serving: what is expected is what would have
+travelled, had these been the batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NoReturn
+
+import torch
+from torch import Tensor, fx
+
+from ...errors import InputError
+from ...graph import constant
+from ...techniques.fusion.id_columns import identity
+from ...wording import amount
+from .channels import Channel, Values, channels_of
+from .graphs import front_of
+from .plan import Form, Piece, Placed, ShardPlan
+from .sources import Entrance, Shardable, Source, source_of
+from .tables import Found, find_tables
+
+__all__ = ["plan_shards"]
+
+_MOST_LOADED = 1.25
+
+Placing = Literal["best", "table", "rows"]
+
+
+def plan_shards(
+    what: Shardable,
+    world: int,
+    *,
+    traffic: Iterable[Any] | None = None,
+    limit_bytes: int | None = None,
+    hot: float = 0.01,
+    least_bytes: int = 1 << 20,
+    place: Placing = "best",
+    form: Literal["best", "rows"] = "best",
+    types: Sequence[type] = (),
+    verify: bool = True,
+) -> ShardPlan:
+    """How the tables of a model are shared out over `world` ranks, each with `limit_bytes` for constants (None: any).
+
+    `what` is a compressed model, a captured program or the folder of an artifact, for which `types` and `verify` are as `fastrec.load` takes them. `traffic`
+    gives batches as the model takes them, of the size of those that are to be served; without any, the model's example is all that is known.
+
+    Tables of less than `least_bytes`, and those that are read by more than lookups, are whole on every rank. Of each other the `hot` share of
+    its rows that traffic reads most (twice at the least) is on every rank. Then, the heaviest first, each is put on the rank with the least load
+    that has room for it, load being bytes / all bytes + traffic / all traffic; one that no rank has room for, or that would be more than 1.25 times a
+    rank's fair load, is cut into rows, each piece with the same load. `place` says "table" or "rows" for all of them in place of that. For sums
+    of rows what comes back is the smaller of both forms, as measured; with `form="rows"` rows, with which answers are the same
+    bits as those of one process.
+
+    Raises `InputError` for settings out of range, for batches that the model does not take, and where the ranks have too little room:
+    how much it takes is said. Cost: that of the lookups' ids.
+    """
+    _check(world, limit_bytes, hot, least_bytes, place, form)
+    source = source_of(what, types=types, verify=verify)
+    seen = _Seen.of(source, find_tables(source.graph, least_bytes), traffic)
+    left = [_whole(table) for table in seen.tables if table.reason]
+    dense = _other_bytes(source.graph, seen.tables)
+    apart = {table: _hottest(seen, table, hot) for table in seen.tables if not table.reason}
+    every = dense + sum(placed.rows * placed.row_bytes for placed in left)
+    every += sum(len(placed.hot) * placed.row_bytes for placed in apart.values())
+    where = _Places(world, None if limit_bytes is None else limit_bytes - every, apart, seen).placed(place)
+    formed = {table: _formed(seen, table, placed, world, form) for table, placed in where.items()}
+    by_name = {placed.name: placed for placed in (*left, *formed.values())}
+    tables = tuple(by_name[table.name] for table in seen.tables)
+    channels = channels_of(list(formed.items()), world)
+    per_call = 8 * (1 + sum(channel.counts for channel, _ in channels))
+    return ShardPlan(world, tables, dense, seen.samples, len(seen.values), per_call)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What traffic looks up: the values that lookups take, for each batch, and how many samples there were."""
+
+    tables: Sequence[Found]
+    values: Sequence[Values]
+    samples: int
+
+    @classmethod
+    def of(cls, source: Source, tables: Sequence[Found], traffic: Iterable[Any] | None) -> _Seen:
+        """The batches, run as far as ids go."""
+        entrance = Entrance(source.form)
+        if traffic is None:
+            batches = [list(source.form.program.batch)]
+        else:
+            batches = [entrance(*entrance.call_of(batch)) for batch in traffic]
+        if not batches or not batches[0]:
+            raise InputError("traffic has no batches: the plan is made from what they look up. Give some")
+        wanted = list(
+            dict.fromkeys(
+                node
+                for table in tables
+                if not table.reason
+                for lookup in table.lookups
+                for node in lookup.operands
+            )
+        )
+        front = front_of(source.graph, wanted)
+        with torch.no_grad():
+            values = [dict(zip(wanted, front(*flat), strict=True)) for flat in batches]
+        return cls(tables, values, sum(source.samples(flat) for flat in batches))
+
+    def ids(self, table: Found) -> Tensor:
+        """All ids (n,) that reach a table."""
+        every = [lookup.ids(values).reshape(-1) for values in self.values for lookup in table.lookups]
+        return torch.cat([ids.long() for ids in every])
+
+    def travels(self, channel: Channel) -> tuple[float, float]:
+        """Bytes that a rank sends to ask for a sample, and gets as its answer, on average over ranks; what stays on a rank is left out."""
+        asked = answered = 0.0
+        for values in self.values:
+            sizes = [channel.sizes(counts) for counts in channel.ask(values).counts.tolist()]
+            asked += sum(one for one, _ in sizes)
+            answered += sum(two for _, two in sizes)
+        others = (channel.world - 1) / channel.world / max(1, self.samples)
+        return asked * others, answered * others
+
+
+def _whole(table: Found) -> Placed:
+    return Placed(table.name, "whole", table.rows, table.row_bytes, reason=table.reason)
+
+
+def _hottest(seen: _Seen, table: Found, share: float) -> Placed:
+    """A table with its hot rows, not placed yet."""
+    ids, counts = torch.unique(seen.ids(table), return_counts=True)
+    order = counts.argsort(descending=True, stable=True)[: int(share * table.rows)]
+    order = order[counts[order] > 1]
+    reads = int(counts.sum())
+    taken = int(counts[order].sum()) / max(1, reads)
+    hot = tuple(ids[order].sort().values.tolist())
+    per_sample = reads / max(1, seen.samples)
+    return Placed(
+        table.name, "table", table.rows, table.row_bytes, (), hot, reads=per_sample, hot_reads=taken
+    )
+
+
+class _Places:
+    """Where each table goes."""
+
+    def __init__(self, world: int, room: int | None, tables: Mapping[Found, Placed], seen: _Seen) -> None:
+        self._world, self._room, self._tables, self._seen = world, room, tables, seen
+        self._bytes = sum(table.nbytes for table in tables) or 1
+        self._traffic = sum(map(_traffic, tables.values())) or 1.0
+        self._held = [0] * world
+        self._load = [0.0] * world
+
+    def placed(self, place: Placing) -> dict[Found, Placed]:
+        """All tables, in their order."""
+        if self._room is not None and self._room * self._world < sum(table.nbytes for table in self._tables):
+            self._refuse()
+        loads = {
+            table: table.nbytes / self._bytes + _traffic(placed) / self._traffic
+            for table, placed in self._tables.items()
+        }
+        fair = _MOST_LOADED * sum(loads.values()) / self._world
+        found: dict[Found, Placed] = {}
+        for table in sorted(self._tables, key=lambda table: -loads[table]):
+            rank = self._rank_for(table)
+            whole = place == "table" or (place == "best" and loads[table] <= fair)
+            if whole and rank is not None:
+                pieces: tuple[Piece, ...] = (Piece(0, table.rows, rank),)
+            elif place == "table":
+                self._refuse()
+            else:
+                pieces = self._cut(table)
+            way: Literal["table", "rows"] = "table" if len(pieces) == 1 else "rows"
+            found[table] = replace(self._tables[table], way=way, pieces=pieces)
+            for piece in pieces:
+                part = (piece.stop - piece.start) / table.rows
+                self._held[piece.rank] += (piece.stop - piece.start) * table.row_bytes
+                self._load[piece.rank] += part * loads[table]
+        return {table: found[table] for table in self._tables}
+
+    def _rank_for(self, table: Found) -> int | None:
+        """The rank with the least load among those with room for the table."""
+        fit = [rank for rank in range(self._world) if self._left(rank) >= table.nbytes]
+        return min(fit, key=lambda rank: self._load[rank], default=None)
+
+    def _left(self, rank: int) -> float:
+        return float("inf") if self._room is None else self._room - self._held[rank]
+
+    def _cut(self, table: Found) -> tuple[Piece, ...]:
+        """A piece for each rank of about the same load; where a rank has no room for its, by what room there is."""
+        ends = self._even_ends(table)
+        sizes = [(end - start) * table.row_bytes for start, end in zip([0, *ends], ends, strict=False)]
+        if any(size > self._left(rank) for rank, size in enumerate(sizes)):
+            rooms = [max(0, int(self._left(rank) // table.row_bytes)) for rank in range(self._world)]
+            if sum(rooms) < table.rows:
+                self._refuse()
+            ends = [int(table.rows * sum(rooms[: rank + 1]) / sum(rooms)) for rank in range(self._world)]
+        starts = [0, *ends[:-1]]
+        return tuple(
+            Piece(start, end, rank)
+            for rank, (start, end) in enumerate(zip(starts, ends, strict=True))
+            if end > start
+        )
+
+    def _even_ends(self, table: Found) -> list[int]:
+        """Where pieces end that have the same sum of rows / all rows and reads / all reads that are not of hot rows."""
+        ids = self._seen.ids(table)
+        hot = torch.tensor(self._tables[table].hot, dtype=torch.int64)
+        cold = ids[~torch.isin(ids, hot)].sort().values
+        low, high = torch.zeros(self._world), torch.full((self._world,), float(table.rows))
+        low, high = low.long(), high.long()
+        wanted = torch.arange(1, self._world + 1).double() / self._world
+        # The share of load below a row rises with it: its place is found by halves.
+        while bool((low < high).any()):
+            middle = (low + high) // 2
+            reads = (
+                torch.searchsorted(cold, middle).double() / len(cold) if len(cold) else middle / table.rows
+            )
+            enough = (middle / table.rows + reads) / 2 >= wanted
+            high, low = torch.where(enough, middle, high), torch.where(enough, low, middle + 1)
+        return [*high[:-1].tolist(), table.rows]
+
+    def _refuse(self) -> NoReturn:
+        needed = sum(table.nbytes for table in self._tables)
+        room = "none" if self._room is None else amount(self._room)
+        raise InputError(
+            f"the tables take {amount(needed)}, and each of {self._world} ranks has {room} left for them besides what is on every rank: "
+            "take more ranks, a larger limit_bytes, fewer hot rows, or place='best'"
+        )
+
+
+def _traffic(placed: Placed) -> float:
+    """Bytes of rows that a sample reads and that are not on every rank."""
+    return placed.reads * (1 - placed.hot_reads) * placed.row_bytes
+
+
+def _formed(seen: _Seen, table: Found, placed: Placed, world: int, form: Literal["best", "rows"]) -> Placed:
+    """With the form of each lookup, and what travels for it."""
+    forms: list[Form] = []
+    for lookup in table.lookups:
+        sizes: dict[Form, float] = {}
+        options: tuple[Form, ...] = ("rows", "sums") if lookup.sums and form == "best" else ("rows",)
+        for option in options if len(options) > 1 else ():
+            alone = Found(table.name, table.tensor, (lookup,))
+            ((channel, _),) = channels_of([(alone, replace(placed, forms=(option,)))], world)
+            sizes[option] = sum(seen.travels(channel))
+        forms.append(min(options, key=lambda option: sizes.get(option, 0.0)))
+    formed = replace(placed, forms=tuple(forms))
+    travel = [seen.travels(channel) for channel, _ in channels_of([(table, formed)], world)]
+    return replace(
+        formed, asked=sum(asked for asked, _ in travel), answered=sum(answered for _, answered in travel)
+    )
+
+
+def _other_bytes(gm: fx.GraphModule, tables: Sequence[Found]) -> int:
+    """Bytes of constants that are none of these tables."""
+    known = {identity(table.tensor) for table in tables}
+    held = {
+        identity(tensor): tensor.nbytes
+        for node in gm.graph.nodes
+        if (tensor := constant(gm, node)) is not None
+    }
+    return sum(size for key, size in held.items() if key not in known)
+
+
+def _check(world: int, limit_bytes: int | None, hot: float, least_bytes: int, place: str, form: str) -> None:
+    if type(world) is not int or world < 1:
+        raise InputError(f"plan_shards(world=...) takes a number of ranks, 1 at least, got {world!r:.80}")
+    if limit_bytes is not None and (type(limit_bytes) is not int or limit_bytes < 1):
+        raise InputError(f"limit_bytes takes a number of bytes or None, got {limit_bytes!r:.80}")
+    if isinstance(hot, bool) or not isinstance(hot, (int, float)) or not 0 <= hot <= 1:
+        raise InputError(f"hot takes a share of rows, 0 to 1, got {hot!r:.80}")
+    if type(least_bytes) is not int or least_bytes < 0:
+        raise InputError(f"least_bytes takes a number of bytes, got {least_bytes!r:.80}")
+    if place not in ("best", "table", "rows"):
+        raise InputError(f"place takes 'best', 'table' or 'rows', got {place!r:.80}")
+    if form not in ("best", "rows"):
+        raise InputError(f"form takes 'best' or 'rows', got {form!r:.80}")
