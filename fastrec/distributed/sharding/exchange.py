@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +21,9 @@ from ...errors import InputError, PackageMissing, PeerLostError
 from .channels import Asked, Channel, Held
 
 __all__ = ["Exchange", "Group", "Traffic"]
+
+# Some builds of torch are without it.
+_c10d: Any = import_module("torch.distributed.distributed_c10d") if dist.is_available() else None
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,12 @@ class Traffic:
 
 
 class Group:
-    """Ranks that exchange tensors within a time limit, in seconds; made by all members of `parent` (None: all ranks) at once.
+    """The ranks of `parent` (None: all) with connections of their own, made by all of them at once.
 
-    Raises `InputError` where no process group is there, `PeerLostError` where a member does not come.
+    Not by `torch.distributed.new_group`: its groups have names that depend on how many groups each rank is in, and after one was closed
+    the next finds what that left in the store. `timeout` in seconds may be changed; it bounds every exchange, and the meeting here.
+
+    Raises `InputError` where no process group is there, `PeerLostError` where a rank does not come.
     """
 
     def __init__(self, parent: Any, timeout: float) -> None:
@@ -57,20 +64,23 @@ class Group:
                 "there is no process group: call torch.distributed.init_process_group('gloo') on every rank first, as in a script "
                 "that is run by torchrun"
             )
+        me = dist.get_rank()
         members = dist.get_process_group_ranks(parent if parent is not None else dist.group.WORLD)
-        if dist.get_rank() not in members:
-            raise InputError(f"this process, rank {dist.get_rank()}, is none of the group's: {members}")
+        if me not in members:
+            raise InputError(f"this process, rank {me}, is none of the group's: {members}")
+        self.rank, self.world = members.index(me), len(members)
         self.timeout, self.lost = timeout, ""
+        name = f"fastrec/{'-'.join(map(str, members))}"
         try:
-            self._group = dist.new_group(
-                members,
-                timeout=timedelta(seconds=timeout),
-                backend="gloo",
-                use_local_synchronization=True,
-            )
+            store = _c10d._get_default_store()
+            # The same on every rank: they meet as often.
+            meeting = store.add(f"{name}/{me}", 1)
+            store = _c10d.PrefixStore(f"{name}/meeting {meeting}", store)
+            self._ranks = _c10d.ProcessGroupGloo(store, self.rank, self.world, timedelta(seconds=timeout))
         except RuntimeError as error:
-            raise PeerLostError(f"not every one of the {len(members)} ranks came: {_said(error)}") from error
-        self.rank, self.world = dist.get_rank(self._group), dist.get_world_size(self._group)
+            raise PeerLostError(
+                f"not every one of {self.world} ranks came within {timeout:g} s: {_said(error)}"
+            ) from error
 
     def all_to_all(self, parts: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
         """The bytes (n,) for each rank; gives those of each, of which there are so many."""
@@ -81,9 +91,13 @@ class Group:
         # Whatever ends it before its end, the ranks are out of step from here on.
         self.lost = "an earlier call was ended within an exchange, so the ranks are out of step: start them again, and shard anew"
         try:
-            dist.all_to_all_single(
-                received, sent, list(sizes), [len(part) for part in parts], group=self._group
-            )
+            self._ranks.alltoall_base(
+                received,
+                sent,
+                list(sizes),
+                [len(part) for part in parts],
+                timeout=timedelta(seconds=self.timeout),
+            ).wait()
         except RuntimeError as error:
             self.lost = (
                 f"rank {self.rank} of {self.world} lost a peer: it is gone, or did not answer within {self.timeout:g} s (all ranks take part "
@@ -101,9 +115,8 @@ class Group:
 
     def close(self) -> None:
         """Gives its connections back."""
-        if self._group is not None:
-            dist.destroy_process_group(self._group)
-            self._group, self.lost = None, "it was closed"
+        self.lost = "this sharded model was closed"
+        self._ranks.shutdown()
 
 
 class Exchange:
