@@ -202,7 +202,8 @@ def test_a_rank_maps_its_own_rows_of_a_folder_alone(ranks: Ranks, large: Path) -
     for rank, (held, size) in enumerate(ranks.call(touched, large)):
         own = plan.bytes_on(rank)
         assert own < size / 2
-        assert own <= held < own + size / 20
+        # The system maps some pages around those that are read, up to 2 MiB at each end.
+        assert own <= held < own + size / 8
 
 
 def gone(state: dict[str, Any]) -> None:
