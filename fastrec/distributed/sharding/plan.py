@@ -77,7 +77,7 @@ class ShardPlan:
         2 ranks, from 512 samples in 8 batches: 25.5 B a sample and rank over the network, and 16 B to each other rank with every call
         | table | rows | bytes | held | hot rows | reads a sample | comes back as | asked a sample | answered a sample |
         |---|--:|--:|---|--:|--:|---|--:|--:|
-        | users | 10 | 640 B | some rows on each | 1 (25.0 % of reads) | 1.00 | rows | 1.50 B | 24.0 B |
+        | users | 10 | 640 B | some rows on each | 1 (25.0 % of reads) | 1.00 | rows | 1.5 B | 24 B |
         | all else | | 1.00 KiB | whole on each | | | | | |
         rank 0 holds 1.38 KiB, rank 1 holds 1.38 KiB
     """

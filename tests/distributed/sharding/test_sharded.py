@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -206,41 +205,52 @@ def test_a_rank_maps_its_own_rows_of_a_folder_alone(ranks: Ranks, large: Path) -
         assert own <= held < own + size / 8
 
 
-def gone(state: dict[str, Any]) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+def test_without_a_process_group_it_is_said_how_to_make_one(fast: CompressedModel) -> None:
+    plan = plan_shards(fast, 1)
+    with pytest.raises(InputError, match="init_process_group"):
+        shard(fast, plan)
 
 
 def stopped(state: dict[str, Any]) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-@pytest.fixture
-def doomed(tmp_path: Path) -> Iterator[Ranks]:
-    made = Ranks(3, tmp_path)
-    yield made
-    made.close()
+def gone(state: dict[str, Any]) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.parametrize(("end", "timeout"), [(gone, 20.0), (stopped, 2.0)])
-def test_a_lost_rank_is_a_named_error_within_the_time_limit(
-    doomed: Ranks, fast: CompressedModel, folder: Path, end: Any, timeout: float
-) -> None:
-    doomed.call(sharded, folder, planned(fast, 3), 3, True, timeout)
-    doomed.call(answers, [4, 4, 4])
-    doomed.begin(end, only=(1,))
-    if end is gone:
-        doomed.processes[1].join(30)
-        assert doomed.processes[1].exitcode == -signal.SIGKILL
+def lost(ranks: Ranks, timeout: float) -> None:
+    """That the first three say of the fourth, when they are called, and once more."""
     for _ in range(2):
-        # The next calls do not wait at all: the ranks that are left are out of step.
-        doomed.begin(answers, [4, 4, 4], only=(0, 2))
-        for rank in (0, 2):
-            error = doomed.error(rank)
+        # The second call does not wait at all: the ranks that are left are out of step.
+        ranks.begin(answers, [4, 4, 4, 4], only=(0, 1, 2))
+        for rank in range(3):
+            error = ranks.error(rank)
             assert error.kind == "PeerLostError" and "lost a peer" in error.text
             assert f"within {timeout:g} s" in error.text
 
 
-def test_without_a_process_group_it_is_said_how_to_make_one(fast: CompressedModel) -> None:
-    plan = plan_shards(fast, 1)
-    with pytest.raises(InputError, match="init_process_group"):
-        shard(fast, plan)
+def test_a_rank_that_does_not_answer_is_a_named_error_and_may_come_back(
+    ranks: Ranks, fast: CompressedModel, folder: Path
+) -> None:
+    plan, sizes = planned(fast, 4, form="rows"), [4, 4, 4, 4]
+    ranks.call(sharded, folder, plan, 4, True, 2.0)
+    assert ranks.call(answers, sizes) == alone(fast, sizes)
+    ranks.begin(stopped, only=(3,))
+    lost(ranks, 2.0)
+    os.kill(ranks.processes[3].pid or 0, signal.SIGCONT)
+    ranks.result(3)
+    ranks.call(sharded, folder, plan, 4, True)
+    assert ranks.call(answers, sizes) == alone(fast, sizes)
+
+
+def test_a_rank_that_is_killed_is_a_named_error_of_all_others(
+    ranks: Ranks, fast: CompressedModel, folder: Path
+) -> None:
+    """The last one of this file: there are three ranks afterwards."""
+    ranks.call(sharded, folder, planned(fast, 4), 4, True)
+    ranks.call(answers, [4, 4, 4, 4])
+    ranks.begin(gone, only=(3,))
+    ranks.processes[3].join(30)
+    assert ranks.processes[3].exitcode == -signal.SIGKILL
+    lost(ranks, 30.0)
