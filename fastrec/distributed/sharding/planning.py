@@ -236,20 +236,26 @@ def _traffic(placed: Placed) -> float:
 
 def _formed(seen: _Seen, table: Found, placed: Placed, world: int, form: Literal["best", "rows"]) -> Placed:
     """With the form of each lookup, and what travels for it."""
-    forms: list[Form] = []
-    for lookup in table.lookups:
-        sizes: dict[Form, float] = {}
-        options: tuple[Form, ...] = ("rows", "sums") if lookup.sums and form == "best" else ("rows",)
-        for option in options if len(options) > 1 else ():
-            alone = Found(table.name, table.tensor, (lookup,))
-            ((channel, _),) = channels_of([(alone, replace(placed, forms=(option,)))], world)
-            sizes[option] = sum(seen.travels(channel))
-        forms.append(min(options, key=lambda option: sizes.get(option, 0.0)))
-    formed = replace(placed, forms=tuple(forms))
-    travel = [seen.travels(channel) for channel, _ in channels_of([(table, formed)], world)]
-    return replace(
-        formed, asked=sum(asked for asked, _ in travel), answered=sum(answered for _, answered in travel)
-    )
+    forms: list[Form] = ["rows"] * len(table.lookups)
+    best = _travels(seen, table, placed, world, forms)
+    for number, lookup in enumerate(table.lookups):
+        if lookup.sums is None or form == "rows":
+            continue
+        # Together, as rows are asked for once for all lookups that take rows.
+        other = [*forms[:number], "sums", *forms[number + 1 :]]
+        found = _travels(seen, table, placed, world, other)
+        if sum(found) < sum(best):
+            forms, best = other, found
+    return replace(placed, forms=tuple(forms), asked=best[0], answered=best[1])
+
+
+def _travels(
+    seen: _Seen, table: Found, placed: Placed, world: int, forms: Sequence[Form]
+) -> tuple[float, float]:
+    """What is asked and answered for a table with these forms, a sample."""
+    channels = channels_of([(table, replace(placed, forms=tuple(forms)))], world)
+    found = [seen.travels(channel) for channel, _ in channels]
+    return sum(asked for asked, _ in found), sum(answered for _, answered in found)
 
 
 def _other_bytes(gm: fx.GraphModule, tables: Sequence[Found]) -> int:
