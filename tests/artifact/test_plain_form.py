@@ -50,7 +50,9 @@ def test_without_a_graph_it_is_refused(saved: Saved, monkeypatch: pytest.MonkeyP
         files.manifest = dataclasses.replace(  # type: ignore[attr-defined]
             files.manifest,  # type: ignore[attr-defined]
             program=None,
-            fallback=dataclasses.replace(files.manifest.fallback, kind="model", graph=None, why="it branches"),  # type: ignore[attr-defined]
+            fallback=dataclasses.replace(
+                files.manifest.fallback, kind="model", graph=None, why="it branches"
+            ),  # type: ignore[attr-defined]
         )
         return parts(files)  # type: ignore[arg-type]
 

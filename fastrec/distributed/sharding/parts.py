@@ -11,6 +11,7 @@ from ...errors import InputError
 from .channels import Asked, Held, channels_of, hold
 from .graphs import front_of, rest_of
 from .plan import Placed, ShardPlan
+from .quick import Quick
 from .tables import Found, find_tables
 
 __all__ = ["Parts"]
@@ -28,8 +29,8 @@ class Parts:
         self.held = [kept[number] for _, number in found]
         self._wanted = list(dict.fromkeys(node for channel in self.channels for node in channel.operands))
         self._given = [node for channel in self.channels for node in channel.results]
-        self._front = front_of(gm, self._wanted)
-        self._rest = rest_of(gm, self._given)
+        self._front = Quick(front_of(gm, self._wanted))
+        self._rest = Quick(rest_of(gm, self._given))
 
     def values(self, flat: Sequence[Tensor]) -> Mapping[fx.Node, Any]:
         """What lookups take, of one batch."""
@@ -54,8 +55,7 @@ class Parts:
         looked_up: dict[fx.Node, Tensor] = {}
         for channel, held, one, answer in zip(self.channels, self.held, asked, answers, strict=True):
             looked_up |= channel.finish(one, answer, held, values)
-        found: tuple[Tensor, ...] = self._rest(*flat, *(looked_up[node] for node in self._given))
-        return found
+        return self._rest(*flat, *(looked_up[node] for node in self._given))
 
 
 def _matched(gm: fx.GraphModule, plan: ShardPlan) -> list[tuple[Found, Placed]]:

@@ -22,6 +22,7 @@ from ...graph import constant, is_call, is_random, operator_name, value
 from ...ops import INT4, INT8
 from ...techniques.fusion.id_columns import identity
 from ...techniques.fusion.lookup_tables import mutated
+from .quick import quick
 
 __all__ = ["Found", "Lookup", "Sums", "decoded", "find_tables"]
 
@@ -97,7 +98,7 @@ class Lookup:
         args[_IDS[self.call.target] - 1] = ids
         if padding is not None:
             args[_PADDING - 1] = padding
-        found = self.call.target(table, *args, **self.call.kwargs)  # type: ignore[operator]  # a node's target is called
+        found = quick(self.call.target, table[0].nbytes)(table, *args, **self.call.kwargs)
         return found[0] if self.bags else found  # type: ignore[no-any-return]  # what an operator gives
 
     def _given(self) -> tuple[Any, ...]:
@@ -134,7 +135,7 @@ def decoded(lookup: Lookup, table: Tensor, ids: Tensor) -> Tensor:
     if lookup.sums is None or lookup.bags:
         return table.index_select(0, ids)
     if lookup.call.target in (INT8, INT4):
-        return lookup.call.target(table, ids)  # type: ignore[no-any-return]  # one of our operators
+        return quick(lookup.call.target, table[0].nbytes)(table, ids)  # type: ignore[no-any-return]  # one of our operators
     return table.index_select(0, ids).to(value(lookup.sums.result).dtype)
 
 
