@@ -12,8 +12,9 @@ from .manifest import Manifest, Modules
 from .parts import check
 from .plain_form import PlainForm, read_plain
 from .reading import read
+from .tensors import digest_of
 from .writing import Payload, payload, write
 
 __all__ = [
-    "Contents", "Loaded", "Manifest", "Modules", "Payload", "PlainForm", "check", "path_of", "payload", "read", "read_plain", "write",
+    "Contents", "Loaded", "Manifest", "Modules", "Payload", "PlainForm", "check", "digest_of", "path_of", "payload", "read", "read_plain", "write",
 ]  # fmt: skip

@@ -20,7 +20,10 @@ from torch import distributed as dist
 from ...errors import InputError, PackageMissing, PeerLostError
 from .channels import Asked, Channel, Held
 
-__all__ = ["Exchange", "Group", "Traffic"]
+__all__ = ["OUT_OF_STEP", "Exchange", "Group", "Traffic"]
+
+OUT_OF_STEP = "an earlier call was ended within an exchange, so the ranks are out of step: start them again, and shard anew"
+"""Why there is no other call."""
 
 # Some builds of torch are without it.
 _c10d: Any = import_module("torch.distributed.distributed_c10d") if dist.is_available() else None
@@ -89,7 +92,7 @@ class Group:
         if self.lost:
             raise PeerLostError(self.lost)
         # Whatever ends it before its end, the ranks are out of step from here on.
-        self.lost = "an earlier call was ended within an exchange, so the ranks are out of step: start them again, and shard anew"
+        self.lost = OUT_OF_STEP
         try:
             self._ranks.alltoall_base(
                 received,

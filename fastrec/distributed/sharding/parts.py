@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx
 
+from ...artifact import digest_of
 from ...errors import InputError
+from ...graph import constant
 from .channels import Asked, Held, channels_of, hold
 from .graphs import front_of, rest_of
 from .plan import Placed, ShardPlan
@@ -31,6 +34,17 @@ class Parts:
         self._given = [node for channel in self.channels for node in channel.results]
         self._front = Quick(front_of(gm, self._wanted))
         self._rest = Quick(rest_of(gm, self._given))
+
+    def digest(self) -> bytes:
+        """32 bytes that are the same on all ranks of one model: of its graph, and of all that is whole on every rank."""
+        found = hashlib.sha256()
+        for gm in (self._front.graph, self._rest.graph):
+            found.update("\n".join(node.format_node() or "" for node in gm.graph.nodes).encode())
+            for node in gm.graph.nodes:
+                tensor = constant(gm, node)
+                if tensor is not None:
+                    found.update(digest_of(tensor).encode())
+        return found.digest()
 
     def values(self, flat: Sequence[Tensor]) -> Mapping[fx.Node, Any]:
         """What lookups take, of one batch."""

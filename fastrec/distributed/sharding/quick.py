@@ -23,7 +23,7 @@ class Quick:
     """A graph, from its first batch with rows on as `backends.direct` runs it: each operator by its quickest entry that gave the same bits."""
 
     def __init__(self, gm: fx.GraphModule) -> None:
-        self._gm = gm
+        self.graph = gm
         self._run: Callable[..., tuple[Any, ...]] | None = None
 
     def __call__(self, *inputs: Any) -> tuple[Any, ...]:
@@ -31,9 +31,9 @@ class Quick:
         if self._run is None:
             if any(isinstance(tensor, Tensor) and not tensor.numel() for tensor in inputs):
                 # What agrees on nothing is not known to agree.
-                found: tuple[Any, ...] = self._gm(*inputs)
+                found: tuple[Any, ...] = self.graph(*inputs)
                 return found
-            self._run = direct(self._gm, inputs)
+            self._run = direct(self.graph, inputs)
         return self._run(*inputs)
 
 

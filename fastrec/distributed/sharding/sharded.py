@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError, PeerError
-from .exchange import Exchange, Group, Traffic
+from .exchange import OUT_OF_STEP, Exchange, Group, Traffic
 from .parts import Parts
 from .plan import ShardPlan
 from .sources import Entrance, Shardable, Source, source_of
@@ -91,7 +92,12 @@ class Sharded:
                 f"no rank has an answer to this call, since rank {ranks} could not take part: the reason is raised there",
                 ranks=tuple(refusing),
             )
-        answers, self.last = self._exchange.finish(asked, theirs, samples)
+        try:
+            answers, self.last = self._exchange.finish(asked, theirs, samples)
+        except BaseException:
+            # The others wait for what this rank does not send.
+            self._group.lost = self._group.lost or OUT_OF_STEP
+            raise
         self.traffic += self.last
         return answers
 
@@ -119,12 +125,13 @@ def shard(
     failure: Exception | None = None
     try:
         made = _made(what, plan, ranks, types, verify)
+        digest = hashlib.sha256(plan.digest + made[2].digest()).digest()
     except Exception as error:  # noqa: BLE001 - raised below, once the others know
         failure = error
     mine = torch.zeros(ranks.world, 5, dtype=torch.int64)
     if failure is None:
         mine[:, 0] = 1
-        mine[:, 1:] = torch.frombuffer(bytearray(plan.digest), dtype=torch.int64)
+        mine[:, 1:] = torch.frombuffer(bytearray(digest), dtype=torch.int64)
     theirs = ranks.numbers(mine)
     ranks.timeout = timeout
     agreed = bool((theirs == theirs[0]).all()) and bool(theirs[0, 0])
@@ -140,7 +147,7 @@ def shard(
         )
     if not agreed:
         raise InputError(
-            "the ranks have different plans: make one, and give it to all (ShardPlan.to_json, from_json)"
+            "the ranks have different plans or models: make one plan, and give it to all (ShardPlan.to_json, from_json), with the same model"
         )
     entrance, source, parts = made
     exchange = Exchange(ranks, list(zip(parts.channels, parts.held, strict=True)))

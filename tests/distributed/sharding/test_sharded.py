@@ -211,12 +211,52 @@ def test_without_a_process_group_it_is_said_how_to_make_one(fast: CompressedMode
         shard(fast, plan)
 
 
+def with_another_model(state: dict[str, Any], folder: Path, plan: str) -> None:
+    made = load(folder)
+    assert made.program is not None
+    if state["rank"] == 3:
+        # As where one machine has the artifact of yesterday.
+        for tensor in made.program.model.state_dict().values():
+            if tensor.is_floating_point() and tensor.numel() == 16:
+                tensor.add_(1)
+    shard(made, ShardPlan.from_json(plan), setup_timeout=30)
+
+
+def test_ranks_with_other_weights_are_told_so(ranks: Ranks, fast: CompressedModel, folder: Path) -> None:
+    found = ranks.errors(with_another_model, folder, planned(fast, 4))
+    assert {(one.kind, "different plans or models" in one.text) for one in found} == {("InputError", True)}
+
+
+def without_an_answer(state: dict[str, Any]) -> None:
+    if state["rank"] == 1:
+
+        def answer(*_: Any) -> torch.Tensor:
+            raise MemoryError("no room for an answer")
+
+        state["model"]._parts.channels[0].answer = answer
+    state["model"](*batch(4, 0))
+
+
+def test_a_rank_that_fails_among_exchanges_ends_the_calls_of_all(
+    ranks: Ranks, fast: CompressedModel, folder: Path
+) -> None:
+    ranks.call(sharded, folder, planned(fast, 4), 4, True, 2.0)
+    found = ranks.errors(without_an_answer)
+    assert [one.kind for one in found] == ["PeerLostError", "MemoryError", "PeerLostError", "PeerLostError"]
+    again = ranks.errors(answers, [4, 4, 4, 4])
+    assert {one.kind for one in again} == {"PeerLostError"} and "out of step" in again[1].text
+
+
 def stopped(state: dict[str, Any]) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def gone(state: dict[str, Any]) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def anew(state: dict[str, Any], folder: Path, plan: str, setup_timeout: float) -> None:
+    shard(folder, ShardPlan.from_json(plan), setup_timeout=setup_timeout, verify=False)
 
 
 def lost(ranks: Ranks, timeout: float) -> None:
@@ -254,3 +294,8 @@ def test_a_rank_that_is_killed_is_a_named_error_of_all_others(
     ranks.processes[3].join(30)
     assert ranks.processes[3].exitcode == -signal.SIGKILL
     lost(ranks, 30.0)
+    # Nor does anybody wait for it to make the model anew.
+    ranks.begin(anew, folder, planned(fast, 4), 2.0, only=(0, 1, 2))
+    for rank in range(3):
+        error = ranks.error(rank)
+        assert error.kind == "PeerLostError" and "not every one of 4 ranks came within 2 s" in error.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from fastrec import (
     compress,
     load,
 )
+from fastrec.artifact import read_plain
 from fastrec.backends import Eager
 from fastrec.distributed.sharding import Sharded, plan_shards, shard
+from fastrec.distributed.sharding.sources import Entrance
 
 from .models import batch, captured
 
@@ -80,6 +83,20 @@ def test_what_the_model_refuses_is_refused_alike(fast: CompressedModel) -> None:
         made(*batch(5, 1)[:5])
     # It goes on.
     assert made(*batch(5, 1)).shape == (5,)
+
+
+def test_batches_for_the_original_are_refused_since_no_rank_has_it(folder: Path) -> None:
+    form = read_plain(folder)
+    given = batch(3, 0)
+    apart = Entrance(replace(form, guard=None, apart=True))
+    assert len(apart(given, {})) == 6
+    with pytest.raises(InputError, match="no original for such rows"):
+        apart((*given[:5], torch.full((3, 2), torch.inf)), {})
+    program = replace(form.program, layout=replace(form.program.layout, exempt=(3,)))
+    exempt = Entrance(replace(form, program=program))
+    with pytest.raises(InputError, match="does not take 3 rows"):
+        exempt(given, {})
+    assert len(exempt(batch(4, 0), {})) == 6
 
 
 class Pairs(nn.Module):
