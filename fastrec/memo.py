@@ -51,6 +51,10 @@ class Memo:
             self._sessions[key] = program.model, backend.compile(program)
         return self._sessions[key][1]
 
+    def compiled(self, backend: Backend, program: Program) -> bool:
+        """Whether the backend's session of the program is there."""
+        return self._key(backend, program) in self._sessions
+
     def captured(
         self, program: Program, capture: Callable[[Program], tuple[Program, Program]]
     ) -> tuple[Program, Program]:

@@ -155,7 +155,9 @@ class _Compiling:
         """A session of each, as far as the time goes."""
         for form, backend in pairs:
             show(f"compiling for {_label(backend, form)}")
-            if not self.late(form, backend):
+            # What is there already takes no time but that of looking at it.
+            known = form.main and self._memo.compiled(backend, self.program(form))
+            if known or not self.late(form, backend):
                 self.compile(form, self.program(form), backend)
 
     def late(self, form: Form, backend: Backend) -> bool:

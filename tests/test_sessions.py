@@ -10,10 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fastrec.backends import Backend, Eager, Session
+from fastrec.backends import Backend, Eager, OnnxRuntime, Session
 from fastrec.capture import capture
 from fastrec.errors import BackendError
 from fastrec.journal import Journal
+from fastrec.memo import Memo
 from fastrec.program import Program
 from fastrec.progress import stages
 from fastrec.request import Once
@@ -62,12 +63,21 @@ class Slow(Eager):
         return True
 
 
-def compiled(
-    backends: Sequence[Backend], seconds: float = 600.0, *, exact: bool = True
-) -> tuple[dict[str, Made], Journal]:
+def read() -> Program:
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1)).eval()
-    program = Program.read(model, torch.randn(5, 4))
-    captured = capture(program)
+    return Program.read(model, torch.randn(5, 4))
+
+
+def compiled(
+    backends: Sequence[Backend],
+    seconds: float = 600.0,
+    *,
+    exact: bool = True,
+    memo: Memo | None = None,
+    program: Program | None = None,
+) -> tuple[dict[str, Made], Journal]:
+    program = program or read()
+    captured = capture(program) if memo is None else memo.captured(program, lambda p: (capture(p),) * 2)[0]
     now = time.perf_counter()
     journal = Journal(now, now + seconds)
     forms = (
@@ -85,6 +95,7 @@ def compiled(
             lambda rows, index: [torch.randn(rows, 4, generator=torch.Generator().manual_seed(index))],
             (1, 8),
             show,
+            memo=memo,
         )
     return made, journal
 
@@ -112,3 +123,11 @@ def test_when_the_time_is_gone_the_first_form_of_the_first_backend_is_left() -> 
 def test_what_runs_reference_operators_as_they_are_comes_last() -> None:
     assert next(iter(compiled([Slow(), Eager()])[0])) == "slow"
     assert next(iter(compiled([Slow(), Eager()], exact=False)[0])) == "eager"
+
+
+def test_what_was_compiled_before_is_there_however_late_it_is() -> None:
+    memo, program = Memo(), read()
+    backends = [Eager(), OnnxRuntime()]
+    first, _ = compiled(backends, memo=memo, program=program)
+    again, _ = compiled(backends, 1e-9, memo=memo, program=program)
+    assert list(again) == ["eager", "onnxruntime"] and len(first) > 2
