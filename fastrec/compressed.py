@@ -25,7 +25,7 @@ from .recipe import Recipe
 from .report import Report
 from .request import Once
 from .rows import count_rows
-from .serving import LIMIT_BYTES, Scorer, precompute
+from .serving import LIMIT_BYTES, Merged, Scorer, precompute
 from .techniques import TECHNIQUES, Technique
 
 __all__ = ["CompressedModel", "Repeated", "load"]
@@ -156,10 +156,22 @@ class CompressedModel(nn.Module):
         original = self.original if self.exact else plainly(self.original, self._once, self.program)
         return precompute(original, self.program, candidates, guard=self._guard, limit_bytes=limit_bytes)
 
+    def merged(self, **settings: Any) -> Merged:
+        """Several requests in one call, each answered as this model does: `serving.Merged`, which says what there is to set.
+
+        Cost: seconds.
+        """
+        return Merged(self, **settings)
+
     @property
     def guard(self) -> Guard | None:
         """What checks each batch; None where nothing does, as where the original serves everything."""
         return self._guard if self.plan is not None else None
+
+    @property
+    def once(self) -> Once:
+        """How batches hold the features of the request."""
+        return self._once
 
     @property
     def separates(self) -> bool:

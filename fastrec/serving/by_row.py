@@ -17,7 +17,7 @@ from torch._ops import OpOverload
 from ..graph import is_random, operator_name
 from ..inputs import Feature
 
-__all__ = ["RESHAPES", "Rows"]
+__all__ = ["LOOKS", "RESHAPES", "Rows"]
 
 
 def _names(text: str) -> frozenset[str]:
@@ -25,6 +25,9 @@ def _names(text: str) -> frozenset[str]:
 
 
 RESHAPES = _names("view _unsafe_view reshape flatten unflatten squeeze unsqueeze")
+# What only looks at a tensor is done again behind where it crosses to others, if what it looks at is no larger: a vector
+# spread over the steps of a history crosses once.
+LOOKS = RESHAPES | {"expand", "expand_as", "transpose", "permute", "t", "alias", "detach"}
 _FILLS = _names("zeros ones full new_zeros new_ones new_full zeros_like ones_like")
 # Operators to which the number of rows is a size; to any other it is a number that the answer depends on.
 _SIZED = RESHAPES | _FILLS | {"expand", "repeat", "slice"}

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..inputs import Branch, Feature, Leaf, describe
 
-__all__ = ["read_side"]
+__all__ = ["cast", "read_side"]
 
 
 def read_side(given: Any, features: Sequence[Feature], wanted: Sequence[int], side: str) -> dict[int, Tensor]:
@@ -27,7 +27,7 @@ def read_side(given: Any, features: Sequence[Feature], wanted: Sequence[int], si
     if isinstance(tree, Leaf) or (isinstance(tree, Branch) and tree.kind in ("tuple", "list")):
         if len(found) != len(wanted):
             raise InputError(f"the {side} has {len(wanted)} features ({names}), got {len(found)} tensors.")
-        return {i: _cast(features[i], tensor) for i, (_, tensor) in zip(wanted, found, strict=True)}
+        return {i: cast(features[i], tensor) for i, (_, tensor) in zip(wanted, found, strict=True)}
     if not isinstance(tree, Branch):
         raise InputError(f"the {side} is a mapping or a tuple of {names}, got {type(given).__name__}.")
     taken: dict[int, Tensor] = {}
@@ -42,7 +42,7 @@ def read_side(given: Any, features: Sequence[Feature], wanted: Sequence[int], si
             raise InputError(
                 f"feature {features[index].name!r} is given twice.", feature=features[index].name
             )
-        taken[index] = _cast(features[index], tensor)
+        taken[index] = cast(features[index], tensor)
     for index in wanted:
         if index not in taken:
             raise InputError(
@@ -64,7 +64,7 @@ def _find(name: str, features: Sequence[Feature], side: str) -> int:
     raise InputError(f"the {side}: {name!r:.80} {which}.", feature=name)
 
 
-def _cast(feature: Feature, tensor: Tensor) -> Tensor:
+def cast(feature: Feature, tensor: Tensor) -> Tensor:
     """The tensor without gradient; narrower integers are widened, as lookups would."""
     if tensor.dtype is feature.dtype:
         return tensor.detach()

@@ -20,15 +20,11 @@ from torch import Tensor, fx
 from ..graph import constant, copy_graph, emit, is_call, is_written, operator_name
 from ..inputs import Feature
 from ..program import Program
-from .by_row import RESHAPES, Rows
+from .by_row import LOOKS, Rows
 
-__all__ = ["Sides", "split_sides"]
+__all__ = ["Sides", "columns_read", "split_sides"]
 
 aten = torch.ops.aten
-
-# What only looks at a tensor is done again in `score`, where what it looks at is no larger: a vector spread over
-# the steps of a history is kept once.
-_LOOKS = RESHAPES | {"expand", "expand_as", "transpose", "permute", "t", "alias", "detach"}
 
 
 class Side(Enum):
@@ -162,7 +158,7 @@ def _side_of_call(
         # A matrix of both sides: its first row is the request's, columns that are no request's are the candidates'.
         if is_call(node, aten.slice.Tensor) and node.args[1:4] == (0, 0, 1):
             return Side.BOTH if whole else Side.REQUEST
-        columns = _columns(node)
+        columns = columns_read(node)
         if columns is not None and not columns & set(mine):
             found = {Side.CANDIDATES}
     if not found or found == {Side.SIZE}:
@@ -181,11 +177,13 @@ def _constants(node: fx.Node, sides: dict[fx.Node, Side]) -> list[fx.Node]:
     return [arg for arg in node.all_input_nodes if sides[arg] is Side.CONSTANT]
 
 
-def _columns(node: fx.Node) -> set[int] | None:
+def columns_read(node: fx.Node) -> set[int] | None:
     """The columns of a matrix that a call reads; None where that is not plain."""
     matrix: Any
     rest: list[Any]
     matrix, *rest = node.args
+    if not isinstance(matrix, fx.Node):
+        return None
     width = matrix.meta["val"].shape[1]
     if is_call(node, aten.select.int) and rest[0] in (1, -1) and isinstance(rest[1], int):
         return {rest[1] % width}
@@ -211,7 +209,7 @@ def _may_cross(node: fx.Node, sides: dict[fx.Node, Side], rows: Rows) -> bool:
     if not rows.counted(node):
         return False
     source = node.args[0]
-    if operator_name(node) not in _LOOKS or not isinstance(source, fx.Node):
+    if operator_name(node) not in LOOKS or not isinstance(source, fx.Node):
         return True
     same = sides[source] is Side.CANDIDATES and rows.counted(source)
     return not same or rows.width(source) > rows.width(node)
