@@ -89,13 +89,13 @@ class Merged:
         joined = self._joiner.read(flat, torch.as_tensor(offsets))
         if joined.sizes and self._merges(joined.flat):
             guard = self._fast.guard
-            # Ids that are computed are those of one request.
-            for given in (
-                [] if guard is None else self._joiner.cut(joined) if guard.computed else [joined.flat]
-            ):
-                guard(given)
+            if guard is not None and guard.computed is None:
+                guard(joined.flat)
+            elif guard is not None:
+                for part in self._joiner.cut(joined):
+                    guard(part)
             return self._layout.result(self._run(joined))
-        parts = self._joiner.cut(joined) or [self._fast.once.first(flat)]
+        parts = self._joiner.cut(joined) if joined.sizes else [self._fast.once.first(flat)]
         calls = [self._layout.arguments(part) for part in parts]
         answers = [tensors_of(self._fast(*args, **kwargs)) for args, kwargs in calls]
         return self._layout.result(self._joiner.answers(answers))

@@ -23,7 +23,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from ..graph import constant, copy_graph, emit, evaluate, is_call, is_written, operator_name, sweep
 from ..inputs import Feature, flat_layout
 from ..program import Program
-from ..rows import take_rows
+from ..rows import count_rows, take_rows
 from .by_row import LOOKS, Rows
 from .joined import Joined, Joiner
 from .sides import columns_read
@@ -86,7 +86,8 @@ def ask_several(whole: Program, joiner: Joiner) -> Program:
 
 def _joined(whole: Program, joiner: Joiner) -> Joined:
     """Some requests, of the example's rows."""
-    features, rows = whole.layout.features, whole.layout.rows or 1
+    features = whole.layout.features
+    rows = count_rows(features, whole.batch) or 1
     flats, start = [], 0
     for request, size in enumerate(_SIZES):
         flat = take_rows(features, whole.batch, torch.arange(start, start + size) % rows)

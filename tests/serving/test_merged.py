@@ -258,8 +258,10 @@ def test_rows_without_request_features_are_joined() -> None:
 def test_what_is_not_merged_says_why() -> None:
     offsets = of_zoo("dlrm", None)
     assert offsets.merged.way == "one by one" and "'lS_o' are cut by offsets" in offsets.merged.reason
-    single = of_zoo("sasrec", None)
-    assert single.merged.way == "one by one" and single.merged.reason
+    entry = next(entry for entry in ZOO if entry.name == "sasrec")
+    batch = entry.batch(5, torch.Generator().manual_seed(3))
+    single = stand(make(entry), batch, ["history"])
+    assert single.merged.way == "one by one" and "one row in every batch" in single.merged.reason
     for case in (offsets, single):
         case.check([3, 1])
     with pytest.raises(InputError, match="call score_many"):

@@ -1,0 +1,124 @@
+"""A Ray Serve deployment that answers the requests that wait together, whoever they are for.
+
+Requests of different users are merged into one call (`serving.Merged`), and each caller gets its own answer, or its own
+error. A replica opens the artifact in its own process, by the path and digest of its folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import torch
+
+from ..artifact.folder import opened
+from ..compressed import CompressedModel, load
+from ..errors import CorruptArtifactError, InputError
+from ..packages import package
+
+__all__ = ["Replica", "deployment", "open_folder", "served"]
+
+_PATIENCE = 30.0
+"""Seconds after which a replica that does not answer is not well."""
+
+Scores = Callable[[Sequence[Any]], list[Any]]
+"""Answers for the batches of several requests; where one is wrong, the error in its place."""
+
+
+def deployment(
+    folder: str | os.PathLike[str],
+    *,
+    types: Sequence[type] = (),
+    merging: Mapping[str, Any] | None = None,
+    max_batch_size: int = 16,
+    wait_ms: float = 2.0,
+    threads: int = 1,
+    **options: Any,
+) -> Any:
+    """A Ray Serve application of the artifact in a folder: `serve.run(deployment("ranker"))`.
+
+    A handle's `remote(batch)` takes one request, a batch as the model takes it, and gives the model's answer. Up to
+    `max_batch_size` requests that come within `wait_ms` of the first are answered by one call, as are those that wait while
+    another call runs. `merging` are settings of `CompressedModel.merged`, `types` those of `fastrec.load`; each replica
+    computes with `threads` threads, and asks for as many CPUs. `options` go to Ray Serve's deployment: `num_replicas`, `max_ongoing_requests`
+    (None: four batches), `name` and others.
+
+    The folder has to be on every node that may have a replica. One that was written anew since is refused: deploy it again.
+
+    Raises `PackageMissing` without Ray Serve, `ArtifactNotFoundError` and the like as `fastrec.load` does, `InputError` for settings out
+    of range. Cost: that of reading the manifest.
+
+    Example: `serve.run(deployment("ranker", num_replicas=2), name="ranker").remote(batch).result()`.
+    """
+    where = os.path.abspath(os.fspath(folder))
+    opening = partial(open_folder, where, _digest(where), tuple(types), dict(merging or {}))
+    return served(opening, max_batch_size=max_batch_size, wait_ms=wait_ms, threads=threads, **options)
+
+
+def served(
+    opening: Callable[[], Scores], *, max_batch_size: int, wait_ms: float, threads: int, **options: Any
+) -> Any:
+    """A Ray Serve application of whatever `opening` gives in a replica's process: what scores several requests."""
+    for name, value, least in (
+        ("max_batch_size", max_batch_size, 1),
+        ("wait_ms", wait_ms, 0),
+        ("threads", threads, 1),
+    ):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
+            raise InputError(f"{name} takes a number from {least} on, got {value!r:.80}")
+    serve = package("ray.serve", "ray", "distributed.serve")
+    batched = serve.batch(max_batch_size=max_batch_size, batch_wait_timeout_s=wait_ms / 1000)
+    # A class of its own for each deployment: what gathers requests is one of its methods.
+    kind = type("Ranker", (Replica,), {"together": batched(Replica.together), "__doc__": Replica.__doc__})
+    given = {
+        "ray_actor_options": {"num_cpus": threads},
+        "max_ongoing_requests": 4 * max_batch_size,
+        **options,
+    }
+    return serve.deployment(kind).options(**given).bind(opening, threads)
+
+
+def open_folder(folder: str, digest: str, types: tuple[type, ...], merging: Mapping[str, Any]) -> Scores:
+    """What scores the requests of the model in a folder. Raises `CorruptArtifactError` where it is another than that of the digest."""
+    model: CompressedModel = load(folder, types=types)
+    if (found := _digest(folder)) != digest:
+        raise CorruptArtifactError(
+            f"the artifact at {folder} is another than was deployed (digest {found[:16]}..., expected {digest[:16]}...): it was "
+            "saved anew since. Deploy it again",
+            path=folder,
+        )
+    return partial(model.merged(**merging).score_many, return_errors=True)
+
+
+def _digest(folder: str) -> str:
+    with opened(folder, verify=False) as files:
+        return files.digest
+
+
+class Replica:
+    """One process that answers requests: `opening` gives what scores several of them."""
+
+    def __init__(self, opening: Callable[[], Scores], threads: int) -> None:
+        # Torch's number of threads is that of the thread that asks, so one thread opens and calls.
+        self._calls = ThreadPoolExecutor(1, "scores", partial(torch.set_num_threads, threads))
+        self._scores = self._calls.submit(opening).result()
+
+    async def __call__(self, request: Any) -> Any:
+        """The answer to one request."""
+        answer: Any = await self.together(request)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def together(self, requests: list[Any]) -> list[Any]:
+        """The answers to several requests, by one call. Whoever waits meanwhile is in the next."""
+        return await asyncio.get_running_loop().run_in_executor(self._calls, self._scores, requests)
+
+    async def check_health(self) -> None:
+        """Answers no requests, which takes the thread that answers them: one that hangs is found."""
+        empty = asyncio.get_running_loop().run_in_executor(self._calls, self._scores, [])
+        await asyncio.wait_for(empty, _PATIENCE)
