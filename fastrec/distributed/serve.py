@@ -119,6 +119,6 @@ class Replica:
         return await asyncio.get_running_loop().run_in_executor(self._calls, self._scores, requests)
 
     async def check_health(self) -> None:
-        """Answers no requests, which takes the thread that answers them: one that hangs is found."""
-        empty = asyncio.get_running_loop().run_in_executor(self._calls, self._scores, [])
-        await asyncio.wait_for(empty, _PATIENCE)
+        """Takes a turn of the thread that answers: where a call hangs, this does not come back in time."""
+        turn = asyncio.get_running_loop().run_in_executor(self._calls, os.getpid)
+        await asyncio.wait_for(turn, _PATIENCE)

@@ -122,10 +122,18 @@ def test_a_replica_answers_by_one_call_and_is_well() -> None:
 def test_a_replica_that_hangs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     free = threading.Event()
     monkeypatch.setattr("fastrec.distributed.serve._PATIENCE", 0.05)
-    replica = Replica(lambda: lambda requests: [free.wait(60)] and list(requests), 1)
-    with pytest.raises(TimeoutError):
-        asyncio.run(replica.check_health())
-    free.set()
+    replica = Replica(lambda: lambda requests: [free.wait(60) for _ in requests], 1)
+
+    async def hangs() -> list[Any]:
+        call = asyncio.create_task(replica.together([{}]))
+        await asyncio.sleep(0)  # the call takes the thread first
+        with pytest.raises(TimeoutError):
+            await replica.check_health()
+        free.set()
+        return await call
+
+    assert asyncio.run(hangs()) == [True]
+    asyncio.run(replica.check_health())
 
 
 @pytest.mark.cluster
