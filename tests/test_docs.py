@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import pruning, trade_offs
+from benchmarks import online, pruning, trade_offs
 from benchmarks.marks import put
 from benchmarks.results import Results
 from benchmarks.tables import brief
@@ -44,6 +44,12 @@ def test_the_page_of_pruning_is_the_committed_results() -> None:
     page = (ROOT / "docs" / "pruning.md").read_text()
     (path,) = (ROOT / "benchmarks" / "results" / "pruning").glob("*.json")
     assert page == pruning.with_table(page, pruning.read(path))
+
+
+def test_the_page_of_serving_is_the_committed_results() -> None:
+    page = (ROOT / "docs" / "serving.md").read_text()
+    for path in (ROOT / "benchmarks" / "results" / "online").glob("*.json"):
+        assert page == online.with_table(page, online.read(path))
 
 
 def test_the_card_of_retrieval_has_the_committed_results() -> None:

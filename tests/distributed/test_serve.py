@@ -180,3 +180,38 @@ def test_requests_that_wait_are_answered_by_one_call(serve: Any) -> None:
     waiting = [handle.remote({}) for _ in range(8)]
     assert [one.result(timeout_s=60) for one in waiting] == [4] * 8
     serve.delete("counting")
+
+
+TEXT = (Path(__file__).parents[2] / "docs" / "serving.md").read_text("utf-8")
+BLOCKS = [part.partition("```")[0] for part in TEXT.split("```python\n")[1:]]
+
+
+def run(holding: str, **given: Any) -> dict[str, Any]:
+    """The names that a text of docs/serving.md leaves, run with those given."""
+    (code,) = [block for block in BLOCKS if holding in block]
+    names = dict(given)
+    exec(compile(code, f"docs/serving.md: {holding}", "exec"), names)
+    return names
+
+
+def test_the_texts_about_merging(saved: tuple[CompressedModel, Path]) -> None:
+    fast, _ = saved
+    assert len(BLOCKS) == 3
+    given = {"first": request(1), "second": request(2), "third": request(3)}
+    names = run("fast.merged()", fast=fast, **given)
+    for answer, one in zip(names["answers"], given.values(), strict=True):
+        torch.testing.assert_close(answer, fast(**one))
+    scores = run("offsets", torch=torch, merged=names["merged"])["scores"]
+    mine = [(7, [3, 14]), (19, [15, 9, 2])]
+    expected = torch.cat([fast(user=torch.tensor([user]), item=torch.tensor(items)) for user, items in mine])
+    torch.testing.assert_close(scores, expected)
+
+
+@pytest.mark.cluster
+def test_the_text_about_ray_serve(
+    serve: Any, saved: tuple[CompressedModel, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast, folder = saved
+    monkeypatch.chdir(folder.parent)
+    torch.testing.assert_close(run("serve.run", request=request(3))["scores"], fast(**request(3)))
+    serve.delete("default")

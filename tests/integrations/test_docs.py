@@ -20,7 +20,7 @@ from .conftest import Saved, batch
 
 TEXT = (Path(__file__).parents[2] / "docs" / "integrations.md").read_text("utf-8")
 BLOCKS = [part.partition("```")[0] for part in TEXT.split("```python\n")[1:]]
-HOLDING = ("import mlflow", "ColumnTransformer", "LitAPI", "class Ranker:", "serve.run", "asyncio")
+HOLDING = ("import mlflow", "ColumnTransformer", "LitAPI", "asyncio")
 
 
 def run(holding: str, **given: Any) -> dict[str, Any]:
@@ -70,19 +70,6 @@ def test_litserve(here: Saved) -> None:
     with pytest.raises(Exception, match=r"'user'.*50") as caught:
         api.predict(api.decode_request({**request, "user": [1, 50]}))
     assert caught.value.status_code == 422  # type: ignore[attr-defined]
-
-
-def test_a_deployment_opens_the_folder_it_is_given(here: Saved) -> None:
-    made = run("class Ranker:")["Ranker"](str(here.folder))
-    assert made(batch(6)).equal(here.fast(**batch(6)))
-
-
-def test_ray_serve(here: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
-    serve = pytest.importorskip("ray.serve", reason="ray[serve] is not installed: it is heavy, and an extra")
-    original = serve.run
-    monkeypatch.setattr(serve, "run", lambda app: original(app, _local_testing_mode=True))
-    names = run("serve.run", Ranker=run("class Ranker:")["Ranker"], batch=batch(6))
-    assert names["scores"].equal(here.fast(**batch(6)))
 
 
 @pytest.mark.parametrize("workers", [1, 4])
