@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .artifact import Contents, Modules, payload, read, write
 from .as_called import plainly
-from .backends import ModelSession, Session, Source
+from .backends import Backend, ModelSession, Session, Source
 from .errors import ForkSafetyError, InputError
 from .exports import Exported, export_onnx, export_triton
 from .guards import Guard
@@ -156,12 +156,20 @@ class CompressedModel(nn.Module):
         original = self.original if self.exact else plainly(self.original, self._once, self.program)
         return precompute(original, self.program, candidates, guard=self._guard, limit_bytes=limit_bytes)
 
-    def merged(self, **settings: Any) -> Merged:
-        """Several requests in one call, each answered as this model does: `serving.Merged`, which says what there is to set.
+    def merged(
+        self,
+        *,
+        at: tuple[int, int] = (8, 100),
+        backends: Sequence[Backend] | None = None,
+        seconds: float = 2.0,
+        way: str | None = None,
+    ) -> Merged:
+        """Answers several requests in one call, each as this model does: see `fastrec.serving.Merged`, which says what there is to set.
 
-        Cost: seconds.
+        Raises `InputError` for a `way` that there is not. Cost: seconds, to look for the fastest way `at` a number of requests and
+        how many candidates each has.
         """
-        return Merged(self, **settings)
+        return Merged(self, at=at, backends=backends, seconds=seconds, way=way)
 
     @property
     def guard(self) -> Guard | None:

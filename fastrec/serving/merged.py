@@ -46,6 +46,20 @@ class Merged:
 
     Raises `InputError` for a way that there is not. Cost: a capture of the original and the rules that rewrite it, seconds, and
     tables that these fold.
+
+    Example:
+        >>> from fastrec import compress
+        >>> class Dot(torch.nn.Module):
+        ...     def forward(self, user, item):
+        ...         return (user * item).sum(-1)
+        >>> batch = (torch.ones(4, 2), torch.randn(4, 2))
+        >>> fast = compress(
+        ...     Dot(), batch, request_features=["user"], backends=[], batch_sizes=(1,), seconds=1, progress=False
+        ... )
+        >>> merged = fast.merged(way="whole batch")
+        >>> users, items = torch.tensor([[1.0, 1.0], [0.0, 1.0]]), torch.tensor([[1.0, 2.0], [5.0, 0.0], [3.0, 4.0]])
+        >>> merged((users, items), offsets=[0, 2, 3])
+        tensor([3., 5., 4.])
     """
 
     def __init__(

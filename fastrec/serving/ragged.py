@@ -5,7 +5,7 @@
 
 The graph of whole batches takes the request's features in every row, so these are picked by their owners first. Whatever
 acts on each row by itself gives the same for equal rows, so the picking moves behind it: to where the requests meet the
-candidates. A node that is not known to act row by row stays where it is, which is always right.
+candidates, and behind their part of a linear map of both (`split_joins`). A node that is not known to act row by row stays where it is, which is always right.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from ..rows import count_rows, take_rows
 from .by_row import LOOKS, Rows
 from .joined import Joined, Joiner
 from .sides import columns_read
+from .split_joins import split_joins
 
 __all__ = ["ask_several", "inputs_of", "pick_late"]
 
@@ -139,6 +140,8 @@ def pick_late(several: Program) -> Program:
     inputs = [node for node in gm.graph.nodes if node.op == "placeholder"]
     rows, owner = Rows([inputs[-1]], [several.layout.features[-1]]), inputs[-1]
     sides = _colour(gm, rows, owner)
+    if split_joins(gm, {node for node, side in sides.items() if side is _Side.PICKED}):
+        sides = _colour(gm, rows, owner)
     _settle(gm, sides, rows)
     mine = _compute(gm, sides, rows, owner)
     for node, made in mine.items():

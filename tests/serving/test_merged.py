@@ -38,7 +38,7 @@ from tests.zoo import ZOO, make
 
 from .test_scorer import DECLARED
 
-RAGGED = [name for name in DECLARED if name not in ("sasrec", "dlrm")]
+RAGGED = [name for name in DECLARED if name not in ("sasrec", "dlrm", "xdeepfm", "fibinet", "nfm", "shared")]
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,36 @@ def test_a_tower_of_the_request_is_computed_once_for_each() -> None:
     users, items, _ = (str(node.meta["val"].shape[0]) for node in nodes if node.op == "placeholder")
     linears = [str(node.meta["val"].shape[0]) for node in nodes if operator_name(node) == "linear"]
     assert linears == [users] * 3 + [items] * 2
+
+
+class Meeting(nn.Module):
+    """A history that meets the candidate at each of its positions, in one linear map, and a sum over them."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.meet, self.out = nn.Linear(3 * width, 24), nn.Linear(24, 1)
+
+    def forward(self, history: Tensor, item: Tensor) -> Tensor:
+        spread = item[:, None].expand_as(history)
+        score: Tensor = self.out(self.meet(torch.cat([spread, history, spread * history], -1)).relu()).sum(
+            (1, 2)
+        )
+        return score
+
+
+@pytest.mark.parametrize(("width", "split"), [(16, True), (4, False)])
+def test_a_linear_map_of_both_reads_the_request_at_its_own_rows(width: int, split: bool) -> None:
+    torch.manual_seed(0)
+    batch = (torch.randn(9, 5, width), torch.randn(9, width))
+    case = stand(Meeting(width).eval(), batch, ["history"], way="ragged, eager")
+    case.check([2, 1, 4])
+    joiner = Joiner(case.program.layout, Once(case.program.layout.features))
+    several = pick_late(ask_several(capture(case.program), joiner)).model
+    assert isinstance(several, torch.fx.GraphModule)
+    nodes = list(several.graph.nodes)
+    histories = nodes[[node.op for node in nodes].index("placeholder")].meta["val"].shape[0]
+    linears = [node.meta["val"].shape[0] == histories for node in nodes if operator_name(node) == "linear"]
+    assert any(linears) == split
 
 
 class Across(nn.Module):
