@@ -71,6 +71,10 @@ class Merged:
         seconds: float = 2.0,
         way: str | None = None,
     ) -> None:
+        if len(at) != 2 or not all(type(count) is int and count > 0 for count in at):
+            raise InputError(
+                f"at takes a number of requests and how many candidates each has, (8, 100): got {at!r:.80}"
+            )
         self._fast, self._layout = fast, fast.original.layout
         self._joiner = Joiner(self._layout, fast.once)
         self._apart = Apart(self._layout) if fast.separates else None

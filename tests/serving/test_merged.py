@@ -300,6 +300,12 @@ def test_what_is_not_merged_says_why() -> None:
         of_zoo("dlrm")
 
 
+@pytest.mark.parametrize("at", [(0, 5), (2,), (2.0, 5), (True, 1)])
+def test_numbers_that_are_none_are_refused(at: Any) -> None:
+    with pytest.raises(InputError, match="at takes"):
+        Merged(reading().fast, at=at)
+
+
 class Ranked(nn.Module):
     """Scores less the mean of all."""
 
