@@ -38,9 +38,10 @@ SCHEMA = 1
 MODELS = ("two_tower", "din", "sasrec_rows", "dcnv2")
 REQUESTS, CANDIDATES = (2, 8, 32), (1, 10, 100)
 LOADED = ("two_tower", "din")
-SCORED = 100
+SCORED = 200
 SHARES = (0.25, 0.5, 0.75, 1.0)
 TOGETHER, WAIT_MS, ROUNDS, FEWEST = 16, 2.0, 3, 300
+_CLOSED = 200
 WAYS = ("ragged", "whole batch", "original, whole batch")
 
 
@@ -162,10 +163,11 @@ def open_original(name: str) -> Callable[[Sequence[Any]], list[Any]]:
 
 
 def _behind_servers(name: str, folder: Path, way: str, seconds: float) -> Iterator[Load]:
-    """Every server at every rate, taking turns. Rates are shares of what the original, called request by request, can do."""
+    """Every server at every rate, taking turns. Rates are shares of what the original's server can do."""
     ray, serve = package("ray", "ray", "benchmarks"), package("ray.serve", "ray", "benchmarks")
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_TO_STDERR": "0"}
-    settings = {"max_batch_size": TOGETHER, "wait_ms": WAIT_MS, "threads": 1}
+    quiet = {"enable_access_log": False}
+    settings = {"max_batch_size": TOGETHER, "wait_ms": WAIT_MS, "threads": 1, "logging_config": quiet}
     # Together they have more replicas than cores: those that are not asked wait.
     ray.init(
         address="local", num_cpus=4, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False,
@@ -182,22 +184,27 @@ def _behind_servers(name: str, folder: Path, way: str, seconds: float) -> Iterat
             server: serve.run(app, name=f"server-{place}", route_prefix=None)
             for place, (server, app) in enumerate(apps.items())
         }
+        _, most = (
+            asyncio.run(_capacity(name, handles["original"])) for _ in range(2)
+        )  # the first calls are slow
         for share in SHARES:
-            rate = share / _seconds_each(name)
-            yield from asyncio.run(_rounds(name, handles, rate, seconds))
+            yield from asyncio.run(_rounds(name, handles, share * most, seconds))
     finally:
         serve.shutdown()
         ray.shutdown()
 
 
-def _seconds_each(name: str) -> float:
-    """The median of the original for one request, in this process."""
-    model, once = CASES[name].build(), _once(name)
-    calls = {"original": lambda requests: together(model, requests, once)}
-    seen = interleaved(
-        calls, lambda i: _requests(name, 1, SCORED, i), seconds=2.0, min_rounds=20, max_rounds=500, warmup=3
-    )
-    return float(seen.latency("original").p50)
+async def _capacity(name: str, handle: Any) -> float:
+    """Requests a second that are answered while so many callers wait that every batch is full."""
+    requests = iter(_requests(name, _CLOSED, SCORED, 7))
+
+    async def caller() -> None:
+        for request in requests:
+            await _answered(handle, request)
+
+    began = time.perf_counter()
+    await asyncio.gather(*(caller() for _ in range(2 * TOGETHER)))
+    return _CLOSED / (time.perf_counter() - began)
 
 
 async def _rounds(name: str, handles: Mapping[str, Any], rate: float, seconds: float) -> list[Load]:

@@ -142,13 +142,17 @@ def pick_late(several: Program) -> Program:
     sides = _colour(gm, rows, owner)
     if split_joins(gm, {node for node, side in sides.items() if side is _Side.PICKED}):
         sides = _colour(gm, rows, owner)
-    _settle(gm, sides, rows)
     mine = _compute(gm, sides, rows, owner)
-    for node, made in mine.items():
-        readers = [user for user in node.users if user.op == "output" or sides[user] is _Side.OTHER]
-        if sides[node] is _Side.PICKED and readers and not _is_pick(node, owner):
+    stays: set[fx.Node] = set()
+    for node in reversed([node for node in mine if sides[node] is _Side.PICKED]):
+        readers = [
+            user for user in node.users if user.op == "output" or user in stays or sides[user] is _Side.OTHER
+        ]
+        if readers and not _may_cross(node, sides, rows):
+            stays.add(node)  # for those who read it there; at the rows of the requests it is there as well
+        elif readers and not _is_pick(node, owner):
             with gm.graph.inserting_before(node):
-                picked = emit(gm, aten.index_select.default, (made, rows.axis(node), owner))
+                picked = emit(gm, aten.index_select.default, (mine[node], rows.axis(node), owner))
             for reader in readers:
                 reader.replace_input_with(node, picked)
     sweep(gm)
@@ -186,17 +190,8 @@ def _side_of_call(node: fx.Node, sides: dict[fx.Node, _Side], rows: Rows, owner:
     return _Side.PICKED if rows.acts_by_row(node, sizes) else _Side.OTHER
 
 
-def _settle(gm: fx.GraphModule, sides: dict[fx.Node, _Side], rows: Rows) -> None:
-    """Leaves for every candidate what cannot be picked, or is better looked at afterwards."""
-    for node in reversed(gm.graph.nodes):
-        if node.op != "call_function" or sides[node] is not _Side.PICKED:
-            continue
-        crosses = any(user.op == "output" or sides[user] is _Side.OTHER for user in node.users)
-        if crosses and not _may_cross(node, sides, rows):
-            sides[node] = _Side.OTHER
-
-
 def _may_cross(node: fx.Node, sides: dict[fx.Node, _Side], rows: Rows) -> bool:
+    """Whether rows of the node can be picked, and are better picked than those it looks at."""
     if not isinstance(node.meta["val"], Tensor) or not rows.counted(node):
         return False
     source = node.args[0]
