@@ -124,6 +124,12 @@ class Joiner:
         Request features have a row for each request, or one for each candidate. Raises `InputError` where offsets or
         numbers of rows do not fit, and where rows of one request differ.
         """
+        for feature, tensor in zip(self.features, flat, strict=True):
+            if tensor.dim() != len(feature.shape):
+                raise InputError(
+                    f"feature {feature.name!r} is {tuple(tensor.shape)}, in the example it was {feature.shape}",
+                    feature=feature.name,
+                )
         rows, counts = self.count(flat), offsets.diff()
         whole = offsets.dim() == 1 and len(offsets) > 1 and not offsets.is_floating_point()
         if not whole or int(offsets[0]) or int(offsets[-1]) != rows or bool((counts < 0).any()):

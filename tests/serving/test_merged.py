@@ -254,6 +254,8 @@ def test_rows_of_a_request_that_differ_are_refused() -> None:
         case.merged((torch.tensor([3, 3, 4]), torch.zeros(4, 2)), [0, 3, 4])
     with pytest.raises(IdOutOfRangeError):
         case.merged((torch.tensor([3, 9]), torch.zeros(4, 2)), [0, 3, 4])
+    with pytest.raises(InputError, match=r"'user' is \(\)"):
+        case.merged((torch.tensor(3), torch.zeros(4, 2)), [0, 4])
 
 
 def test_what_is_wrong_with_one_request_is_its_own() -> None:
