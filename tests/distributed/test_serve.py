@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -57,16 +58,20 @@ def saved(tmp_path_factory: pytest.TempPathFactory, served_anyway: None) -> tupl
 
 
 @pytest.fixture(scope="module")
-def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def serve() -> Iterator[Any]:
     """Ray Serve, of a cluster of its own, without a door to the network."""
     found = pytest.importorskip("ray.serve", reason="ray[serve] is not installed: it is heavy, and an extra")
     ray = importlib.import_module("ray")
-    with pytest.MonkeyPatch.context() as patch:
+    # A short name: sockets lie in it, whose paths may not be long.
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as home,
+    ):
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_SERVE_LOG_TO_STDERR", "0")
         ray.init(
             address="local", num_cpus=2, include_dashboard=False, object_store_memory=80 << 20, log_to_driver=False,
-            logging_level="ERROR", _temp_dir=f"/tmp/{tmp_path_factory.mktemp('r').parent.name}-ray",
+            logging_level="ERROR", _temp_dir=home,
         )  # fmt: skip
         try:
             found.start(proxy_location="Disabled")
