@@ -5,12 +5,12 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from os import PathLike
 from typing import Any, Literal
 
-from torch import Tensor, fx, nn
+from torch import nn
 
 from .accounts import account, status_of, work_of
 from .arguments import (
@@ -23,7 +23,7 @@ from .arguments import (
     read_seconds,
     read_sizes,
 )
-from .as_called import plainly
+from .assembly import Checks, assemble, judge_each, serving
 from .backends import Backend
 from .breakdowns import set_aside, where_time_goes
 from .budget import Budget
@@ -31,14 +31,12 @@ from .certify import Certifier, Evaluate, Judgement, most
 from .compressed import CompressedModel
 from .declared import Declared
 from .errors import InputError
-from .guards import Guard, read_guard
+from .guards import read_guard
 from .inputs import read_layout
 from .journal import Journal
 from .limits import small_enough
 from .measure import Breakdown
 from .memo import Memo
-from .moved import release_moved
-from .nonfinite import Apart
 from .plan import (
     ORIGINAL,
     Batches,
@@ -57,8 +55,7 @@ from .progress import Stages, stages
 from .recipe import Recipe
 from .report import SizeResult
 from .request import Once
-from .rewriting import Rewritten, apply_recipe, fresh_batches, read, rewritten
-from .rows import count_rows
+from .rewriting import apply_recipe, fresh_batches, read, rewritten
 from .search import Found, Workers, find_recipe, is_asked
 from .sessions import Made, compile_forms, original_call, served_call, session_call
 from .techniques import Technique
@@ -173,7 +170,7 @@ def compress(
         elif evaluate is not None:
             certifier = Certifier(program, once, evaluate, budget)
         found = apply_recipe(work, program, steps, recipe is not None, certifier, show, memo)
-        checks = _Checks()
+        checks = Checks()
         sessions: dict[str, Made] = {}
         results: list[SizeResult] = []
         judged = Judgement()
@@ -183,7 +180,7 @@ def compress(
             small = small_enough(found, budget)
             found, bounded, keep_original = small or found, small is not None, keep_original and small is None
             guard = read_guard(found.asked, on_nonfinite, found.recipe.promised)
-            checks = _Checks(guard if guards else None, on_nonfinite == "propagate")
+            checks = Checks(guard if guards else None, on_nonfinite == "propagate")
             fresh = fresh_batches(work, once, found, guard)
             steps = found.recipe
             if not request_features and found.captured:
@@ -204,7 +201,7 @@ def compress(
             work.deadline += set_aside(work)
             show("looking where the time goes")
             parts = where_time_goes(work, program, found.plain, once, sessions, results, fresh)
-        made = _assemble(work, program, once, found, sessions, results, checks, keep_original)
+        made = assemble(work, program, once, found, sessions, results, checks, keep_original)
         made.report = replace(
             account(work, program, made, results, steps, sessions, budget),
             accuracy=judged.accuracy,
@@ -222,27 +219,6 @@ def compress(
     return made
 
 
-@dataclass(frozen=True)
-class _Checks:
-    """What is done about a batch before a session answers: ids and floats refused, rows that are not finite kept apart."""
-
-    guard: Guard | None = None
-    propagate: bool = False
-
-
-def _serving(
-    original: Program, sessions: Mapping[str, Made], plan: Plan, checks: _Checks, once: Once
-) -> CompressedModel:
-    """A compressed model of these sessions."""
-    # Exact sessions pass on what is not finite by themselves.
-    lossy = any(not sessions[name].exact for name in plan.names if name in sessions)
-    apart = Apart(original.layout) if checks.propagate and lossy else None
-    held = {name: made.session for name, made in sessions.items()}
-    served = CompressedModel(original, held, plan, checks.guard, once, apart)
-    served.sources = {name: made.source for name, made in sessions.items() if made.source is not None}
-    return served
-
-
 def _settle(
     work: Journal,
     program: Program,
@@ -258,12 +234,7 @@ def _settle(
         if certifier is None or not results:
             return results, Judgement()
         show("evaluating what serves")
-        judge = partial(_judge, program.with_model(program.draft().eval()), once, sessions, certifier)
-        # Each alone: labelled rows come in batches that one of them would serve, and callers' do not.
-        lossy = {r.session: r for r in results if r.session != ORIGINAL and not sessions[r.session].exact}
-        if not lossy:
-            return results, judge(results, exact=True)
-        judged = {name: judge([result], exact=False) for name, result in lossy.items()}
+        judged = judge_each(program, once, sessions, certifier, results)
         refused = {
             id(sessions[name].program.model): str(one) for name, one in judged.items() if not one.holds
         }
@@ -275,31 +246,12 @@ def _settle(
                 work.failed(name, refused[id(made.program.model)])
 
 
-def _judge(
-    original: Program,
-    once: Once,
-    sessions: Mapping[str, Made],
-    certifier: Certifier,
-    results: Sequence[SizeResult],
-    exact: bool,
-) -> Judgement:
-    """What is lost by what serves these sizes."""
-    plan = Plan(tuple(r.rows for r in results), tuple(r.session for r in results))
-    served = _serving(original, sessions, plan, _Checks(), once)
-    return certifier.judge(partial(_answers, served, once), exact=exact)
-
-
-def _answers(served: CompressedModel, once: Once, flat: list[Tensor]) -> Sequence[Tensor]:
-    """What serves this number of rows, unchecked."""
-    return served.session(count_rows(once.candidates, flat) or 1)(*flat)
-
-
 def _measure(
     work: Journal,
     program: Program,
     once: Once,
     sessions: Mapping[str, Made],
-    checks: _Checks,
+    checks: Checks,
     fresh: Batches,
     sizes: Sequence[int],
     show: Stages,
@@ -329,74 +281,18 @@ def _measure(
         work.trials += trials
         exact = {name for name, made in sessions.items() if made.exact}
         name = preferred(trials, exact, {name for name, made in sessions.items() if not made.cut})
-        served = _serving(private, {name: sessions[name]}, Plan((rows,), (name,)), checks, once)
+        served = serving(private, {name: sessions[name]}, Plan((rows,), (name,)), checks, once)
         after = served_call(served)
         result = confirm(rows, name, before, after, fresh, share(work.deadline, parts, 4.0) * 0.5)
         if not bounded and not worth_it(result):
             # What is checked in front of a session is checked in front of the original too.
-            checked = served_call(_serving(private, {}, Plan((rows,), (ORIGINAL,)), checks, once))
+            checked = served_call(serving(private, {}, Plan((rows,), (ORIGINAL,)), checks, once))
             seconds = share(work.deadline, parts, 4.0) * 0.25
             result = better(result, confirm(rows, ORIGINAL, before, checked, fresh, seconds))
         results.append(result)
     if bounded or any(worth_it(result) for result in results):
         return results
     return [as_original(result) for result in results]
-
-
-def _assemble(
-    work: Journal,
-    program: Program,
-    once: Once,
-    found: Rewritten | None,
-    sessions: dict[str, Made],
-    results: Sequence[SizeResult],
-    checks: _Checks,
-    keep_original: bool,
-) -> CompressedModel:
-    """The compressed model, holding only what serves."""
-    names = {result.session for result in results} - {ORIGINAL}
-    tried = any(not made.exact for made in sessions.values())
-    for name in set(sessions) - names:
-        del sessions[name]
-    work.notes += [
-        f"{name}: a row's answer was seen to move by up to {made.moved:.1g} with the rows beside it, the rounding of float32"
-        for name, made in sessions.items()
-        if made.moved
-    ]
-    lossy = any(not sessions[name].exact for name in names)
-    if found is not None and not lossy and not all(form.exact for form in found.forms):
-        why = (
-            "at no number of rows was it faster than what keeps the answer"
-            if tried
-            else "no session of it may, as its trials say"
-        )
-        work.notes.append(f"nothing that the recipe approximates serves: {why}")
-    original = program.with_model(program.draft().eval()).bare()
-    if found is None or not names:
-        made = CompressedModel(original, {}, None, checks.guard, once)
-        if found is not None and found.captured and once:
-            # For the serving form of what is not faster batch by batch.
-            form = found.form(lossy=False)
-            made.program, made.exact = form.make().bare(), form.exact
-        return made
-    # Of the other form, if there is one, nothing stays: no table that nobody reads.
-    form = found.form(lossy=lossy)
-    plain = form.make().bare()
-    if any(result.session == ORIGINAL for result in results):
-        work.notes.append(
-            "the original serves some batch sizes, so its tables are kept beside the rewritten ones"
-        )
-    elif not keep_original and found.captured:
-        original = plainly(program, once, plain)
-    elif not keep_original:
-        # A model that serves, as its own code says: its codes are there already.
-        original = original.with_model(next(iter(sessions.values())).program.model)
-    elif isinstance(plain.model, fx.GraphModule):
-        release_moved(original, plain.model)
-    plan = Plan(tuple(r.rows for r in results), tuple(r.session for r in results))
-    made = _serving(original, sessions, plan, checks, once)
-    made.program, made.exact = plain if found.captured else None, form.exact
-    return made
 
 
 def _unreadable(work: Journal, target: Any, batch: Any, recipe: Recipe) -> CompressedModel:
