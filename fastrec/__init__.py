@@ -28,26 +28,32 @@ if TYPE_CHECKING:
         RequestMismatchError,
         TechniqueError,
         UnsafeArtifactError,
+        UpdateRefused,
     )
+    from .following import Following, follow
     from .pipeline import compress
     from .recipe import Recipe
     from .report import Report
     from .retrieval import TopK
     from .serving import Scorer
     from .techniques import Fuse
+    from .updating import update
 
 __version__ = VERSION
 
 _HOMES = {
     "Budget": "budget",
     "CompressedModel": "compressed",
+    "Following": "following",
     "Fuse": "techniques",
     "Recipe": "recipe",
     "Report": "report",
     "Scorer": "serving",
     "TopK": "retrieval",
     "compress": "pipeline",
+    "follow": "following",
     "load": "compressed",
+    "update": "updating",
     "ArtifactError": "errors",
     "ArtifactNotFoundError": "errors",
     "BackendError": "errors",
@@ -65,6 +71,7 @@ _HOMES = {
     "RequestMismatchError": "errors",
     "TechniqueError": "errors",
     "UnsafeArtifactError": "errors",
+    "UpdateRefused": "errors",
 }
 
 __all__ = [
@@ -77,6 +84,7 @@ __all__ = [
     "CompressedModel",
     "CorruptArtifactError",
     "FastrecError",
+    "Following",
     "ForkSafetyError",
     "Fuse",
     "IdOutOfRangeError",
@@ -92,8 +100,11 @@ __all__ = [
     "TechniqueError",
     "TopK",
     "UnsafeArtifactError",
+    "UpdateRefused",
     "compress",
+    "follow",
     "load",
+    "update",
 ]
 
 

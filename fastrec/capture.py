@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .earlier import mark_originals
 from .errors import CaptureError
 from .graph import constant, free_sizes, is_random, is_written, normalise
 from .inputs import collect, flat_layout
@@ -54,6 +55,7 @@ def capture(program: Program) -> Program:
         except Exception as error:  # noqa: BLE001 - the exporter raises anything; its reason is kept
             reasons.append(reason_of(error))
         else:
+            mark_originals(gm)
             layout = replace(flat_layout(program.layout, len(_outputs(gm))), exempt=exempt)
             return replace(program, model=gm, batch=tuple(tensors), layout=layout, entry="forward")
     raise CaptureError("; ".join(dict.fromkeys(reasons)))

@@ -107,7 +107,7 @@ class CompressedModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's answer for one batch."""
         if os.getpid() != self._process:
-            self._check_fork()
+            self.check_fork()
         if self.plan is None:
             return self._call_original(args, kwargs)
         flat = list(args) if self._spread and not kwargs else self._layout.flatten(args, kwargs)
@@ -180,6 +180,11 @@ class CompressedModel(nn.Module):
     def once(self) -> Once:
         """How batches hold the features of the request."""
         return self._once
+
+    @property
+    def digest(self) -> str:
+        """The digest of the artifact that this was saved as or loaded from; nothing where it is in no folder."""
+        return "" if self._home is None else self._home[1]
 
     @property
     def separates(self) -> bool:
@@ -288,7 +293,7 @@ class CompressedModel(nn.Module):
             self.exact, self.report, self.recipe, self._wanted,
         )  # fmt: skip
 
-    def _check_fork(self) -> None:
+    def check_fork(self) -> None:
         """Raises `ForkSafetyError` where a call would wait for threads that this process does not have."""
         parallel = any(source.backend.own_threads for source in self.sources.values())
         if self._threads > 1 or parallel:

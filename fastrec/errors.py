@@ -16,6 +16,7 @@
     │   └── UnsafeArtifactError  it holds what no artifact holds
     ├── PeerError                another rank has no answer to a call of a sharded model   .ranks
     │   └── PeerLostError        it is gone, or did not answer in time
+    ├── UpdateRefused            a new checkpoint that an artifact is not updated to   .path
     └── ForkSafetyError          a model called in a forked process that its threads are not in
 
 Each message says what is wrong, where, what was got against what was expected, and the cure.
@@ -41,6 +42,7 @@ __all__ = [
     "RequestMismatchError",
     "TechniqueError",
     "UnsafeArtifactError",
+    "UpdateRefused",
 ]
 
 
@@ -132,6 +134,14 @@ class CorruptArtifactError(ArtifactError):
 
 class UnsafeArtifactError(ArtifactError):
     """Something that no artifact of fastrec holds: it is refused before it is read."""
+
+
+class UpdateRefused(FastrecError):
+    """A new checkpoint that does not take an artifact's place; `path` is the folder, which is as it was."""
+
+    def __init__(self, message: str, *, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
 
 
 class ForkSafetyError(FastrecError):

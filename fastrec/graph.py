@@ -19,6 +19,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from torch.fx.graph import CodeGen
 
 __all__ = [
+    "ORIGINS",
     "VIEWS",
     "add_constant",
     "ancestors",
@@ -39,6 +40,9 @@ __all__ = [
 ]
 
 aten = torch.ops.aten
+
+ORIGINS = "origins"
+"""Where `gm.meta` says of made constants, by name, where their rows come from: see `earlier`."""
 
 _PADDED = (aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
 _RECURRENT = (aten.gru.input, aten.lstm.input, aten.rnn_tanh.input, aten.rnn_relu.input)
@@ -281,6 +285,9 @@ def sweep(gm: fx.GraphModule) -> None:
     for path, owner, name in list(_attributes(gm)):
         if path not in used:
             delattr(owner, name)
+    if ORIGINS in gm.meta:
+        # The name may be another constant's next.
+        gm.meta[ORIGINS] = {name: origin for name, origin in gm.meta[ORIGINS].items() if name in used}
     gm.delete_all_unused_submodules()
     gm.graph.lint()
     gm.recompile()

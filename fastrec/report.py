@@ -14,6 +14,7 @@ from .plain import dumps, from_plain, loads, to_plain
 from .recipe import Recipe
 from .techniques import TECHNIQUES, Change, Skip, Technique
 from .tried import Tried, pareto
+from .updated import Updated
 from .wording import amount, clean, count, difference, duration, spans, times
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Tables",
     "Trial",
     "Tried",
+    "Updated",
     "Work",
     "worked",
 ]
@@ -118,7 +120,8 @@ class Work:
 @dataclass(frozen=True)
 class Report:
     """The account of one `compress` call; `seconds` is what the call took; `tables` is there where the budget says what they may take,
-    `segments` where `evaluate` groups its rows, `breakdown` (the original, then what serves) where there was time to look.
+    `segments` where `evaluate` groups its rows, `breakdown` (the original, then what serves) where there was time to look,
+    `updated` where an artifact was brought up to a new checkpoint.
 
     `print(report)` gives the short of it; `fastrec.render` the whole: in a terminal, as Markdown, as a page of HTML and as CSV.
     """
@@ -141,6 +144,7 @@ class Report:
     breakdown: tuple[Breakdown, ...] = ()
     p95_ms: float | None = None
     searched: tuple[Tried, ...] = ()
+    updated: Updated | None = None
 
     @property
     def late(self) -> tuple[SizeResult, ...]:
@@ -207,6 +211,8 @@ class Report:
             lines.append(self.in_time)
         if self.searched:
             lines.append(self._looked)
+        if self.updated is not None:
+            lines.append(str(self.updated))
         if self.work is not None:
             lines.append(f"multiply-adds per candidate: {worked(self.work)}")
         if self.status in _SAID or not all(step.exact for step in self.steps):
@@ -324,6 +330,7 @@ class _WithoutRecipe:
     segments: tuple[SegmentAccuracy, ...] = ()
     p95_ms: float | None = None
     breakdown: tuple[Breakdown, ...] = ()
+    updated: Updated | None = None
 
 
 def worked(work: Work) -> str:

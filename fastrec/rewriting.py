@@ -32,7 +32,7 @@ from .rows import take_rows
 from .sessions import Form
 from .techniques import Skip, Technique
 
-__all__ = ["Rewritten", "apply_recipe", "fresh_batches", "read", "rewritten"]
+__all__ = ["Rewritten", "apply_recipe", "captured", "fresh_batches", "read", "rewritten"]
 
 _BATCHES = 64
 
@@ -150,6 +150,15 @@ def apply_recipe(
         repeated = partial(rewritten, plain, tuple(graphs))
         others.append(Form("whole batch", repeated, whole=True, exact=exact, cut=bool(cut)))
     return Rewritten(plain, asked, fast, (*forms, *others), Recipe((*modules, *graphs)))
+
+
+def captured(work: Journal, program: Program, recipe: Recipe, memo: Memo) -> tuple[Program, Program]:
+    """The graphs that `apply_recipe` begins with, given the same memo: as the program is, and as one request asks for it.
+
+    Raises `CaptureError`.
+    """
+    modules = tuple(technique for technique in recipe if technique.level == "module")
+    return memo.captured(rewritten(program, modules, memo), partial(_captured, work))
 
 
 def _captured(work: Journal, program: Program) -> tuple[Program, Program]:

@@ -23,7 +23,16 @@ from .progress import Stages
 from .request import Once
 from .verify import Expected, checked_rows, neighbours, once_each, verify
 
-__all__ = ["Form", "Made", "compile_forms", "original_call", "served_call", "session_call"]
+__all__ = [
+    "Form",
+    "Made",
+    "compile_forms",
+    "compile_pairs",
+    "label_of",
+    "original_call",
+    "served_call",
+    "session_call",
+]
 
 _FIRST = 0.6  # share of the time that must be left for one more backend
 _LAST = 0.33  # share of the time that is kept for measuring
@@ -94,6 +103,25 @@ def compile_forms(
     return work.made
 
 
+def compile_pairs(
+    journal: Journal,
+    original: Program,
+    once: Once,
+    pairs: Sequence[tuple[Form, Backend]],
+    fresh: Batches,
+    sizes: Sequence[int],
+    show: Stages,
+    bounds: Sequence[Bounds | None] = (),
+    memo: Memo | None = None,
+) -> dict[str, Made]:
+    """Sessions of these forms by these backends alone, checked as those of `compile_forms`; what fails is left out, with its reason."""
+    work = _Compiling(journal, original, once, fresh, sizes, bounds, memo or Memo())
+    for form, backend in pairs:
+        show(f"compiling for {label_of(backend, form)}")
+        work.compile(form, work.program(form), backend)
+    return work.made
+
+
 def original_call(program: Program) -> Call:
     """The original, in its own form, for flat batches."""
     function, layout = program.function, program.layout
@@ -124,7 +152,8 @@ def session_call(session: Session, once: Once) -> Callable[[list[Tensor]], tuple
     return lambda flat: session(*once.first(flat))
 
 
-def _label(backend: Backend, form: Form) -> str:
+def label_of(backend: Backend, form: Form) -> str:
+    """What the session of a form by a backend is called."""
     return f"{backend.label}, {form.name}" if form.name else backend.label
 
 
@@ -154,7 +183,7 @@ class _Compiling:
     def compile_all(self, pairs: Sequence[tuple[Form, Backend]], show: Stages) -> None:
         """A session of each, as far as the time goes."""
         for form, backend in pairs:
-            show(f"compiling for {_label(backend, form)}")
+            show(f"compiling for {label_of(backend, form)}")
             # What is there already takes no time but that of looking at it.
             known = form.main and self._memo.compiled(backend, self.program(form))
             if known or not self.late(form, backend):
@@ -167,12 +196,12 @@ class _Compiling:
         left = remaining(self._journal.deadline) / self._journal.allowed
         late = any(made.exact is form.exact for made in self.made.values()) and (left < share or long)
         if late:
-            self._journal.failed(_label(backend, form), "not tried: the time limit was near")
+            self._journal.failed(label_of(backend, form), "not tried: the time limit was near")
         return late
 
     def compile(self, form: Form, program: Program, backend: Backend) -> None:
         """One more session, if it can be had."""
-        label = _label(backend, form)
+        label = label_of(backend, form)
         began = time.perf_counter()
         try:
             session = self._memo.compile(backend, program)
@@ -197,7 +226,7 @@ class _Compiling:
 
     def leading(self, backends: Sequence[Backend], forms: Sequence[Form]) -> list[Backend]:
         """The backends that were fastest with some form at some size, at a short look."""
-        found = {_label(backend, form): backend for backend in backends for form in forms}
+        found = {label_of(backend, form): backend for backend in backends for form in forms}
         calls: Mapping[str, Callable[[list[Tensor]], object]] = {
             label: session_call(self.made[label].session, self._once) for label in found if label in self.made
         }

@@ -9,12 +9,12 @@ ROOT = Path(__file__).parent.parent / "fastrec"
 FLOORS = {
     "errors": 0,
     "version": 0,
-    **dict.fromkeys(("inputs", "rows", "program", "graph", "capture", "guards", "fresh", "request", "declared", "cost", "plain", "wording", "quiet", "progress", "budget", "nonfinite", "as_called", "ops", "packages", "transforms"), 1),
+    **dict.fromkeys(("inputs", "rows", "program", "graph", "capture", "guards", "fresh", "request", "declared", "cost", "plain", "wording", "quiet", "progress", "budget", "nonfinite", "as_called", "ops", "packages", "transforms", "earlier", "calls"), 1),
     **dict.fromkeys(("techniques", "backends", "measure"), 2),
     **dict.fromkeys(("recipe", "losses"), 3),
-    **dict.fromkeys(("report", "tried"), 4),
+    **dict.fromkeys(("report", "tried", "updated"), 4),
     **dict.fromkeys(("plan", "render", "arguments", "journal"), 5),
-    **dict.fromkeys(("accounts", "breakdowns", "compressed", "verify", "sessions", "undeclared", "pipeline", "serving", "retrieval", "certify", "limits", "rewriting", "calibration", "memo", "search", "artifact", "exports", "moved"), 6),
+    **dict.fromkeys(("accounts", "breakdowns", "compressed", "verify", "sessions", "undeclared", "pipeline", "serving", "retrieval", "certify", "limits", "rewriting", "calibration", "memo", "search", "artifact", "exports", "moved", "assembly", "updating", "following"), 6),
     **dict.fromkeys(("cli", "distributed", "integrations", "testing", "pytest_plugin"), 7),
 }  # fmt: skip
 

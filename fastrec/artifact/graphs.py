@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..earlier import Origin, Piece, origins_of, set_origins
 from ..errors import InputError, UnsafeArtifactError
 from .sizes import Values, value_data
 from .targets import check_call, name_of, target_named
@@ -72,6 +73,8 @@ def with_plain_names(gm: fx.GraphModule) -> fx.GraphModule:
             copies[node].target = names[str(node.target)]
     made = fx.GraphModule({names[name]: tensor for name, tensor in held.items()}, graph)
     made.meta[_PATHS] = {plain: path_of(gm, name) for name, plain in names.items()}
+    origins = origins_of(gm)
+    set_origins(made, {plain: origins[name] for name, plain in names.items() if name in origins})
     return made
 
 
@@ -96,9 +99,11 @@ def graph_data(gm: fx.GraphModule, tensors: Tensors) -> Graph:
         if "val" in node.meta:
             one["value"] = value_data(node.meta["val"], names)
         nodes.append(one)
+    origins = origins_of(gm)
     constants = {
         name: tensors.refer(tensor)
         | {"path": path_of(gm, name)}
+        | ({"origin": _origin_data(origins[name])} if name in origins else {})
         | ({"parameter": True} if isinstance(tensor, torch.nn.Parameter) else {})
         for name, tensor in constants_of(gm).items()
     }
@@ -113,12 +118,15 @@ def graph_of(data: Any, stored: Stored, where: str) -> fx.GraphModule:
     _expect(len(listed) <= _NODES, where, f"{_NODES:,} nodes at most", len(listed))
     root: dict[str, Any] = {}
     paths: dict[str, str] = {}
+    origins: dict[str, Origin] = {}
     for name, place in held.items():
         _expect(bool(_CONSTANT.fullmatch(name)), where, "the name of a constant", name)
         place = dict(place) if isinstance(place, dict) else place
         path = place.pop("path", None) if isinstance(place, dict) else None
         _expect(isinstance(path, str), f"{where}: {name}", "where the constant was in the model", path)
         paths[name] = str(path)
+        if isinstance(place, dict) and "origin" in place:
+            origins[name] = _origin(place.pop("origin"), f"{where}: {name}")
         trained = isinstance(place, dict) and place.pop("parameter", False) is True
         tensor = stored.tensor(place, f"{where}: {name}")
         root[name] = torch.nn.Parameter(tensor, requires_grad=False) if trained else tensor
@@ -140,7 +148,32 @@ def graph_of(data: Any, stored: Stored, where: str) -> fx.GraphModule:
     graph.lint()
     gm = fx.GraphModule(root, graph)
     gm.meta[_PATHS] = paths
+    set_origins(gm, origins)
     return gm
+
+
+def _origin_data(origin: Origin) -> Graph:
+    return {
+        "form": origin.form,
+        "pieces": [[p.row, p.rows, p.column, p.columns, p.path, p.how] for p in origin.pieces],
+    }
+
+
+def _origin(data: Any, where: str) -> Origin:
+    """Where the rows of a constant come from, from plain data."""
+    _expect(isinstance(data, dict) and set(data) == {"form", "pieces"}, where, "an origin", data)
+    form, pieces = data["form"], data["pieces"]
+    _expect(isinstance(form, str) and isinstance(pieces, list), where, "a form and pieces", data)
+    for piece in pieces:
+        numbers = (
+            isinstance(piece, list)
+            and len(piece) == 6
+            and all(type(n) is int and 0 <= n < 2**48 for n in piece[:4])
+        )
+        _expect(
+            numbers and all(isinstance(text, str) for text in piece[4:]), where, "a piece of a table", piece
+        )
+    return Origin(tuple(Piece(*piece) for piece in pieces), form)
 
 
 def _node(graph: fx.Graph, one: Graph, made: list[fx.Node], root: dict[str, Any], where: str) -> fx.Node:

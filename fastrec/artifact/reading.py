@@ -42,22 +42,29 @@ def read(
     types: Sequence[type] = (),
     verify: bool = True,
     techniques: Mapping[str, type[Technique]] = TECHNIQUES,
+    run: bool = True,
 ) -> Loaded:
-    """The contents of an artifact, its sessions open.
+    """The contents of an artifact, its sessions open; closed, and nothing compared, unless it is to `run`.
 
     Raises `ArtifactNotFoundError`, `CorruptArtifactError`, `UnsafeArtifactError`, and `InputError` for a model that has to be
     given, or is another, and for classes that were not given.
     """
     with opened(folder, verify=verify) as files:
-        return _Reading(files, model, Classes(types), techniques).loaded()
+        return _Reading(files, model, Classes(types), techniques, run).loaded()
 
 
 class _Reading:
     """One artifact as it is loaded."""
 
     def __init__(
-        self, files: Folder, model: Any, classes: Classes, techniques: Mapping[str, type[Technique]]
+        self,
+        files: Folder,
+        model: Any,
+        classes: Classes,
+        techniques: Mapping[str, type[Technique]],
+        run: bool,
     ) -> None:
+        self._run = run
         self._files, self._parts, self._manifest = files, Parts(files), files.manifest
         self._model, self._classes, self._techniques = model, classes, techniques
         self._notes: list[str] = []
@@ -81,7 +88,7 @@ class _Reading:
         plan = None
         if manifest.plan is not None:
             plan = Plan(tuple(rows for rows, _ in manifest.plan), tuple(name for _, name in manifest.plan))
-            if not plan.sizes or not set(plan.names) <= {*sessions, ORIGINAL}:
+            if not plan.sizes or not set(plan.names) <= {*sources, ORIGINAL}:
                 raise UnsafeArtifactError(
                     f"{where('manifest.json')}: the plan names sessions that there are not"
                 )
@@ -92,7 +99,8 @@ class _Reading:
             manifest.exact, report, report.recipe, manifest.modules,
         )  # fmt: skip
         answers = self._answers()
-        self._compare(sessions, answers)
+        if self._run:
+            self._compare(sessions, answers)
         return Loaded(contents, sessions, tuple(self._notes), self._files.digest, self._flat, answers)
 
     def _answers(self) -> dict[str, list[Tensor]]:
@@ -155,9 +163,9 @@ class _Reading:
                 program = self._edited(original)
             else:
                 program = self._program(entry.graph, whole=entry.whole)
-            session = self._opened(entry, program)
             sources[entry.name] = Source(self._backend(entry), program, entry.whole)
-            sessions[entry.name] = session
+            if self._run:
+                sessions[entry.name] = self._opened(entry, program)
         return sources, sessions
 
     def _edited(self, original: Program) -> Program:

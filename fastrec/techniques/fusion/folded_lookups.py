@@ -53,6 +53,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ...earlier import Origin, Piece, digest_of, earlier_of, origin_of, set_origin, side_by_side
 from ...graph import add_constant, constant, emit, is_call, operator_name, value
 from ..base import Change
 from .id_columns import Column, IdReader, pack_ids
@@ -328,7 +329,7 @@ class _Folding:
             held = None
         for part, piece in self._apart:
             inside = held if len(part.chain) == 1 else None
-            terms.append(self._again(part, self._table(part, piece, inside)))
+            terms.append(self._again(part, *self._table(part, piece, inside)))
             held = held if inside is None else None
         if bias is not None:
             terms.append(bias)
@@ -356,35 +357,55 @@ class _Folding:
     def _sum(self, bias: Tensor | None) -> fx.Node:
         """The sum of one row for each id, of one table."""
         gm = self._gm
-        tables = [
-            self._table(part, piece, None if k else bias) for k, (part, piece) in enumerate(self._packed)
-        ]
+        made = [self._table(part, piece, None if k else bias) for k, (part, piece) in enumerate(self._packed)]
+        tables = [table for table, _ in made]
         starts = [sum(len(table) for table in tables[:k]) for k in range(len(tables))]
         columns = [part.column for part, _ in self._packed if part.column is not None]
         ids, _ = pack_ids(gm, columns, starts)
-        rows = emit(gm, aten.embedding.default, (self._constant("table", torch.cat(tables)), ids))
+        origin = side_by_side((one, start, 0) for (_, one), start in zip(made, starts, strict=True))
+        rows = emit(gm, aten.embedding.default, (self._constant("table", torch.cat(tables), origin), ids))
         return emit(gm, aten.sum.dim_IntList, (rows, [1]))
 
-    def _again(self, part: _Part, table: Tensor) -> fx.Node:
+    def _again(self, part: _Part, table: Tensor, origin: Origin | None) -> fx.Node:
         """The calls from the lookup on, of another table."""
         gm, (lookup, *calls) = self._gm, part.chain
-        made = emit(gm, lookup.target, (self._constant("table", table), *lookup.args[1:]), lookup.kwargs)
+        made = emit(
+            gm, lookup.target, (self._constant("table", table, origin), *lookup.args[1:]), lookup.kwargs
+        )
         for call in calls:
             made = emit(gm, call.target, (made, *call.args[1:]))
         return made
 
-    def _table(self, part: _Part, columns: Tensor, bias: Tensor | None) -> Tensor:
-        """E W^T + b, block by block, as float64 takes twice the memory."""
+    def _table(self, part: _Part, columns: Tensor, bias: Tensor | None) -> tuple[Tensor, Origin | None]:
+        """E W^T + b, block by block, as float64 takes twice the memory, and where its rows come from."""
         table = constant(self._gm, part.table)
         assert table is not None
         with torch.no_grad():
             folded = torch.empty(len(table), len(columns), dtype=table.dtype, device=table.device)
             wide = columns.double().t()
-            for start in range(0, len(table), _BLOCK):
+            origin = self._origin(part, table, columns, bias)
+            earlier = earlier_of(self._gm)
+            starts = range(0, len(table), _BLOCK)
+            known = [False for _ in starts]
+            if earlier is not None and origin is not None:
+                known = earlier.folded_blocks(origin.pieces[0], _BLOCK, folded)
+            for start in (start for start, done in zip(starts, known, strict=True) if not done):
                 block = table[start : start + _BLOCK].double() @ wide
                 folded[start : start + _BLOCK] = block if bias is None else block + bias.double()
-        return folded
+        return folded, origin
 
-    def _constant(self, name: str, tensor: Tensor) -> fx.Node:
+    def _origin(self, part: _Part, table: Tensor, columns: Tensor, bias: Tensor | None) -> Origin | None:
+        """Where the rows of a folded table come from, if they are folded rows of a table of the model's own."""
+        source = origin_of(self._gm, str(part.table.target), table) if part.table is not None else None
+        if source is None or source.form or len(source.pieces) != 1 or source.pieces[0].how:
+            return None
+        (piece,) = source.pieces
+        whole = (piece.row, piece.column) == (0, 0) and (piece.rows, piece.columns) == tuple(table.shape)
+        how = f"folded {digest_of(columns, bias)}"
+        return Origin((Piece(0, len(table), 0, len(columns), piece.path, how),)) if whole else None
+
+    def _constant(self, name: str, tensor: Tensor, origin: Origin | None = None) -> fx.Node:
         self._added += tensor.nbytes
-        return add_constant(self._gm, f"{self._node.name}_{name}", tensor)
+        made = add_constant(self._gm, f"{self._node.name}_{name}", tensor)
+        set_origin(self._gm, str(made.target), origin)
+        return made

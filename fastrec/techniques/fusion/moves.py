@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import fx
 
+from ...earlier import origin_of, set_origin, side_by_side
 from ...graph import is_call
 from .lookup_tables import mutated
 from .table_layout import Segment
@@ -48,8 +49,10 @@ def record_moves(gm: fx.GraphModule, segments: Iterable[Segment], name: str) -> 
     old: dict[str, tuple[str, int, int, int, int]] = gm.meta.get("moved", {})
     moved = dict(old)
     made = {target for target, *_ in old.values()}
+    parts = []
     for segment in segments:
         for table, column in zip(segment.tables, segment.columns, strict=True):
+            parts.append((origin_of(gm, table.names[0], table.tensor), segment.row, column))
             for original in table.names:
                 if original not in made:
                     moved[original] = (name, segment.row, table.rows, column, table.width)
@@ -57,6 +60,7 @@ def record_moves(gm: fx.GraphModule, segments: Iterable[Segment], name: str) -> 
                 if target in table.names:
                     moved[original] = (name, segment.row + row, rows, column + first, columns)
     gm.meta["moved"] = moved
+    set_origin(gm, name, side_by_side(parts))
 
 
 def allow_strides(gm: fx.GraphModule) -> None:

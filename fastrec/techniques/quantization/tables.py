@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor, fx
 
+from ...earlier import Earlier, Origin, digest_of, earlier_of, origin_of, set_origin
 from ...errors import InputError
 from ...graph import add_constant, emit, evaluate, is_call, value
 from ...program import Program
@@ -95,7 +96,8 @@ class QuantizeTables(OnTables):
         hottest_of = {table.name: hottest(traffic(table), self.hot) for table in tables} if self.hot else {}
         for table in tables:
             hot = hottest_of.get(table.name)
-            made = _coded(table.tensor, FORMS[self.bits], hot)
+            origin = origin_of(gm, table.name, table.tensor) if hot is None else None
+            made = _coded(table.tensor, FORMS[self.bits], hot, origin, earlier_of(gm))
             if isinstance(made, str):
                 skipped.append(Skip(self.rule, table.name, made))
                 continue
@@ -131,6 +133,7 @@ class _Coded:
     hot: Hot | None
     columns: Tensor | None
     error: float = 0.0
+    origin: Origin | None = None
 
     @property
     def nbytes(self) -> int:
@@ -138,21 +141,35 @@ class _Coded:
         return self.rows.nbytes + (self.hot.nbytes(len(self.rows), self.width) if self.hot else 0)
 
 
-def _coded(table: Tensor, form: Form, hot: Hot | None) -> _Coded | str:
-    """The table in this form, or why it would not be itself."""
+def _coded(
+    table: Tensor, form: Form, hot: Hot | None, origin: Origin | None, earlier: Earlier | None
+) -> _Coded | str:
+    """The table in this form, or why it would not be itself; rows that were coded for an `earlier` checkpoint are taken over."""
     sizes = _sizes(table)
     columns = _columns(sizes) if form.ranged else None
-    rows = form.code(table if columns is None else table / columns)
+    origin = _origin(origin, form, table, columns)
+
+    def code(some: Tensor) -> Tensor:
+        return form.code(some if columns is None else some / columns)
+
+    rows = code(table) if earlier is None else earlier.coded_rows(table, origin, code)
     if hot:
         # In every form zeros are read as 0.
         rows.index_fill_(0, hot.rows, 0)
-    made = _Coded(form, rows, table.shape[1], hot, columns)
+    made = _Coded(form, rows, table.shape[1], hot, columns, origin=origin)
     made = replace(made, error=_error(made, table, sizes))
     if not made.error <= _WORST:
         return f"in {form.label} a column would be off by {made.error:.0%} of its size"
     if made.nbytes >= table.nbytes:
         return f"it takes {table.nbytes} bytes, in {form.label} with {hot} {made.nbytes}"
     return made
+
+
+def _origin(origin: Origin | None, form: Form, table: Tensor, columns: Tensor | None) -> Origin | None:
+    """Where coded rows come from: rows of a table that come from there, in this form."""
+    if origin is None or origin.form:
+        return None
+    return replace(origin, form=f"{form.label} of {table.shape[1]} columns, {digest_of(columns)}")
 
 
 def _parts(table: Tensor) -> list[slice]:
@@ -206,6 +223,7 @@ def _error(made: _Coded, table: Tensor, sizes: Tensor) -> float:
 def _replace(gm: fx.GraphModule, table: Table, made: _Coded) -> None:
     """Every lookup of the table as one of its other form."""
     rows = add_constant(gm, f"{table.name}_{made.form.label}", made.rows)
+    set_origin(gm, str(rows.target), made.origin)
     factors = None if made.columns is None else add_constant(gm, f"{table.name}_columns", made.columns)
     held = hold_exact(gm, table, made.hot.rows) if made.hot else None
     for read in table.reads:

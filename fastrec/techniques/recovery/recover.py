@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.func import functional_call
 
+from ...earlier import set_origin
 from ...errors import InputError
 from ...graph import constant, copy_graph, is_call
 from ...program import Program
@@ -233,3 +234,4 @@ def _put(gm: fx.GraphModule, name: str, tensor: Tensor) -> None:
     owner = gm.get_submodule(path)
     owner._parameters.pop(last, None)
     owner._buffers[last] = tensor.detach()
+    set_origin(gm, name, None)
