@@ -1,22 +1,60 @@
-"""Whether two models are called alike: the same features, arguments and answer, whatever the number of rows."""
+"""Whether a model is called as another one was: the same features, arguments and answer, whatever the number of rows."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+from torch import Tensor
+
+from .errors import InputError
 from .inputs import Branch, Feature, Fixed, Layout, Tree
+from .rows import Run, count_rows
 
-__all__ = ["differing_calls"]
+__all__ = ["as_before"]
 
 
-def differing_calls(one: Layout, other: Layout) -> str:
-    """How the calls of two models differ, in words; nothing where one may stand for the other."""
+def as_before(
+    before: Layout,
+    layout: Layout,
+    run: Run,  # noqa: ARG001 - in the place of `find_rows`, which asks for them
+    tensors: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+) -> Layout:
+    """The layout of a model with what is known of the rows of another, whose calls are alike: nothing is looked for anew.
+
+    Raises `InputError` where they are not.
+    """
+    if differs := _differing(before, layout):
+        raise InputError(differs)
+    features = tuple(
+        replace(known, shape=feature.shape)
+        for known, feature in zip(before.features, layout.features, strict=True)
+    )
+    rows = count_rows(features, tensors) if before.rows is not None else None
+    for axis, output in zip(before.output_axes, outputs, strict=True):
+        if axis is not None and (axis >= output.ndim or output.shape[axis] != rows):
+            raise InputError(
+                f"it answers {tuple(output.shape)} to {rows} rows, expected {rows} in dimension {axis}"
+            )
+    return replace(
+        layout,
+        features=features,
+        rows=rows,
+        output_axes=before.output_axes,
+        independent=before.independent,
+    )
+
+
+def _differing(one: Layout, other: Layout) -> str:
+    """How the calls of two models differ, in words, or nothing."""
     names, others = ([feature.name for feature in layout.features] for layout in (one, other))
     if names != others:
         return f"it takes {', '.join(others)}, expected {', '.join(names)}"
     for feature, now in zip(one.features, other.features, strict=True):
-        if _free(feature) != _free(now):
-            return f"feature {feature.name!r} is {_said(now)}, expected {_said(feature)}"
+        axis = feature.growing
+        if feature.dtype is not now.dtype or _free(feature, axis) != _free(now, axis):
+            return f"feature {feature.name!r} is {_said(now, axis)}, expected {_said(feature, axis)}"
     if one.parameters != other.parameters or one.positional != other.positional:
         return f"its arguments are {', '.join(other.parameters)}, expected {', '.join(one.parameters)}, given alike"
     for name, tree, found in zip(one.parameters, one.trees, other.trees, strict=True):
@@ -24,22 +62,17 @@ def differing_calls(one: Layout, other: Layout) -> str:
             return f"argument {name!r} is {found!r:.80}, expected {tree!r:.80}"
     if _plain(one.outputs) != _plain(other.outputs):
         return f"its answer is {other.outputs!r:.80}, expected {one.outputs!r:.80}"
-    if one.output_axes != other.output_axes:
-        return f"the rows of its answer are counted by dimensions {other.output_axes}, expected {one.output_axes}"
-    if one.independent and not other.independent:
-        return "the answer for a row depends on the other rows of its batch, and did not before"
     return ""
 
 
-def _free(feature: Feature) -> Feature:
-    """The feature at no particular number of rows."""
-    shape = tuple(0 if axis == feature.growing else size for axis, size in enumerate(feature.shape))
-    return replace(feature, shape=shape)
+def _free(feature: Feature, growing: int | None) -> tuple[int | None, ...]:
+    """The sizes, None for that which counts rows."""
+    return tuple(None if axis == growing else size for axis, size in enumerate(feature.shape))
 
 
-def _said(feature: Feature) -> str:
-    sizes = ("any" if axis == feature.growing else str(size) for axis, size in enumerate(feature.shape))
-    return f"{feature.dtype} ({', '.join(sizes)}), {feature.role}"
+def _said(feature: Feature, growing: int | None) -> str:
+    sizes = ("any" if size is None else str(size) for size in _free(feature, growing))
+    return f"{feature.dtype} ({', '.join(sizes)})"
 
 
 def _plain(tree: Tree) -> Tree:

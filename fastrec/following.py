@@ -172,6 +172,8 @@ class Following(nn.Module):
 
     def __reduce__(self) -> tuple[Any, ...]:
         settings = {"every": self._every, **self._settings}
+        if settings["techniques"] is TECHNIQUES:
+            del settings["techniques"]
         return _following, (self._folder, settings)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Following:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .errors import InputError
 from .inputs import Feature, Layout, describe, read_layout
-from .rows import find_rows
+from .rows import Run, find_rows
 
 __all__ = ["Answers", "Program", "target_of"]
 
@@ -38,11 +38,15 @@ class Program:
 
     @classmethod
     def read(
-        cls, target: nn.Module | Callable[..., Any], batch: Any, calibration: Iterable[Any] = ()
+        cls,
+        target: nn.Module | Callable[..., Any],
+        batch: Any,
+        calibration: Iterable[Any] = (),
+        rows: Callable[[Layout, Run, Sequence[Tensor], Sequence[Tensor]], Layout] = find_rows,
     ) -> Program:
         """The program of a model, or of one of its bound methods, and an example batch.
 
-        The model is run a few times, as a private copy, to see its answer and which dimensions count rows.
+        The model is run a few times, as a private copy, to see its answer and which dimensions count rows, by `rows`.
 
         Raises `InputError` where the batch holds no tensor or the model does not take it.
         """
@@ -63,7 +67,7 @@ class Program:
                 f"It was called with {', '.join(layout.parameters)}."
             ) from error
         layout = replace(layout, outputs=answer)
-        return replace(program, layout=find_rows(layout, private.answers, tensors, outputs))
+        return replace(program, layout=rows(layout, private.answers, tensors, outputs))
 
     def draft(self, *, private_buffers: bool = False) -> nn.Module:
         """A structural copy of the model that shares every tensor with it.

@@ -13,12 +13,14 @@ import torch
 from torch import fx
 
 from .calibration import apart, as_example, check_calibration
+from .calls import as_before
 from .capture import capture
 from .certify import Certifier
 from .declared import Declared, read_program, request_notes
 from .errors import CaptureError, FastrecError, InputError, TechniqueError
 from .fresh import Fresh
 from .guards import Guard, read_guard
+from .inputs import Layout
 from .journal import Journal
 from .measure import fidelity
 from .memo import Memo
@@ -62,9 +64,18 @@ class Rewritten:
 
 
 def read(
-    work: Journal, target: Any, batch: Any, request: Declared | None, calibration: Iterable[Any] | None
+    work: Journal,
+    target: Any,
+    batch: Any,
+    request: Declared | None,
+    calibration: Iterable[Any] | None,
+    before: Layout | None = None,
 ) -> Program | None:
-    """The program, or None for a model that cannot be copied to be looked at."""
+    """The program, or None for a model that cannot be copied to be looked at.
+
+    With `before` it is called as another model was, and what is known of rows is what was known of that one's: `InputError` where
+    it is not.
+    """
     model, _ = target_of(target)
     if any(module.training for module in model.modules()):
         work.notes.append(
@@ -82,7 +93,10 @@ def read(
             "calibration has no batches: leave it out, or give some (a generator is empty once it was read)"
         )
     try:
-        program = read_program(target, batch, batches, request or ())
+        if before is None:
+            program = read_program(target, batch, batches, request or ())
+        else:
+            program = Program.read(target, batch, batches, partial(as_before, before))
     except FastrecError:
         raise
     except Exception as error:  # noqa: BLE001 - a stranger's module may refuse to be copied in any way
@@ -100,7 +114,7 @@ def read(
         )
     elif not program.layout.independent:
         work.notes.append("the answer for a row was seen to depend on the other rows of its batch")
-    if request:
+    if request or (before is not None and Once(before.features)):
         work.notes += request_notes(program)
     return program
 

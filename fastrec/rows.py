@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .inputs import Branch, Feature, Layout, Tree
 
-__all__ = ["count_rows", "find_rows", "take_rows"]
+__all__ = ["Run", "count_rows", "find_rows", "take_rows"]
 
 Run = Callable[[list[Tensor]], list[Tensor]]
 _Cutter = Literal["starts", "bounds", "lengths"]

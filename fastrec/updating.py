@@ -17,7 +17,6 @@ from .artifact.graphs import constants_of, path_of
 from .as_called import AsCalled
 from .assembly import Checks, assemble, judge_each, serving
 from .budget import Budget
-from .calls import differing_calls
 from .certify import Certifier, Evaluate, Judgement, most
 from .compressed import CompressedModel
 from .earlier import Earlier, origins_of
@@ -209,20 +208,13 @@ class _Update:
             assert self._old.example is not None
             args, kwargs = old.arguments(self._old.example)
             batch = kwargs or args
-        declared = {
-            f.name: list(f.request) if isinstance(f.request, tuple) else f.request
-            for f in old.features
-            if f.request
-        }
         cure = "give the same architecture, or batch=... in the form of the first example; compress another model anew"
         try:
-            program = read_model(self._work, model, batch, declared or None, calibration)
+            program = read_model(self._work, model, batch, None, calibration, old)
         except InputError as error:
             raise self.refused(f"the model is not called as the one before: {error}", cure) from error
         if program is None:
             raise self.refused("the model cannot be copied to be looked at", "compress it anew")
-        if reason := differing_calls(old, program.layout):
-            raise self.refused(f"the model is not called as the one before: {reason}", cure)
         return program
 
     def _rewritten(self, program: Program, memo: Memo) -> Rewritten:
