@@ -38,7 +38,7 @@ from .updated import Updated
 
 __all__ = ["update"]
 
-_SECONDS, _ALL = 2.0, 3600.0
+_SECONDS, _ALL = 1.0, 3600.0
 
 
 def update(
@@ -62,7 +62,7 @@ def update(
 
     The gates are those of `compress`. Each session is checked against the new original. Where the loss was certified it has to be
     again, on the rows of `evaluate`, of every session that serves; `budget` is what was allowed then, unless given. At the numbers of
-    rows of the plan where a session is measured slower than the new original (in `seconds` in all, 2 unless given) that serves.
+    rows of the plan where a session is measured slower than the new original (in `seconds` in all, 1 unless given) that serves.
 
     `calibration` gives batches of new traffic, which recipes ask for that are fitted to some; `batch` an example in the form of
     the first one, in place of the drawn one that the artifact holds. `types` and `techniques` are as in `load`.

@@ -115,6 +115,23 @@ def test_the_search_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
     assert (tmp_path / "trials.jsonl").exists()
 
 
+def test_the_loop_of_the_page_of_updates_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "updating.md").read_text()
+    blocks = [part.partition("```")[0] for part in text.split("```python\n")[1:]]
+    assert len(blocks) == 2
+    model = torch.nn.Sequential(torch.nn.Linear(8, 1), torch.nn.Sigmoid()).eval()
+    rows = [torch.randn(500, 8) for _ in range(2)]
+    labels = torch.bernoulli(model(torch.cat(rows)).detach()).flatten()
+    first = compress(model, rows[0][:64], seconds=1, batch_sizes=(64,), backends=Eager(), progress=False)
+    first.save("ranker")
+    given = {
+        "model": model, "evaluate": evaluator(rows, labels, ["auc"]), "batch": {"input": rows[0][:3]},
+    }  # fmt: skip
+    exec(compile("\n".join(blocks), "updating.md", "exec"), given)
+    assert given["scores"].shape == (3, 1) and given["served"].digest == given["new"].digest != first.digest
+
+
 class _Towers(torch.nn.Module):
     def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
         return (torch.tanh(user) * item).sum(-1)
