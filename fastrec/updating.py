@@ -145,6 +145,7 @@ class _Update:
     ) -> CompressedModel:
         """The new compressed model, every gate passed."""
         work, parts, show = self._work, self._parts, self._show
+        check_budget(budget, evaluate)
         budget = budget or _allowed(parts.report)
         self._check_given(evaluate, budget, calibration, batch)
         show("reading the model")
@@ -174,8 +175,8 @@ class _Update:
         """Raises `InputError` where something is missing that the gates, or the recipe, ask for."""
         parts = self._parts
         lossy = parts.plan is not None and not parts.exact
-        if lossy and evaluate is None and any(one.allowed is not None for one in parts.report.accuracy):
-            names = ", ".join(one.metric for one in parts.report.accuracy if one.allowed is not None)
+        if lossy and evaluate is None and budget is not None and budget.bounded:
+            names = ", ".join({**budget.max_loss, **budget.segments})
             raise InputError(
                 f"what serves approximates, and its loss of {names} was certified: give evaluate=..., so that it is again"
             )
