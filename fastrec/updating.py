@@ -241,6 +241,15 @@ class _Update:
                 f"({'; '.join(f'{skip.site}: {skip.reason}' for skip in self._work.skipped[:3])})",
                 cure,
             )
+        was, now = (
+            {c.rule for step in steps for c in step.changes}
+            for steps in (self._parts.report.steps, self._work.steps)
+        )
+        if was - now:
+            self._work.notes.append(
+                f"done to the model before, and not to this one: {', '.join(sorted(was - now))}. Rules are checked on the example: "
+                "batch=... gives another than the drawn one"
+            )
         return found
 
     def _compiled(

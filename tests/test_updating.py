@@ -41,7 +41,7 @@ from fastrec.program import Program
 from fastrec.recipe import Recipe
 from fastrec.request import Once
 from fastrec.rewriting import captured, read, rewritten
-from fastrec.techniques import PruneNeurons, QuantizeLinears, QuantizeTables, Recover, Technique
+from fastrec.techniques import PruneNeurons, QuantizeLinears, QuantizeTables, Recover, Technique, fusion
 
 from .checks import assert_unchanged, flat, snapshot
 from .zoo import ZOO, Entry, foreign, make
@@ -486,6 +486,19 @@ def test_the_report_says_so_and_travels(artifacts: Artifacts, tmp_path: Path) ->
     assert got.report.updated is not None and got.report.updated.digest == before != got.digest
     assert f"updated from artifact {before[:12]}: " in str(got.report)
     assert Report.from_json(got.report.to_json()) == got.report == load(tmp_path / "a").report
+
+
+def test_what_is_done_no_more_is_noted(
+    artifacts: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(artifacts["int8"], tmp_path / "a")
+    assert not any("not to this one" in note for note in updated(tmp_path / "a", ranker()).report.notes)
+    rules = tuple(
+        tuple(rule for rule in phase if rule.__name__ != "stack_lookups") for phase in fusion.PHASES
+    )
+    monkeypatch.setattr(fusion, "PHASES", rules)
+    got = updated(tmp_path / "a", ranker())
+    assert any("and not to this one: stack lookups" in note for note in got.report.notes)
 
 
 def test_killed_in_the_middle_the_old_one_is_there(artifacts: Artifacts, tmp_path: Path) -> None:
