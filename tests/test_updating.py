@@ -498,7 +498,7 @@ def test_what_is_done_no_more_is_noted(
     )
     monkeypatch.setattr(fusion, "PHASES", rules)
     got = updated(tmp_path / "a", ranker())
-    assert any("and not to this one: stack lookups" in note for note in got.report.notes)
+    assert any("and not to this one: pack columns, stack lookups" in note for note in got.report.notes)
 
 
 def test_killed_in_the_middle_the_old_one_is_there(artifacts: Artifacts, tmp_path: Path) -> None:
