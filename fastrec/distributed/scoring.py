@@ -140,9 +140,9 @@ class Scoring:
                     answer = answers[one.place].movedim(one.axis, 0)
                     made[one.name][kept.numpy()] = answer.to(one.wide).numpy(force=True)
         for one in self.outputs:
-            odd: Array = np.isnan(made[one.name]).any(tuple(range(1, made[one.name].ndim)))
+            odd = np.unique(np.isnan(made[one.name]).nonzero()[0])
             # Those that are bad have no answer: more than these is an answer that is none.
-            for row in odd.nonzero()[0] if odd.sum() > len(bad) else ():
+            for row in odd if len(odd) > len(bad) else ():
                 bad.setdefault(int(row), ("", f"{one.name} is not a number"))
         return made, bad
 

@@ -18,8 +18,8 @@ Check = Callable[[Tensor], object]
 def sift(check: Check, rows: Tensor, bad: Bad, shared: Collection[str] = ()) -> Tensor:
     """The rows, in their order, that pass a check of row numbers (M,); `bad` is told of the others.
 
-    A row that an error names is looked at alone, and the rest in two halves, so that b bad rows of M cost 2 b + 1 checks of M log M rows
-    together at the most, or b log M where errors name none. An error in a feature of `shared` is one of all rows. Raises errors that
+    A row that an error names is looked at alone, and the rest in two halves: b bad rows of M cost 3 b + 1 checks at the most, and
+    2 b log M + 1 where errors name none, of 2 b M or M log M rows together, whichever is less. An error in a feature of `shared` is one of all rows. Raises errors that
     are no row's: those of `FastrecError` that are no `InputError`.
     """
     if not len(rows):

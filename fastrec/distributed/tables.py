@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from ..errors import InputError
@@ -107,7 +108,16 @@ def joined(tables: Sequence[Any]) -> Any:
         arrow = sys.modules["pyarrow"]
         whole = [arrow.Table.from_batches([t]) if isinstance(t, arrow.RecordBatch) else t for t in tables]
         return arrow.concat_tables(whole)
-    return {name: np.concatenate([as_array(one[name]) for one in tables]) for name in tables[0]}
+    return {name: _behind([one[name] for one in tables]) for name in tables[0]}
+
+
+def _behind(parts: Sequence[Any]) -> Any:
+    """Parts of one column, one behind the other, as what they are."""
+    if isinstance(parts[0], Tensor):
+        return torch.cat(list(parts))
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts)
+    return [value for part in parts for value in part]
 
 
 def with_columns(
