@@ -13,6 +13,7 @@ from .base import Translated
 from .common import GIB, export_free, failure, tensor_bytes
 from .onnx_ops import standard_translations, translations
 from .onnx_standard import in_standard_operators
+from .onnx_tables import is_lent
 
 __all__ = ["export_onnx", "in_one_piece", "refuse_large", "standard_model"]
 
@@ -110,7 +111,7 @@ def in_one_piece(model: Translated) -> bytes:
 def _take_out(model: object) -> tuple[dict[str, Tensor], int]:
     """Replace large initializers of an onnx_ir model by references.
 
-    Gives the tensors they refer to, and the bytes of those with another reader than `Gather`.
+    Gives the tensors they refer to, and the bytes of those that are no tables to be lent.
     """
     import onnx_ir
 
@@ -124,7 +125,8 @@ def _take_out(model: object) -> tuple[dict[str, Tensor], int]:
         raw = inside.raw
         tensor = raw.detach() if isinstance(raw, Tensor) else torch.from_numpy(inside.numpy().copy())
         taken[name] = tensor.contiguous()
-        copied += 0 if all(user.op_type == "Gather" for user, _ in value.uses()) else inside.nbytes
+        uses = ((user.op_type, place) for user, place in value.uses())
+        copied += 0 if is_lent(uses, inside.nbytes) else inside.nbytes
         value.const_value = onnx_ir.ExternalTensor(
             "outside", 0, inside.nbytes, inside.dtype, shape=onnx_ir.Shape(tuple(tensor.shape)), name=name
         )

@@ -1,6 +1,6 @@
 """ONNX Runtime: packed matrix products, the fastest of the libraries at few rows.
 
-Its `Gather` is slow over many rows and cheap over few, so who gathers is a setting; either way the tables are
+Its `Gather` is slow over many rows and cheap over few, so who gathers is a setting; either way large tables are
 shared with the graph, not copied.
 """
 
@@ -20,6 +20,7 @@ from .base import Backend, Session, Translated
 from .common import captured, failure, refuse_bfloat16
 from .onnx_export import export_onnx
 from .onnx_forms import for_onnx_runtime
+from .onnx_tables import tables_as_inputs
 from .row_sums import has_codes, sums_by_row
 from .split import front_of, split_lookups, split_picks
 
@@ -33,7 +34,8 @@ class OnnxRuntime(Backend):
     `lookups` says who gathers embedding rows: "torch", before the session (best at many rows), or "session",
     inside it (best at few, where each torch call counts).
 
-    Cost: seconds to compile; the session keeps packed copies of its weight matrices, tables stay shared.
+    Cost: seconds to compile; the session keeps packed copies of its weight matrices, and copies of tables below 1 MiB that it
+    gathers itself.
 
     Example: `OnnxRuntime().compile(capture(program))(ids, dense)`.
     """
@@ -118,13 +120,16 @@ class _OnnxSession(Session):
         import onnxruntime
 
         options = session_options()
-        # The session reads these in place: they must live as long as it does.
-        self._constants = model.constants
-        arrays = [tensor.numpy() for tensor in model.constants.values()]
-        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays]
-        options.add_external_initializers(list(model.constants), values)
-        self._kept = (options, arrays, values)
-        session = onnxruntime.InferenceSession(model.proto, options, providers=["CPUExecutionProvider"])
+        proto, lent = tables_as_inputs(model.proto, model.constants)
+        self._tables = {name: model.constants[name].numpy() for name in lent}
+        # These are copied as the session is made, or read in place for as long as it lives, as versions go.
+        copied = [name for name in model.constants if name not in self._tables]
+        values = [
+            onnxruntime.OrtValue.ortvalue_from_numpy(model.constants[name].numpy()) for name in copied
+        ]
+        options.add_external_initializers(copied, values)
+        self._kept = (options, values, model.constants)
+        session = onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
         self._session = session
         # The Python wrapper checks the feed's names again on each call: some 2 us.
         self._run: Callable[..., list[Any]] = getattr(session, "_sess", session).run
@@ -138,4 +143,5 @@ class _OnnxSession(Session):
         if self._front is not None:
             tensors = self._front(*tensors)
         feed = {name: tensors[index].numpy(force=True) for index, name in self._feeds}
+        feed.update(self._tables)
         return tuple([torch.from_numpy(array) for array in self._run(self._outputs, feed, None)])
