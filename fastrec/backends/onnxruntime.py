@@ -124,9 +124,7 @@ class _OnnxSession(Session):
         self._tables = {name: model.constants[name].numpy() for name in lent}
         # These are copied as the session is made, or read in place for as long as it lives, as versions go.
         copied = [name for name in model.constants if name not in self._tables]
-        values = [
-            onnxruntime.OrtValue.ortvalue_from_numpy(model.constants[name].numpy()) for name in copied
-        ]
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(model.constants[name].numpy()) for name in copied]
         options.add_external_initializers(copied, values)
         self._kept = (options, values, model.constants)
         session = onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])

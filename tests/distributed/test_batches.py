@@ -23,7 +23,7 @@ from fastrec.distributed import scoring
 from fastrec.distributed.batches import BatchScorer
 from fastrec.distributed.tables import column
 
-from .conftest import BAD, USERS, ByRequest, Ranker, requests, rows, spoilt, tensors
+from .conftest import BAD, USERS, Ranker, requests, rows, spoilt, tensors
 
 NAMES = ["score_ctr", "score_value"]
 
@@ -183,7 +183,7 @@ def test_a_bad_request_is_the_reason_of_all_its_rows(
     )
     found = BatchScorer(str(by_request)).score(table, progress=False)
     assert found.bad == {"user": 200, "item": 1}
-    assert len({text for text in reasons(found.table)[200:400]}) == 1
+    assert len(set(reasons(found.table)[200:400])) == 1
     assert len(checks) <= 6
 
 

@@ -47,7 +47,7 @@ def test_a_matrix_from_one_column_for_each_of_its_own() -> None:
     assert ids[1].tolist() == [2, 5]
     assert bad[0][1] == "feature 'batch.ids', column 'b': expected numbers, got 'x'"
     assert bad[2] == ("batch.ids", "feature 'batch.ids', column 'a': missing")
-    with pytest.raises(InputError, match="3 columns for feature 'batch.ids', whose rows hold 2"):
+    with pytest.raises(InputError, match=r"3 columns for feature 'batch\.ids', whose rows hold 2"):
         columns_for(IDS, wanted={"batch.ids": ("a", "b", "a")}).read(frame)
 
 
@@ -55,7 +55,7 @@ def test_what_is_asked_for_has_to_be_there() -> None:
     with pytest.raises(InputError, match=r"no column 'user' for feature 'batch.user'.*columns=") as caught:
         columns_for(USER).read({"users": np.zeros(1)})
     assert caught.value.feature == "batch.user"
-    with pytest.raises(InputError, match="no feature 'usr', it has batch.user"):
+    with pytest.raises(InputError, match=r"no feature 'usr', it has batch\.user"):
         columns_for(USER, wanted={"usr": "user"})
 
 

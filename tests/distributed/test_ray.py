@@ -15,7 +15,8 @@ from fastrec import CompressedModel
 from fastrec.distributed.batches import BatchScorer
 
 from .conftest import Ranker, rows, tensors
-from .killing import blocks, check_nothing_lost_or_doubled, end_once
+from .killing import BLOCK, BLOCKS, blocks, check_nothing_lost_or_doubled, end_once
+from .texts import run
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'fastrec[ray]'")
 pytest.importorskip("ray.data", reason="ray[data] is not installed: pip install 'fastrec[ray]'")
@@ -71,14 +72,25 @@ def test_a_killed_worker_loses_and_doubles_nothing(nodes: None, folder: Path, tm
     assert len(set(made.column("node").to_pylist())) == 2
 
 
-@pytest.mark.parametrize("batch_format", ["numpy", "pandas"])
-def test_the_scorer_is_an_actor_class_and_a_function(nodes: None, folder: Path, batch_format: str) -> None:
-    scorer = BatchScorer(str(folder), keep=["row"])
-    given = ray.data.from_arrow(blocks())
-    size = {"batch_size": None, "batch_format": batch_format}
-    by_class = given.map_batches(BatchScorer, fn_constructor_kwargs=scorer.settings, concurrency=1, **size)
-    check_nothing_lost_or_doubled(by_class.to_pandas(), scorer)
-    check_nothing_lost_or_doubled(given.map_batches(scorer, **size).to_pandas(), scorer)
+def test_the_scorer_is_an_actor_class_and_a_function(nodes: None, folder: Path) -> None:
+    scorer, given = BatchScorer(str(folder), keep=["row"]), ray.data.from_arrow(blocks())
+    for made in (
+        given.map_batches(
+            BatchScorer,
+            fn_constructor_kwargs=scorer.settings,
+            batch_size=None,
+            batch_format="numpy",
+            concurrency=1,
+        ),
+        given.map_batches(scorer, batch_size=None, batch_format="pandas"),
+    ):
+        check_nothing_lost_or_doubled(made.to_pandas(), scorer)
+
+
+def test_the_text_of_the_page(nodes: None, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    names = run("map_batches", tables=blocks())
+    assert names["bad"] == 24 and names["scored"].count() == BLOCK * BLOCKS
 
 
 def test_another_artifact_in_its_place_is_an_error_and_no_answer(

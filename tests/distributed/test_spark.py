@@ -15,10 +15,11 @@ import torch
 
 from fastrec import CompressedModel, InputError
 from fastrec.distributed.batches import BatchScorer
-from fastrec.distributed.spark import schema, udf
+from fastrec.distributed.spark import schema
 
 from .conftest import Ranker, rows, tensors
 from .killing import BLOCK, BLOCKS, blocks, check_nothing_lost_or_doubled, end_once
+from .texts import run
 
 pyspark = pytest.importorskip("pyspark", reason="pyspark is not installed: pip install 'fastrec[spark]'")
 pytestmark = [
@@ -71,19 +72,21 @@ def test_a_killed_worker_loses_and_doubles_nothing(frame: Any, folder: Path, tmp
     check_nothing_lost_or_doubled(found, scorer)
 
 
-def test_the_scorer_is_a_function_of_spark(frame: Any, folder: Path) -> None:
-    scorer = BatchScorer(str(folder), keep=["row"])
-    for way in (frame.mapInPandas, frame.mapInArrow):
-        found = way(scorer.each, schema(scorer, frame.schema))
+def test_the_scorer_is_a_function_and_a_column_as_the_page_says(
+    frame: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    names = run("mapInPandas", frame=frame)
+    assert names["bad"] == 24
+    for found in (names["scored"], names["scored_too"]):
         assert found.columns == ["row", "score_ctr", "score_value", "reason"]
-        check_nothing_lost_or_doubled(found.toPandas(), scorer)
-    assert found.where("reason is not null").count() == 24
+        check_nothing_lost_or_doubled(found.toPandas(), names["scorer"])
 
 
-def test_the_scorer_is_a_column(frame: Any, folder: Path) -> None:
+def test_record_batches_of_arrow_are_scored_as_they_are(frame: Any, folder: Path) -> None:
     scorer = BatchScorer(str(folder), keep=["row"])
-    scored = frame.withColumn("scored", udf(scorer)(*scorer.scoring().columns.names()))
-    check_nothing_lost_or_doubled(scored.select("row", "scored.*").toPandas(), scorer)
+    found = frame.mapInArrow(scorer.each, schema(scorer, frame.schema))
+    check_nothing_lost_or_doubled(found.toPandas(), scorer)
 
 
 def test_workers_have_the_threads_they_are_given(frame: Any, folder: Path) -> None:
