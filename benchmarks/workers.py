@@ -261,8 +261,15 @@ def held_by(folder: str, artifact: bool, rows: int, workers: int) -> int:
     return int(found)
 
 
-def models(folder: Path) -> Iterator[tuple[str, str, int, int, pd.DataFrame | None]]:
+def models(folder: Path, only: Sequence[str]) -> Iterator[tuple[str, str, int, int, pd.DataFrame | None]]:
     """Name, folder, bytes of the tables, rows of the largest one and rows to score, of each model, uncompressed and saved."""
+    if not only or any(word in SMALL for word in only):
+        yield _small(folder)
+    if not only or any(word in LARGE for word in only):
+        yield _large(folder)
+
+
+def _small(folder: Path) -> tuple[str, str, int, int, pd.DataFrame]:
     data = examples()
     model, parts = data.trained()
     *inputs, _ = parts["test"]
@@ -280,13 +287,16 @@ def models(folder: Path) -> Iterator[tuple[str, str, int, int, pd.DataFrame | No
     tables = sum(
         one.weight.nbytes for one in model.modules() if isinstance(one, nn.Embedding | nn.EmbeddingBag)
     )
-    yield SMALL, str(home), tables, max(sizes.values()), table
+    return SMALL, str(home), tables, max(sizes.values()), table
+
+
+def _large(folder: Path) -> tuple[str, str, int, int, None]:
     torch.manual_seed(0)
     large = Lookup().eval()
     home = folder / "large"
     home.mkdir()
     _keep(home, large, (torch.randint(ROWS, (256,)),), [(torch.randint(ROWS, (512,)),)])
-    yield LARGE, str(home), large.table.weight.nbytes, ROWS, None
+    return LARGE, str(home), large.table.weight.nbytes, ROWS, None
 
 
 def _keep(
@@ -302,9 +312,7 @@ def measure(seconds: float, only: Sequence[str]) -> Workers:
     held: list[Held] = []
     rates: list[Rate] = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, home, tables, rows, table in models(Path(folder)):
-            if only and not any(word in name for word in only):
-                continue
+        for name, home, tables, rows, table in models(Path(folder), only):
             for workers in HOLDERS:
                 both = [held_by(home, artifact, rows, workers) for artifact in (False, True)]
                 held.append(Held(name, workers, tables, *both))

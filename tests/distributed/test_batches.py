@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastrec import ArtifactError, ArtifactNotFoundError, CompressedModel, InputError, load
+from fastrec import ArtifactError, ArtifactNotFoundError, CompressedModel, ForkSafetyError, InputError, load
 from fastrec.distributed import scoring
 from fastrec.distributed.batches import BatchScorer
 from fastrec.distributed.tables import column
@@ -292,6 +292,17 @@ def test_an_artifact_that_was_replaced_is_named_and_one_that_is_open_serves_on(
         other(rows(9))
     assert caught.value.path == str(home)
     assert not np.array_equal(BatchScorer(str(home), output="new")(rows(9))["new_ctr"], before["opened_ctr"])
+
+
+def test_a_forked_process_says_so_and_sets_no_row_aside(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = BatchScorer(str(folder), output="forked")
+    scorer(rows(3))
+    monkeypatch.setattr(scorer.scoring().model, "_threads", 2)
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    with pytest.raises(ForkSafetyError):
+        scorer(rows(3))
 
 
 def test_threads_of_the_callers_own_process_stay_what_they_are(folder: Path) -> None:
