@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib.util
+import logging
 import multiprocessing
 import os
 import shutil
@@ -201,6 +202,7 @@ def engines() -> Iterator[dict[str, Callable[[pd.DataFrame, Any, int], pd.DataFr
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         ray.init(address="local", num_cpus=max(WORKERS), include_dashboard=False, log_to_driver=False, object_store_memory=1 << 30)  # fmt: skip
         ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         found["Ray Data"] = by_ray
     if importlib.util.find_spec("pyspark") is not None and shutil.which("java"):
         os.environ["PYSPARK_PYTHON"] = sys.executable
@@ -336,7 +338,7 @@ def _rates(table: pd.DataFrame, home: str, seconds: float) -> Iterator[Rate]:
         for engine, score in found.items():
             for workers in WORKERS:
                 seen: dict[str, list[float]] = {name: [] for name in ways}
-                for turn in range(4):
+                for turn in range(3):
                     for name in list(ways)[:: 1 if turn % 2 else -1]:
                         seen[name].append(rate(score(given, ways[name], workers), rows))
                 one = Rate(engine, workers, rows, *(float(np.median(seen[name])) for name in ways))

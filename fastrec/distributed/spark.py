@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,11 +40,13 @@ def udf(scorer: BatchScorer) -> Any:
     types = package("pyspark.sql.types", "spark", "distributed.spark")
     functions = package("pyspark.ml.functions", "spark", "distributed.spark")
     columns = scorer.scoring().columns.names()
+    # The table has its columns still.
+    bare = replace(scorer, keep=())
 
     def predictor() -> Callable[..., dict[str, Any]]:
         def predict(*values: Any) -> dict[str, Any]:
-            found: dict[str, Any] = scorer(dict(zip(columns, values, strict=True)))
-            return {name: found[name] for name in found if name not in columns}
+            found: dict[str, Any] = bare(dict(zip(columns, values, strict=True)))
+            return found
 
         # Spark counts the arguments.
         kind = inspect.Parameter.POSITIONAL_ONLY
