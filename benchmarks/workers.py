@@ -32,7 +32,7 @@ import fastrec
 from fastrec.distributed.batches import BatchScorer
 from fastrec.measure import Machine, machine, resident_bytes
 from fastrec.plain import from_plain, loads
-from fastrec.wording import amount, times
+from fastrec.wording import amount, share, times
 
 from .marks import put
 from .pages import ROOT, run
@@ -41,16 +41,14 @@ PAGE = ROOT / "docs" / "scoring.md"
 SCHEMA = 1
 BATCH = 1024
 WORKERS, HOLDERS = (1, 2), (1, 4)
-SMALL, LARGE = "movietweetings", "one table of 1 GiB"
-ROWS, WIDTH = 1 << 24, 16
+ROWS, WIDTH = 1 << 23, 16
 SIZES = Path("sizes.txt")
 
 
 @dataclass(frozen=True)
 class Held:
-    """Bytes that all of these workers have to themselves of one model, every row of its tables read: mapped pages are the first reader's."""
+    """Bytes that all of these workers have to themselves of one model, every row of its table read. Pages that one process alone has mapped are its own."""
 
-    model: str
     workers: int
     tables: int
     uncompressed: int
@@ -214,7 +212,7 @@ def engines() -> Iterator[dict[str, Callable[[pd.DataFrame, Any, int], pd.DataFr
             ray.shutdown()
 
 
-def hold(pipe: Connection, folder: str, artifact: bool, rows: int) -> None:
+def hold(pipe: Connection, folder: str, artifact: bool) -> None:
     """Loads a model, reads every row of its tables, and says what this process has to itself while all others hold theirs."""
     torch.set_num_threads(1)
     for step in ("once", "counted"):
@@ -222,8 +220,8 @@ def hold(pipe: Connection, folder: str, artifact: bool, rows: int) -> None:
         before = resident_bytes()
         model: Any = fastrec.load(Path(folder, "artifact")) if artifact else uncompressed(folder)
         with torch.inference_mode():
-            for ids in torch.arange(rows).split(4096):
-                model(*_reading(ids, folder))
+            for ids in torch.arange(ROWS).split(4096):
+                model(ids)
         if step == "once":
             # What libraries take for themselves is not the model's.
             del model
@@ -233,22 +231,13 @@ def hold(pipe: Connection, folder: str, artifact: bool, rows: int) -> None:
     pipe.recv()
 
 
-def _reading(ids: Tensor, folder: str) -> tuple[Tensor, ...]:
-    """A batch that reads these rows of the largest table."""
-    if not Path(folder, SIZES).exists():
-        return (ids,)
-    sizes = [int(line.split()[1]) for line in Path(folder, SIZES).read_text().splitlines()]
-    fields = torch.stack([ids % size for size in sizes[:3]], 1)
-    return fields, ids[:, None].expand(-1, 8) % sizes[3], ids[:, None].expand(-1, 5) % sizes[1]
-
-
-def held_by(folder: str, artifact: bool, rows: int, workers: int) -> int:
+def held_by(folder: str, artifact: bool, workers: int) -> int:
     """The bytes that these workers have to themselves, together."""
     context = multiprocessing.get_context("spawn")
     pipes, started = [], []
     for _ in range(workers):
         mine, theirs = context.Pipe()
-        started.append(context.Process(target=hold, args=(theirs, folder, artifact, rows)))
+        started.append(context.Process(target=hold, args=(theirs, folder, artifact)))
         started[-1].start()
         pipes.append(mine)
     for pipe in pipes:
@@ -263,42 +252,25 @@ def held_by(folder: str, artifact: bool, rows: int, workers: int) -> int:
     return int(found)
 
 
-def models(folder: Path, only: Sequence[str]) -> Iterator[tuple[str, str, int, int, pd.DataFrame | None]]:
-    """Name, folder, bytes of the tables, rows of the largest one and rows to score, of each model, uncompressed and saved."""
-    if not only or any(word in SMALL for word in only):
-        yield _small(folder)
-    if not only or any(word in LARGE for word in only):
-        yield _large(folder)
-
-
-def _small(folder: Path) -> tuple[str, str, int, int, pd.DataFrame]:
+def trained(folder: Path) -> tuple[str, pd.DataFrame]:
+    """The folder of the trained model, uncompressed and saved, and the rows to score."""
     data = examples()
     model, parts = data.trained()
     *inputs, _ = parts["test"]
     *known, _ = parts["train"]
     sizes = data.load()[1]
-    home = folder / "small"
-    home.mkdir()
-    (home / SIZES).write_text(
-        "".join(f"{name} {sizes[name]}\n" for name in ("users", "films", "years", "genres"))
-    )
-    _keep(home, model, tuple(x[:256] for x in inputs), [tuple(x[:512] for x in known)])
-    table = pd.DataFrame(
-        {name: list(x.numpy()) for name, x in zip(("ids", "genres", "liked"), inputs, strict=True)}
-    )
-    tables = sum(
-        one.weight.nbytes for one in model.modules() if isinstance(one, nn.Embedding | nn.EmbeddingBag)
-    )
-    return SMALL, str(home), tables, max(sizes.values()), table
+    names = ("users", "films", "years", "genres")
+    (folder / SIZES).write_text("".join(f"{name} {sizes[name]}\n" for name in names))
+    _keep(folder, model, tuple(x[:256] for x in inputs), [tuple(x[:512] for x in known)])
+    columns = zip(("ids", "genres", "liked"), inputs, strict=True)
+    return str(folder), pd.DataFrame({name: list(x.numpy()) for name, x in columns})
 
 
-def _large(folder: Path) -> tuple[str, str, int, int, None]:
+def large(folder: Path) -> str:
+    """The folder of the model with the large table, uncompressed and saved."""
     torch.manual_seed(0)
-    large = Lookup().eval()
-    home = folder / "large"
-    home.mkdir()
-    _keep(home, large, (torch.randint(ROWS, (256,)),), [(torch.randint(ROWS, (512,)),)])
-    return LARGE, str(home), large.table.weight.nbytes, ROWS, None
+    _keep(folder, Lookup().eval(), (torch.randint(ROWS, (256,)),), [(torch.randint(ROWS, (512,)),)])
+    return str(folder)
 
 
 def _keep(
@@ -310,17 +282,20 @@ def _keep(
 
 
 def measure(seconds: float, only: Sequence[str]) -> Workers:
-    """Memory of every model, and rows of the small one in every engine."""
+    """Memory of workers with a large table, and rows of a trained model in every engine."""
     held: list[Held] = []
     rates: list[Rate] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for name, home, tables, rows, table in models(Path(folder), only):
+    with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
+        if not only or "memory" in only:
+            home = large(Path(first))
             for workers in HOLDERS:
-                both = [held_by(home, artifact, rows, workers) for artifact in (False, True)]
-                held.append(Held(name, workers, tables, *both))
+                held.append(
+                    Held(workers, ROWS * WIDTH * 4, *(held_by(home, one, workers) for one in (False, True)))
+                )
                 print(held[-1], flush=True)
-            if table is not None:
-                rates += _rates(table, home, seconds)
+        if not only or "rows" in only:
+            home, table = trained(Path(second))
+            rates += _rates(table, home, seconds)
     return Workers(machine(), tuple(held), tuple(rates))
 
 
@@ -353,10 +328,9 @@ def _numbered(table: pd.DataFrame, rows: int) -> pd.DataFrame:
 
 def memory(found: Workers) -> str:
     """The page's first table."""
-    lines = [f"{found.machine}", "", "| model | its tables | workers | uncompressed, all together | fastrec | less by |", "|---|--:|--:|--:|--:|--:|"]  # fmt: skip
+    lines = [f"{found.machine}", "", "| tables | workers | uncompressed, all together | fastrec | of it |", "|--:|--:|--:|--:|--:|"]  # fmt: skip
     lines += [
-        f"| {one.model} | {amount(one.tables)} | {one.workers} | {amount(one.uncompressed)} | {amount(one.compressed)} | "
-        f"{times(one.uncompressed / max(one.compressed, 1))} |"
+        f"| {amount(one.tables)} | {one.workers} | {amount(one.uncompressed)} | {amount(one.compressed)} | {share(one.compressed / one.uncompressed)} |"
         for one in found.held
     ]
     return "\n".join(lines)

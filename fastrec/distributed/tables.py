@@ -135,13 +135,19 @@ def with_columns(
     if gone := sorted(set(kept) - set(names(table))):
         raise InputError(f"the table has no column {gone[0]!r} to keep: it has {', '.join(names(table))}")
     if form == "arrays":
-        return {name: table[name] for name in kept} | dict(added) | {k: objects(v) for k, v in texts.items()}
+        return (
+            {name: table[name] for name in kept}
+            | dict(added)
+            | {k: np.array(v, object) for k, v in texts.items()}
+        )
     flat = {name: x if x.ndim < 2 else x.reshape(len(x), -1) for name, x in added.items()}
     if form == "pandas":
         made = {name: x if x.ndim < 2 else list(x) for name, x in flat.items()}
         series = sys.modules["pandas"].Series
         # As objects: otherwise None would become NaN.
-        said = {name: series(objects(text), table.index, dtype=object) for name, text in texts.items()}
+        said = {
+            name: series(np.array(text, object), table.index, dtype=object) for name, text in texts.items()
+        }
         return table[kept].assign(**made, **said)
     arrow = sys.modules["pyarrow"]
     parts = {name: table.column(name) for name in kept}
