@@ -6,7 +6,6 @@ Writes `benchmarks/results/workers/<machine>.json` and the two tables in `docs/s
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib.util
 import logging
 import multiprocessing
@@ -213,18 +212,13 @@ def engines() -> Iterator[dict[str, Callable[[pd.DataFrame, Any, int], pd.DataFr
 
 
 def hold(pipe: Connection, folder: str, artifact: bool) -> None:
-    """Loads a model, reads every row of its tables, and says what this process has to itself while all others hold theirs."""
+    """Loads a model, reads every row of its tables, and says what this process has to itself of it, libraries included, while all others hold theirs."""
     torch.set_num_threads(1)
-    for step in ("once", "counted"):
-        gc.collect()
-        before = resident_bytes()
-        model: Any = fastrec.load(Path(folder, "artifact")) if artifact else uncompressed(folder)
-        with torch.inference_mode():
-            for ids in torch.arange(ROWS).split(4096):
-                model(ids)
-        if step == "once":
-            # What libraries take for themselves is not the model's.
-            del model
+    before = resident_bytes()
+    model: Any = fastrec.load(Path(folder, "artifact")) if artifact else uncompressed(folder)
+    with torch.inference_mode():
+        for ids in torch.arange(ROWS).split(4096):
+            model(ids)
     pipe.send("held")
     pipe.recv()
     pipe.send(resident_bytes() - before)
