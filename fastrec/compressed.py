@@ -172,11 +172,6 @@ class CompressedModel(nn.Module):
         return Merged(self, at=at, backends=backends, seconds=seconds, way=way)
 
     @property
-    def digest(self) -> str | None:
-        """The digest of the artifact it was saved as, or loaded from, last: that of its manifest. None of one that has none."""
-        return self._home[1] if self._home else None
-
-    @property
     def guard(self) -> Guard | None:
         """What checks each batch; None where nothing does, as where the original serves everything."""
         return self._guard if self.plan is not None else None

@@ -114,9 +114,9 @@ class Scoring:
         self.outputs = outputs_of(folder, digest, types, output)
         self.model = load(folder, types=types, verify=verify)
         # What was opened is what counts: another one may have taken its place since.
-        _refuse_other(folder, self.model.digest or "", digest)
+        _refuse_other(folder, self.model.digest, digest)
         self._layout, self._guard = self.model.original.layout, self.model.guard
-        self._once = self.model.contents().once
+        self._once = self.model.once
         features = self._layout.features
         bounds = self._guard.bounds if self._guard is not None else (None,) * len(features)
         self.columns = Columns(self._layout, bounds, columns)
