@@ -14,13 +14,13 @@ import torch
 from shop import Shop, cleaned
 from taste import SHOWN, Taste, judged, learn, quality
 from torch import Tensor
-from traffic import feedback, taken_in
+from traffic import batches, feedback, taken_in
 
 import fastrec
 
 FIRST, WEEKS = 16, 4
 """The first week that is served, and the weeks of a round."""
-BUDGET = fastrec.Budget({"auc": 0.001})
+BUDGET = fastrec.Budget({"auc": 0.002})
 
 
 def best(fast: fastrec.CompressedModel, shop: Shop, histories: Sequence[Tensor], known: int) -> list[Tensor]:
@@ -39,13 +39,13 @@ def main(rounds: int = 9, seconds: float = 120) -> None:
     rng, shop, lines = torch.Generator().manual_seed(0), Shop(), cleaned()
     past = lines[lines.week < FIRST]
     shop.learn(past)
-    at_first = len(shop.price)
+    at_first = served = len(shop.price)
     model = Taste(shop.factors(past))
     known = taken_in(shop, past, rng)
     learn(model, known, 2e-3)
     fast = fastrec.compress(
-        model, tuple(x[:200] for x in known[:-1]), request_features=["history"], evaluate=judged(known), budget=BUDGET,
-        seconds=seconds,
+        model, tuple(x[:200] for x in known[:-1]), request_features=["history"], calibration=batches(known),
+        evaluate=judged(known), budget=BUDGET, seconds=seconds,
     )  # fmt: skip
     print(fast.report.headline)
     with tempfile.TemporaryDirectory() as scratch:
@@ -58,7 +58,7 @@ def main(rounds: int = 9, seconds: float = 120) -> None:
             wanted = shop.wanted(lately)
             histories, bought = zip(*wanted, strict=True)
             began = time.perf_counter()
-            shown = best(fastrec.load(folder), shop, histories, len(shop.price))
+            shown = best(fastrec.load(folder), shop, histories, served)
             each = 1e3 * (time.perf_counter() - began) / len(shown)
             print(f"week {week}: {len(shown)} customers, {each:.1f} ms each: {quality(shown, bought)}")
             print(
@@ -68,7 +68,11 @@ def main(rounds: int = 9, seconds: float = 120) -> None:
             model.grow(len(shop.price))
             seen, news = feedback(shop, wanted[::10], shown[::10]), taken_in(shop, lately, rng)
             learn(model, [torch.cat(both) for both in zip(seen, news, strict=True)], 5e-4)
-            fastrec.update(folder, model, evaluate=judged(news), budget=BUDGET)
+            try:
+                fastrec.update(folder, model, calibration=batches(news), evaluate=judged(news), budget=BUDGET)
+                served = len(shop.price)
+            except fastrec.UpdateRefused as refused:
+                print(f"    the model of before goes on: {refused}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 import torch
 from shop import LAST, Shop
@@ -27,6 +29,12 @@ def feedback(shop: Shop, wanted: Wanted, shown: list[Tensor]) -> tuple[Tensor, .
     histories = [history.expand(len(items), -1) for (history, _), items in zip(wanted, shown, strict=True)]
     labels = [torch.isin(items, bought).float() for (_, bought), items in zip(wanted, shown, strict=True)]
     return _together(shop, histories, shown, labels)
+
+
+def batches(part: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    """The features of 16,384 labelled rows at the most, in batches, as a model takes them."""
+    chosen = torch.randperm(len(part[0]), generator=torch.Generator().manual_seed(0))[:16_384].split(512)
+    return [tuple(x[rows] for x in part[:-1]) for rows in chosen]
 
 
 def taken_in(shop: Shop, lines: pd.DataFrame, rng: torch.Generator) -> list[Tensor]:
