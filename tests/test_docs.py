@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
-from benchmarks import online, pruning, trade_offs
+from benchmarks import online, pruning, searching, sharding, spread, trade_offs, updating, workers
 from benchmarks.marks import put
+from benchmarks.pages import results
 from benchmarks.results import Results
 from benchmarks.tables import brief
 from fastrec import Budget, Fuse, compress
@@ -34,22 +36,16 @@ def test_the_tables_are_the_committed_results(mark: str) -> None:
     assert table.strip() in (expected or [""])
 
 
-def test_the_page_of_trade_offs_is_the_committed_results() -> None:
-    page = (ROOT / "docs" / "trade-offs.md").read_text()
-    (path,) = (ROOT / "benchmarks" / "results" / "trade-offs").glob("*.json")
-    assert page == trade_offs.with_table(page, trade_offs.read(path))
-
-
-def test_the_page_of_pruning_is_the_committed_results() -> None:
-    page = (ROOT / "docs" / "pruning.md").read_text()
-    (path,) = (ROOT / "benchmarks" / "results" / "pruning").glob("*.json")
-    assert page == pruning.with_table(page, pruning.read(path))
-
-
-def test_the_page_of_serving_is_the_committed_results() -> None:
-    page = (ROOT / "docs" / "serving.md").read_text()
-    for path in (ROOT / "benchmarks" / "results" / "online").glob("*.json"):
-        assert page == online.with_table(page, online.read(path))
+@pytest.mark.parametrize(
+    "benchmark", [online, pruning, searching, sharding, spread, trade_offs, updating, workers]
+)
+def test_the_pages_are_the_committed_results(benchmark: ModuleType) -> None:
+    page, folder = (
+        benchmark.PAGE.read_text(),
+        results(benchmark.__name__.rpartition(".")[2].replace("_", "-")),
+    )
+    for path in folder.glob("*.json"):
+        assert page == benchmark.with_table(page, benchmark.read(path))
 
 
 def test_the_card_of_retrieval_has_the_committed_results() -> None:
