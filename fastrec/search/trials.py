@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..backends import Backend
+from ..backends import Backend, Session
 from ..certify import Certifier, Judgement
 from ..errors import FastrecError
 from ..guards import Guard, read_guard
@@ -32,18 +32,30 @@ _NEAR = 1.1
 """Of the fastest session, what another one may take to stand for it."""
 _TIMING = 3.0
 """Seconds that the timing of one trial takes, about."""
+_LOOK = 0.2
+"""The share of these for a short look at what is new."""
+_FAR = 1.3
+"""Of the fastest that is new, what another one takes that is not timed further."""
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """A session with the checks in front that it is served with."""
+
+    session: Session
+    call: Call
 
 
 @dataclass
 class _Ready:
     """A recipe that is compiled: its calls by label, the fastest at each number of rows, its bytes, and what it holds."""
 
-    calls: dict[str, Call] = field(default_factory=dict)
+    calls: dict[str, _Timed] = field(default_factory=dict)
     fastest: dict[int, str] = field(default_factory=dict)
     bytes: int = 0
     held: frozenset[Key] = frozenset()
 
-    def leader(self, rows: int) -> dict[str, Call]:
+    def leader(self, rows: int) -> dict[str, _Timed]:
         """The fastest call at a number of rows, by its label; none where nothing was compiled."""
         label = self.fastest.get(rows)
         return {} if label is None else {label: self.calls[label]}
@@ -142,12 +154,13 @@ class Trials:
         gains, speeds = [], []
         for rows in self._sizes:
             # What is exact, and the original, serve beside a recipe wherever they are faster.
-            always = {ORIGINAL: self._original, **start.leader(rows)}
-            before = {**always, **best.leader(rows)}
-            samples = self._time(rows, {**before, **new.calls})
-            new.fastest[rows] = _fastest(samples, new.calls)
-            now = _fastest(samples, {**always, **new.calls})
-            gains.append(samples.ratio(_fastest(samples, before), now))
+            always, before = start.leader(rows), {**start.leader(rows), **best.leader(rows)}
+            samples, as_timed = self._timed(rows, before, new.calls)
+            candidates = [label for label in new.calls if label in as_timed]
+            new.fastest[rows] = min(candidates, key=lambda label: _p50(samples, as_timed[label]))
+            was = _fastest(samples, [ORIGINAL, *(as_timed[label] for label in before)])
+            now = _fastest(samples, [ORIGINAL, *(as_timed[label] for label in (*always, *candidates))])
+            gains.append(samples.ratio(was, now))
             speeds.append(samples.ratio(ORIGINAL, now))
         gain, speed = Ratio.mean(gains), Ratio.mean(speeds)
         if self._minimize == "bytes":
@@ -166,7 +179,7 @@ class Trials:
 
     def _compile(
         self, found: Rewritten, form: Form, backends: Sequence[Backend], name: str, journal: Journal
-    ) -> dict[str, Call]:
+    ) -> dict[str, _Timed]:
         """Calls of one form of the recipe, by backend and name, for batches that repeat the request's features."""
         guard = read_guard(found.asked)
         if self._fresh is None:
@@ -178,15 +191,16 @@ class Trials:
         )  # fmt: skip
         calls = {}
         for label, one in made.items():
-            calls[f"{label}: {name}"] = _checked(one, self._once, guard if self._guarded else None)
+            call = _checked(one, self._once, guard if self._guarded else None)
+            calls[f"{label}: {name}"] = _Timed(one.session, call)
             if one.source is not None:
                 self._by[f"{label}: {name}"] = one.source.backend
         return calls
 
-    def _by_leading(self, found: Rewritten, name: str, journal: Journal) -> dict[str, Call]:
+    def _by_leading(self, found: Rewritten, name: str, journal: Journal) -> dict[str, _Timed]:
         """Calls of the recipe and of its parts, each by the backends that lead, or by the others where none of these can."""
         rest = [backend for backend in self._backends if backend not in self._leading]
-        calls: dict[str, Call] = {}
+        calls: dict[str, _Timed] = {}
         # Where a part is faster, it serves, in the end as here.
         for form in (found.forms[0], *(form for form in found.forms if form.part)):
             calls |= self._compile(found, form, self._leading, name, journal) or self._compile(
@@ -215,10 +229,31 @@ class Trials:
         chosen = [self._by[label] for label in leading]
         return tuple(backend for backend in self._backends if backend in chosen) or self._backends
 
-    def _time(self, rows: int, calls: Mapping[str, Call]) -> Samples:
+    def _time(self, rows: int, calls: Mapping[str, _Timed], share: float = 1.0) -> Samples:
         assert self._fresh is not None
-        seconds = _TIMING / len(self._sizes)
-        return compared(rows, {ORIGINAL: self._original, **calls}, self._fresh, seconds)
+        seconds = share * _TIMING / len(self._sizes)
+        timed = {label: one.call for label, one in calls.items()}
+        return compared(rows, {ORIGINAL: self._original, **timed}, self._fresh, seconds)
+
+    def _timed(
+        self, rows: int, before: Mapping[str, _Timed], new: Mapping[str, _Timed]
+    ) -> tuple[Samples, dict[str, str]]:
+        """What calls take, and as which each was timed: one session once, whatever it is called. What is new and far behind at a short
+        look is left out, which leaves the caches to those that may win.
+        """
+        first: dict[int, str] = {}
+        for label, one in (*before.items(), *new.items()):
+            first.setdefault(id(one.session), label)
+        as_timed = {label: first[id(one.session)] for label, one in (*before.items(), *new.items())}
+        fresh = {label: one for label, one in new.items() if as_timed[label] == label}
+        if len(fresh) > 1:
+            look = self._time(rows, fresh, _LOOK)
+            best = _fastest(look, fresh)
+            far = {label for label in fresh if _p50(look, label) > _FAR * _p50(look, best)}
+            as_timed = {label: timed for label, timed in as_timed.items() if timed not in far}
+        everything = {**new, **before}
+        kept = {label: everything[label] for label in dict.fromkeys(as_timed.values())}
+        return self._time(rows, kept, 1.0 - _LOOK), as_timed
 
     def _forget(self, best: Recipe) -> None:
         """Lets go of all but the start, the best so far, and what gained most, which may be the next; a best that is not there is compiled."""
@@ -235,7 +270,8 @@ class Trials:
                 calls, {}, tensor_bytes(found.fast.model), frozenset(self._memo.touched)
             )
             for rows in self._sizes:
-                ready.fastest[rows] = _fastest(self._time(rows, calls), calls)
+                samples, as_timed = self._timed(rows, {}, calls)
+                ready.fastest[rows] = min(as_timed, key=lambda label: _p50(samples, as_timed[label]))
 
 
 def _checked(made: Made, once: Once, guard: Guard | None) -> Call:
@@ -258,4 +294,8 @@ def _unhurried() -> Journal:
 
 
 def _fastest(samples: Samples, labels: Iterable[str]) -> str:
-    return min(labels, key=lambda label: samples.latency(label).p50)
+    return min(labels, key=lambda label: _p50(samples, label))
+
+
+def _p50(samples: Samples, label: str) -> float:
+    return samples.latency(label).p50
