@@ -213,6 +213,8 @@ class Earlier:
                 if key not in held:
                     continue
                 first, there = held[key]
+                if count != there and any(how for *_, how in key):
+                    continue  # products of another number of rows may round otherwise
                 common = min(count, there)
                 alike = torch.ones(common, dtype=torch.bool)
                 for path in {path for _, _, path, _ in key}:

@@ -130,6 +130,8 @@ class Following(nn.Module):
 
     def refresh(self) -> bool:
         """Looks now, and loads what is new: whether something else serves than before. What is refused is in `error`."""
+        if os.getpid() != self._process:
+            self._after_fork()
         with self._looking:
             stamp = _stamp(self._folder)
             if stamp == self._seen:

@@ -37,15 +37,17 @@ def test_the_tables_are_the_committed_results(mark: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "benchmark", [online, pruning, searching, sharding, spread, trade_offs, updating, workers]
+    "measured", [online, pruning, searching, sharding, spread, trade_offs, updating, workers]
 )
-def test_the_pages_are_the_committed_results(benchmark: ModuleType) -> None:
-    page, folder = (
-        benchmark.PAGE.read_text(),
-        results(benchmark.__name__.rpartition(".")[2].replace("_", "-")),
-    )
-    for path in folder.glob("*.json"):
-        assert page == benchmark.with_table(page, benchmark.read(path))
+def test_the_pages_are_the_committed_results(measured: ModuleType) -> None:
+    page, name = measured.PAGE.read_text(), measured.__name__.rpartition(".")[2].replace("_", "-")
+    for path in results(name).glob("*.json"):
+        assert page == measured.with_table(page, measured.read(path))
+
+
+def test_no_text_holds_both_sides_of_a_merge() -> None:
+    texts = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
+    assert [path for path in texts if re.search(r"^(<<<<<<<|>>>>>>>) ", path.read_text(), re.MULTILINE)] == []
 
 
 def test_the_card_of_retrieval_has_the_committed_results() -> None:

@@ -95,6 +95,8 @@ class BatchScorer:
 
         Requests that stand in two batches are two calls.
         """
+        if type(batch) is not int or batch < 1:
+            raise InputError(f"batch: got {batch!r:.40}, expected a whole number from 1")
         total, bad, done = length(table), Counter[str](), []
         with stages(progress) as show:
             for start in range(0, total, batch) or (0,):

@@ -141,8 +141,8 @@ class Scoring:
                     made[one.name][kept.numpy()] = answer.to(one.wide).numpy(force=True)
         for one in self.outputs:
             odd = np.unique(np.isnan(made[one.name]).nonzero()[0])
-            # Those that are bad have no answer: more than these is an answer that is none.
-            for row in odd if len(odd) > len(bad) else ():
+            # Those that are bad have no answer; an answer that is none is bad too.
+            for row in odd:
                 bad.setdefault(int(row), ("", f"{one.name} is not a number"))
         return made, bad
 
@@ -169,9 +169,16 @@ class Scoring:
     def _sifted(self, flat: list[Tensor], rows: Tensor, bad: Bad) -> tuple[Tensor, list[Tensor]]:
         """The rows that could be scored, and the answers to them; nothing is checked beforehand, as most calls are clean."""
         checks = [self._checked, self._answers] if self._guard is not None else [self._answers]
+        last: Exception = InputError("no row was asked for")
         for check in [None, *checks]:
             if check is not None:
+                given, known = rows, dict(bad)
                 rows = sift(lambda some, check=check: check(flat, some), rows, bad, self._shared)  # type: ignore[misc]  # mypy does not infer lambdas with defaults
+                if not len(rows) and len(given) > 1 and not isinstance(last, InputError):
+                    # What fails for every row is no row's fault.
+                    bad.clear()
+                    bad.update(known)
+                    raise last
             if not len(rows):
                 return rows, []
             try:
@@ -179,7 +186,7 @@ class Scoring:
             except FastrecError as error:
                 if not isinstance(error, InputError):
                     raise
-                last: Exception = error
+                last = error
             except Exception as error:  # noqa: BLE001 - whatever a stranger's model raises; if no row is to blame it is raised below
                 last = error
         raise last

@@ -58,7 +58,9 @@ class _RayWorkers:
     def open(self, task: Task, notes: list[str], seconds: float) -> Iterator[Sequence[Worker]]:
         """Actors that hold the task and have compiled its start, ended when this is left."""
         ray, threads, limit = _connected(), torch.get_num_threads(), time.monotonic() + seconds
-        processors = int(ray.cluster_resources().get("CPU", 0))
+        here = ray.get_runtime_context().get_node_id()
+        (node,) = (one for one in ray.nodes() if one["NodeID"] == here)
+        processors = int(node["Resources"].get("CPU", 0))
         shares = _shares(self.cores, min(self.count, processors // threads), threads)
         if len(shares) < self.count:
             notes.append(

@@ -68,16 +68,18 @@ def served(
         ("wait_ms", wait_ms, 0),
         ("threads", threads, 1),
     ):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
-            raise InputError(f"{name} takes a number from {least} on, got {value!r:.80}")
+        kinds = (int, float) if name == "wait_ms" else (int,)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not value >= least:
+            whole = "" if name == "wait_ms" else "whole "
+            raise InputError(f"{name} takes a {whole}number from {least} on, got {value!r:.80}")
     serve = package("ray.serve", "ray", "distributed.serve")
     batched = serve.batch(max_batch_size=max_batch_size, batch_wait_timeout_s=wait_ms / 1000)
     # A class of its own for each deployment: what gathers requests is one of its methods.
     kind = type("Ranker", (Replica,), {"together": batched(Replica.together), "__doc__": Replica.__doc__})
     given = {
-        "ray_actor_options": {"num_cpus": threads},
         "max_ongoing_requests": 4 * max_batch_size,
         **options,
+        "ray_actor_options": {"num_cpus": threads, **(options.get("ray_actor_options") or {})},
     }
     return serve.deployment(kind).options(**given).bind(opening, threads)
 
@@ -85,7 +87,7 @@ def served(
 def open_folder(folder: str, digest: str, types: tuple[type, ...], merging: Mapping[str, Any]) -> Scores:
     """What scores the requests of the model in a folder. Raises `CorruptArtifactError` where it is another than that of the digest."""
     model: CompressedModel = load(folder, types=types)
-    if (found := _digest(folder)) != digest:
+    if (found := model.digest) != digest:
         raise CorruptArtifactError(
             f"the artifact at {folder} is another than was deployed (digest {found[:16]}..., expected {digest[:16]}...): it was "
             "saved anew since. Deploy it again",

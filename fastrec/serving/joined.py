@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, RequestMismatchError
 from ..inputs import Feature, Layout
 from ..request import Once
 
@@ -53,6 +53,7 @@ class Joiner:
     """
 
     def __init__(self, layout: Layout, once: Once) -> None:
+        self._checks = once.check
         self.features: tuple[Feature, ...] = once.candidates
         self.axes = layout.output_axes
         features = layout.features
@@ -130,8 +131,8 @@ class Joiner:
                     f"feature {feature.name!r} is {tuple(tensor.shape)}, in the example it was {feature.shape}",
                     feature=feature.name,
                 )
-        rows, counts = self.count(flat), offsets.diff()
         whole = offsets.dim() == 1 and len(offsets) > 1 and not offsets.is_floating_point()
+        rows, counts = self.count(flat), offsets.diff() if whole else offsets
         if not whole or int(offsets[0]) or int(offsets[-1]) != rows or bool((counts < 0).any()):
             raise InputError(
                 f"offsets are whole numbers from 0 up to the {rows} candidates, one more than there are requests: got "
@@ -158,11 +159,13 @@ class Joiner:
         return Joined(tuple(made), tuple(counts[kept].tolist()))
 
     def _agree(self, name: str, first: Tensor, given: Tensor, counts: Tensor) -> None:
+        if not self._checks:
+            return
         spread = first.repeat_interleave(counts, 0)
         differ = spread.ne(given) & ~(spread.ne(spread) & given.ne(given))
         if bool(differ.any()):
             row = int(differ.nonzero()[0, 0])
-            raise InputError(
+            raise RequestMismatchError(
                 f"feature {name!r}, row {row}: it differs from the first row of the same request, and request features "
                 "are the same for all candidates of one.",
                 feature=name,

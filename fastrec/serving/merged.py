@@ -138,15 +138,29 @@ class Merged:
         for place, refusal in self._refused(merged).items():
             answers[place] = refusal
             del merged[place]
-        if merged:
-            joined = self._joiner.join(list(merged.values()))
-            for place, found in zip(merged, self._joiner.split(self._run(joined), joined.sizes), strict=True):
-                answers[place] = self._layout.result(found)
+        answers |= self._together(requests, merged)
         for place in () if return_errors else range(len(requests)):
             if isinstance(answers[place], Exception):
                 answers[place].add_note(f"in request {place} of {len(requests)}")
                 raise answers[place]
         return [answers[place] for place in range(len(requests))]
+
+    def _together(self, requests: Sequence[Any], merged: Mapping[int, list[Tensor]]) -> dict[int, Any]:
+        """The answers to requests that are merged; one by one, each with its own error, where together they have one."""
+        if not merged:
+            return {}
+        joined = self._joiner.join(list(merged.values()))
+        try:
+            found = self._joiner.split(self._run(joined), joined.sizes)
+        except Exception:  # noqa: BLE001 - without a guard in front whatever a kernel raises at one request's rows
+            answers: dict[int, Any] = {}
+            for place in merged:
+                try:
+                    answers[place] = self._alone(requests[place])
+                except Exception as error:  # noqa: BLE001 - whatever is wrong with one request is its answer
+                    answers[place] = error
+            return answers
+        return {place: self._layout.result(one) for place, one in zip(merged, found, strict=True)}
 
     def _read(self, request: Any) -> list[Tensor] | None:
         """The flat batch of one request, with one row of its features; None for one that is not merged."""

@@ -213,6 +213,23 @@ def test_answers_of_every_kind(make: Callable[..., CompressedModel], tmp_path: P
     assert found.table["reason"][4] == "score_3 is not a number" and found.bad == {"": 1, "x": 1}
 
 
+class Logs(nn.Module):
+    """Two answers, each of a number of its own."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.log(x[:, 0]), torch.log(x[:, 1])
+
+
+def test_no_answer_that_is_no_number_is_without_a_reason(
+    make: Callable[..., CompressedModel], tmp_path: Path
+) -> None:
+    make(Logs(), torch.rand(16, 2), batch_sizes=(1,)).save(tmp_path / "logs")
+    x = np.ones((4, 2), np.float32)
+    x[1, 0] = x[2, 1] = -1
+    found = BatchScorer(str(tmp_path / "logs")).score({"x": x}, progress=False)
+    assert reasons(found.table) == [None, "score_0 is not a number", "score_1 is not a number", None]
+
+
 class Mixing(nn.Module):
     """Each row against the mean of all of them."""
 
@@ -247,6 +264,21 @@ def test_rows_that_the_model_itself_refuses_are_found_by_halves(
         21,
         90,
     }
+
+
+def test_what_fails_for_every_row_is_no_rows_fault(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: CompressedModel, **given: Tensor) -> Any:
+        raise RuntimeError("no device")
+
+    monkeypatch.setattr(CompressedModel, "forward", broken)
+    with pytest.raises(RuntimeError, match="no device"):
+        BatchScorer(str(folder))(rows(20))
+
+
+@pytest.mark.parametrize("batch", [0, -1, 2.5, True])
+def test_a_number_of_rows_is_a_whole_one(folder: Path, batch: Any) -> None:
+    with pytest.raises(InputError, match="batch: got"):
+        BatchScorer(str(folder)).score(rows(3), batch=batch)
 
 
 def test_what_fails_whichever_rows_there_are_is_raised(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

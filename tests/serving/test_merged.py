@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 from collections.abc import Callable, Sequence
@@ -240,7 +241,7 @@ def test_no_candidates_at_all() -> None:
     assert case.merged.score_many([]) == []
 
 
-@pytest.mark.parametrize("offsets", [[0, 2], [0, 3, 2, 7], [1, 7], [0], [0.0, 7.0], [[0, 7]]])
+@pytest.mark.parametrize("offsets", [[0, 2], [0, 3, 2, 7], [1, 7], [0], [0.0, 7.0], [[0, 7]], 7])
 def test_offsets_that_do_not_fit_are_refused(offsets: Any) -> None:
     with pytest.raises(InputError, match="offsets"):
         reading().merged((torch.tensor([3]), torch.zeros(7, 2)), offsets)
@@ -248,7 +249,7 @@ def test_offsets_that_do_not_fit_are_refused(offsets: Any) -> None:
 
 def test_rows_of_a_request_that_differ_are_refused() -> None:
     case = reading()
-    with pytest.raises(InputError, match="'user', row 2"):
+    with pytest.raises(RequestMismatchError, match="'user', row 2"):
         case.merged((torch.tensor([3, 3, 4, 1]), torch.zeros(4, 2)), [0, 3, 4])
     with pytest.raises(InputError, match="expected 2, one for each request, or 4"):
         case.merged((torch.tensor([3, 3, 4]), torch.zeros(4, 2)), [0, 3, 4])
@@ -280,6 +281,17 @@ def test_what_is_wrong_with_one_request_is_its_own() -> None:
         with pytest.raises(kind) as caught:
             case.merged.score_many([good[0], one])
         assert caught.value.__notes__ == ["in request 1 of 2"]
+
+
+def test_what_no_guard_finds_is_its_own_too() -> None:
+    case = reading()
+    bare = copy.copy(case.fast)
+    bare._guard = None
+    good, bad = (torch.tensor([1]), torch.randn(3, 2)), (torch.tensor([9]), torch.randn(3, 2))
+    answers = Merged(bare, way="ragged, eager").score_many([good, bad, good], return_errors=True)
+    assert isinstance(answers[1], Exception)
+    for place in (0, 2):
+        torch.testing.assert_close(answers[place], case.fast(*good))
 
 
 def test_rows_without_request_features_are_joined() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import InputError, PeerError
+from ...errors import InputError, PeerError, PeerLostError
 from .exchange import OUT_OF_STEP, Exchange, Group, Traffic
 from .parts import Parts
 from .plan import ShardPlan
@@ -132,7 +132,13 @@ def shard(
     if failure is None:
         mine[:, 0] = 1
         mine[:, 1:] = torch.frombuffer(bytearray(digest), dtype=torch.int64)
-    theirs = ranks.numbers(mine)
+    try:
+        theirs = ranks.numbers(mine)
+    except PeerLostError:
+        ranks.close()
+        if failure is not None:
+            raise failure from None
+        raise
     ranks.timeout = timeout
     agreed = bool((theirs == theirs[0]).all()) and bool(theirs[0, 0])
     if not agreed:
