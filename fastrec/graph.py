@@ -34,6 +34,7 @@ __all__ = [
     "is_written",
     "normalise",
     "operator_name",
+    "revalue",
     "share_constants",
     "sweep",
     "value",
@@ -180,22 +181,28 @@ def free_sizes(gm: fx.GraphModule, example: Sequence[Tensor], axes: Sequence[int
     ]
     if not any(isinstance(size, torch.SymInt) and size.node.expr.is_number for size in sizes):
         return
-    mode = FakeTensorMode(shape_env=ShapeEnv())
     old = {node: node.meta["val"] for node in gm.graph.nodes if "val" in node.meta}
     try:
-        for node, tensor, axis in zip(inputs, example, axes, strict=True):
-            free = [DimDynamic.DUCK if k == axis else DimDynamic.STATIC for k in range(tensor.ndim)]
-            context: Any = StatelessSymbolicContext(dynamic_sizes=free)
-            node.meta["val"] = mode.from_tensor(tensor, symbolic_context=context)
-        for node in gm.graph.nodes:
-            if node.op == "get_attr" and (held := constant(gm, node)) is not None:
-                node.meta["val"] = mode.from_tensor(held, static_shapes=True)
-        for node in gm.graph.nodes:
-            if node.op == "call_function":
-                node.meta["val"] = evaluate(gm, node)
+        revalue(gm, example, axes)
     except (RuntimeError, ValueError, TypeError):
         for node, value in old.items():
             node.meta["val"] = value
+
+
+def revalue(gm: fx.GraphModule, example: Sequence[Tensor], axes: Sequence[int | None]) -> None:
+    """The value of every node anew: the dimensions of inputs at `axes` are free, and those that are equal in the example are one."""
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    inputs = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    for node, tensor, axis in zip(inputs, example, axes, strict=True):
+        free = [DimDynamic.DUCK if k == axis else DimDynamic.STATIC for k in range(tensor.ndim)]
+        context: Any = StatelessSymbolicContext(dynamic_sizes=free)
+        node.meta["val"] = mode.from_tensor(tensor, symbolic_context=context)
+    for node in gm.graph.nodes:
+        if node.op == "get_attr" and (held := constant(gm, node)) is not None:
+            node.meta["val"] = mode.from_tensor(held, static_shapes=True)
+    for node in gm.graph.nodes:
+        if node.op == "call_function":
+            node.meta["val"] = evaluate(gm, node)
 
 
 def ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
+from ..artifact.folder import folder_digest
 from ..errors import InputError
 from ..progress import stages
-from .scoring import Output, Scoring, digest_of, outputs_of, scoring
+from .scoring import Output, Scoring, outputs_of, scoring
 from .tables import cut, joined, length, with_columns
 
 __all__ = ["BatchScorer", "Scored"]
@@ -70,7 +71,7 @@ class BatchScorer:
                 raise InputError(f"{name}: got {value!r:.40}, expected a whole number from 1")
         # Absolute, for processes that are somewhere else.
         object.__setattr__(self, "folder", str(Path(os.fspath(self.folder)).absolute()))
-        object.__setattr__(self, "digest", self.digest or digest_of(self.folder))
+        object.__setattr__(self, "digest", self.digest or folder_digest(self.folder))
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from .columns import Bad, Columns
 from .sifting import sift
 from .tables import Array, length
 
-__all__ = ["Output", "Scoring", "digest_of", "outputs_of", "scoring"]
+__all__ = ["Output", "Scoring", "outputs_of", "scoring"]
 
 # Answers of these have no value for "none": they are given as floats, exact up to 2^53.
 _GIVEN = {"float32": np.float32, "float16": np.float32, "bfloat16": np.float32}
@@ -43,12 +43,6 @@ class Output:
     def wide(self) -> torch.dtype:
         """The dtype, as torch has it."""
         return torch.float32 if self.dtype == np.float32 else torch.float64
-
-
-def digest_of(folder: str) -> str:
-    """The digest of the manifest of the artifact in a folder. Raises as `fastrec.load`. Cost: that of reading the manifest."""
-    with opened(folder, verify=False) as files:
-        return files.digest
 
 
 def outputs_of(folder: str, digest: str, types: Sequence[type], prefix: str) -> tuple[Output, ...]:

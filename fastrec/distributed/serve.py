@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..artifact.folder import opened
+from ..artifact.folder import folder_digest
 from ..compressed import CompressedModel, load
 from ..errors import CorruptArtifactError, InputError
 from ..packages import package
@@ -55,7 +55,7 @@ def deployment(
     Example: `serve.run(deployment("ranker", num_replicas=2), name="ranker").remote(batch).result()`.
     """
     where = os.path.abspath(os.fspath(folder))
-    opening = partial(open_folder, where, _digest(where), tuple(types), dict(merging or {}))
+    opening = partial(open_folder, where, folder_digest(where), tuple(types), dict(merging or {}))
     return served(opening, max_batch_size=max_batch_size, wait_ms=wait_ms, threads=threads, **options)
 
 
@@ -94,11 +94,6 @@ def open_folder(folder: str, digest: str, types: tuple[type, ...], merging: Mapp
             path=folder,
         )
     return partial(model.merged(**merging).score_many, return_errors=True)
-
-
-def _digest(folder: str) -> str:
-    with opened(folder, verify=False) as files:
-        return files.digest
 
 
 class Replica:

@@ -7,7 +7,7 @@ entries of each row, one row after the other: k n.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch._ops import OpOverload
 from ..graph import is_random, operator_name
 from ..inputs import Feature
 
-__all__ = ["LOOKS", "RESHAPES", "Rows"]
+__all__ = ["LOOKS", "RESHAPES", "Rows", "may_cross"]
 
 
 def _names(text: str) -> frozenset[str]:
@@ -177,3 +177,16 @@ def _argument(node: fx.Node, name: str) -> Any:
             given = node.args[place] if place < len(node.args) else argument.default_value
             return node.kwargs.get(name, given)
     return None
+
+
+def may_cross(node: fx.Node, side: object, sides: Mapping[fx.Node, object], rows: Rows) -> bool:
+    """Whether a node of a side may be handed over row by row, and is better handed over than what it looks at: that is of the
+    other side, or wider.
+    """
+    if not rows.counted(node):
+        return False
+    source = node.args[0]
+    if operator_name(node) not in LOOKS or not isinstance(source, fx.Node):
+        return True
+    same = sides[source] is side and rows.counted(source)
+    return not same or rows.width(source) > rows.width(node)

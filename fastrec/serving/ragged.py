@@ -10,21 +10,17 @@ candidates, and behind their part of a linear map of both (`split_joins`). A nod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from enum import Enum
-from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from ..graph import constant, copy_graph, emit, evaluate, is_call, is_written, operator_name, sweep
+from ..graph import copy_graph, emit, is_call, is_written, operator_name, revalue, sweep
 from ..inputs import Feature, flat_layout
 from ..program import Program
 from ..rows import count_rows, take_rows
-from .by_row import LOOKS, Rows
+from .by_row import Rows, may_cross
 from .joined import Joined, Joiner
 from .sides import columns_read
 from .split_joins import split_joins
@@ -79,7 +75,7 @@ def ask_several(whole: Program, joiner: Joiner) -> Program:
         if is_call(node, aten.view.default):
             node.target = aten.reshape.default
     free = [joiner.whole.get(index, feature.growing) for index, feature in enumerate(joiner.features)]
-    _revalue(gm, example, [*free, *(0 for _ in joiner.mixed), 0])
+    revalue(gm, example, [*free, *(0 for _ in joiner.mixed), 0])
     sweep(gm)
     layout = replace(whole.layout, features=tuple(features), rows=sum(_SIZES))
     return Program(gm, tuple(example), flat_layout(layout, len(layout.output_axes)))
@@ -100,22 +96,6 @@ def _joined(whole: Program, joiner: Joiner) -> Joined:
         flats.append(flat)
         start += size
     return joiner.join(flats)
-
-
-def _revalue(gm: fx.GraphModule, example: Sequence[Tensor], free: Sequence[int | None]) -> None:
-    """The value of every node: sizes that are free and equal in the example are one."""
-    mode = FakeTensorMode(shape_env=ShapeEnv())
-    inputs = [node for node in gm.graph.nodes if node.op == "placeholder"]
-    for node, tensor, axis in zip(inputs, example, free, strict=True):
-        sizes = [DimDynamic.DUCK if k == axis else DimDynamic.STATIC for k in range(tensor.ndim)]
-        context: Any = StatelessSymbolicContext(dynamic_sizes=sizes)
-        node.meta["val"] = mode.from_tensor(tensor, symbolic_context=context)
-    for node in gm.graph.nodes:
-        if node.op == "get_attr" and (held := constant(gm, node)) is not None:
-            node.meta["val"] = mode.from_tensor(held, static_shapes=True)
-    for node in gm.graph.nodes:
-        if node.op == "call_function":
-            node.meta["val"] = evaluate(gm, node)
 
 
 class _Side(Enum):
@@ -192,13 +172,7 @@ def _side_of_call(node: fx.Node, sides: dict[fx.Node, _Side], rows: Rows, owner:
 
 def _may_cross(node: fx.Node, sides: dict[fx.Node, _Side], rows: Rows) -> bool:
     """Whether rows of the node can be picked, and are better picked than those it looks at."""
-    if not isinstance(node.meta["val"], Tensor) or not rows.counted(node):
-        return False
-    source = node.args[0]
-    if operator_name(node) not in LOOKS or not isinstance(source, fx.Node):
-        return True
-    same = sides[source] is _Side.PICKED and rows.counted(source)
-    return not same or rows.width(source) > rows.width(node)
+    return isinstance(node.meta["val"], Tensor) and may_cross(node, _Side.PICKED, sides, rows)
 
 
 def _compute(

@@ -20,7 +20,7 @@ from torch import Tensor, fx
 from ..graph import constant, copy_graph, emit, is_call, is_written, operator_name
 from ..inputs import Feature
 from ..program import Program
-from .by_row import LOOKS, Rows
+from .by_row import Rows, may_cross
 
 __all__ = ["Sides", "columns_read", "split_sides"]
 
@@ -206,13 +206,7 @@ def _crosses(node: fx.Node, sides: dict[fx.Node, Side]) -> bool:
 def _may_cross(node: fx.Node, sides: dict[fx.Node, Side], rows: Rows) -> bool:
     if sides[node] is Side.REQUEST:
         return isinstance(node.meta["val"], Tensor)
-    if not rows.counted(node):
-        return False
-    source = node.args[0]
-    if operator_name(node) not in LOOKS or not isinstance(source, fx.Node):
-        return True
-    same = sides[source] is Side.CANDIDATES and rows.counted(source)
-    return not same or rows.width(source) > rows.width(node)
+    return may_cross(node, Side.CANDIDATES, sides, rows)
 
 
 def _part(
