@@ -41,6 +41,7 @@ SCHEMA = 1
 SIZES = (1, 100, 1000)
 BUDGET = fastrec.Budget({"auc": 2e-4})
 SEARCHING = 600.0
+ORIGINAL = "the model as it is"
 INT8 = (Fuse(), QuantizeTables(least_bytes=0), QuantizeLinears())
 GIVEN: Mapping[str, tuple[Technique, ...]] = {
     "exact": (Fuse(),),
@@ -100,13 +101,15 @@ def measure(seconds: float, only: Sequence[str]) -> Searched:
             took = time.perf_counter() - began
             resumed[data] = _resumed(model, parts, path, found)
         trials[data] = sum(one.seconds > 0 for one in found.report.searched)
-        rows.append(_row(data, "found", found, found, model, parts, took, seconds))
+        rows.append(_row(data, "found", found, found, parts, took, seconds))
+        print(rows[-1], flush=True)
+        rows.append(_row(data, ORIGINAL, model, found, parts, 0.0, seconds))
         print(rows[-1], flush=True)
         for name, recipe in GIVEN.items():
             began = time.perf_counter()
             given = compressed(model, parts, recipe=recipe)
             took = time.perf_counter() - began
-            rows.append(_row(data, name, given, found, model, parts, took, seconds))
+            rows.append(_row(data, name, given, found, parts, took, seconds))
             print(rows[-1], flush=True)
     return Searched(machine(), trials, resumed, tuple(rows))
 
@@ -136,7 +139,7 @@ def _resumed(
 
 
 def _row(
-    data: str, name: str, given: CompressedModel, found: CompressedModel, model: nn.Module,
+    data: str, name: str, given: nn.Module, found: CompressedModel,
     parts: Mapping[str, tuple[Tensor, ...]], took: float, seconds: float,
 ) -> Row:  # fmt: skip
     *inputs, labels = parts["test"]
@@ -153,13 +156,13 @@ def _row(
     with torch.no_grad():
         before, after = (
             torch.cat([one(*batch) for batch in zip(*(x.split(1000) for x in inputs), strict=True)])
-            for one in (model, given)
+            for one in (found.original.function, given)
         )
     loss = loss_of("auc", labels.numpy(), before.numpy(), after.numpy())
-    lossy = "exact" if given.exact else said(given.recipe)
-    return Row(
-        data, name, lossy, given.report.status, took, loss.value, float(loss.upper or 0.0), p50, ratios
-    )
+    lossy, status = "eager torch", ""
+    if isinstance(given, CompressedModel):
+        lossy, status = "exact" if given.exact else said(given.recipe), given.report.status
+    return Row(data, name, lossy, status, took, loss.value, float(loss.upper or 0.0), p50, ratios)
 
 
 def table(searched: Searched) -> str:
@@ -179,7 +182,7 @@ def table(searched: Searched) -> str:
                     for n in SIZES
                 )
                 lines.append(
-                    f"| {row.recipe} | `{row.approximates}` | {row.status} | {duration(row.seconds)} | {row.lost:.5f} | {row.upper:.5f} | {faster} |"
+                    f"| {row.recipe} | `{row.approximates}` | {row.status} | {duration(row.seconds) if row.seconds else ""} | {row.lost:.5f} | {row.upper:.5f} | {faster} |"
                 )
         lines.append("")
     return "\n".join(lines)
