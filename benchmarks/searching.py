@@ -151,7 +151,8 @@ def _row(
             return [x[ids] for x in inputs]
 
         calls = {"given": lambda batch: given(*batch), "found": lambda batch: found(*batch)}
-        seen = interleaved(calls, draw, seconds=seconds, min_rounds=20, max_rounds=2000, warmup=3)
+        with torch.inference_mode():
+            seen = interleaved(calls, draw, seconds=seconds, min_rounds=20, max_rounds=2000, warmup=3)
         p50[str(size)], ratios[str(size)] = seen.latency("given").p50, seen.ratio("given", "found")
     with torch.no_grad():
         before, after = (
@@ -181,8 +182,9 @@ def table(searched: Searched) -> str:
                     f"{duration(row.p50[str(n)])}"
                     for n in SIZES
                 )
+                took = duration(row.seconds) if row.seconds else ""
                 lines.append(
-                    f"| {row.recipe} | `{row.approximates}` | {row.status} | {duration(row.seconds) if row.seconds else ""} | {row.lost:.5f} | {row.upper:.5f} | {faster} |"
+                    f"| {row.recipe} | `{row.approximates}` | {row.status} | {took} | {row.lost:.5f} | {row.upper:.5f} | {faster} |"
                 )
         lines.append("")
     return "\n".join(lines)
