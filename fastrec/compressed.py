@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .artifact import Contents, Modules, payload, read, write
+from .artifact.folder import refuse_other
 from .as_called import plainly
 from .backends import Backend, ModelSession, Session, Source
 from .errors import ForkSafetyError, InputError
@@ -431,6 +432,6 @@ def load(
 def _restored(path: str, digest: str, model: Any, types: tuple[type, ...]) -> CompressedModel:
     """What a pickle of a compressed model calls."""
     made = load(path, model=model, types=types)
-    if made._home is not None and made._home[1] != digest:
-        raise InputError(f"the artifact at {path} is another than was pickled: it was saved anew since")
+    if made._home is not None:
+        refuse_other(path, made._home[1], digest, meant="was pickled", cure="Pickle the model anew.")
     return made
