@@ -137,13 +137,17 @@ class Timed:
 
 
 def rate(scored: pd.DataFrame, rows: int) -> float:
-    """Rows a second from the second batch of each process on, all of them having begun."""
+    """Rows a second from the second batch of each process on, all of them having begun. Raises `ValueError` where that is less than half of all."""
     assert sorted(scored["row"]) == list(range(rows))
     batches = (
         scored.groupby(["process", "began"]).agg(ended=("ended", "max"), rows=("row", "size")).reset_index()
     )
     first = batches.groupby("process")["ended"].min().max()
     later = batches[batches["began"] >= first]
+    if len(later) < len(batches) // 2:
+        raise ValueError(
+            f"{len(later)} of {len(batches)} batches began once all workers had opened the model: score more, by --seconds"
+        )
     return float(later["rows"].sum() / (later["ended"].max() - later["began"].min()))
 
 
