@@ -39,6 +39,7 @@ from .pages import ROOT, run
 PAGE = ROOT / "docs" / "scoring.md"
 SCHEMA = 1
 BATCH = 1024
+FEWEST = 64
 WORKERS, HOLDERS = (1, 2), (1, 4)
 ROWS, WIDTH = 1 << 23, 16
 SIZES = Path("sizes.txt")
@@ -137,16 +138,16 @@ class Timed:
 
 
 def rate(scored: pd.DataFrame, rows: int) -> float:
-    """Rows a second from the second batch of each process on, all of them having begun. Raises `ValueError` where that is less than half of all."""
+    """Rows a second from the second batch of each process on, all of them having begun. Raises `ValueError` where these are fewer than `FEWEST`."""
     assert sorted(scored["row"]) == list(range(rows))
     batches = (
         scored.groupby(["process", "began"]).agg(ended=("ended", "max"), rows=("row", "size")).reset_index()
     )
     first = batches.groupby("process")["ended"].min().max()
     later = batches[batches["began"] >= first]
-    if len(later) < len(batches) // 2:
+    if len(later) < FEWEST:
         raise ValueError(
-            f"{len(later)} of {len(batches)} batches began once all workers had opened the model: score more, by --seconds"
+            f"{len(later)} of {len(batches)} batches began once all workers had opened the model, and {FEWEST} are the fewest: give more --seconds"
         )
     return float(later["rows"].sum() / (later["ended"].max() - later["began"].min()))
 
