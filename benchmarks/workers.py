@@ -305,7 +305,7 @@ def _rates(table: pd.DataFrame, home: str, seconds: float) -> Iterator[Rate]:
         "compressed": BatchScorer(str(Path(home, "artifact"))),
     }
     # So many rows that the slower one takes about as long.
-    once = _numbered(table, 32 * BATCH)
+    once = _numbered(table, 2 * FEWEST * BATCH)
     rows = int(max(32, seconds * rate(plain(once, ways["uncompressed"], 1), len(once)) // BATCH)) * BATCH
     given = _numbered(table, rows)
     with engines() as found:
