@@ -39,7 +39,7 @@ class Repeated(Session):
 
     def __init__(self, session: Session, once: Once) -> None:
         self._session, self._once = session, once
-        self.resident_bytes = session.resident_bytes
+        self.resident_bytes, self.translated = session.resident_bytes, session.translated
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Run one batch."""
