@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 import torch
@@ -172,8 +173,8 @@ def table(searched: Searched) -> str:
     for data, trials in searched.trials.items():
         lines += [
             f"### {data}", "", f"{trials} trials. A search that was ended after half of them and went on finds {searched.resumed[data]}.", "",
-            "| recipe | what serves | status | took | AUC lost | at most (95 %) | found is faster at 1 | at 100 | at 1000 |",
-            "|---|---|---|--:|--:|--:|--:|--:|--:|",
+            "| recipe | what serves | status | took | AUC lost | at most (95 %) | found is faster at 1 | at 100 | at 1000 | over all |",
+            "|---|---|---|--:|--:|--:|--:|--:|--:|--:|",
         ]  # fmt: skip
         for row in searched.rows:
             if row.data == data:
@@ -183,8 +184,9 @@ def table(searched: Searched) -> str:
                     for n in SIZES
                 )
                 took = duration(row.seconds) if row.seconds else ""
+                mean = times(geometric_mean([ratio.value for ratio in row.found.values()]))
                 lines.append(
-                    f"| {row.recipe} | `{row.approximates}` | {row.status} | {took} | {row.lost:.5f} | {row.upper:.5f} | {faster} |"
+                    f"| {row.recipe} | `{row.approximates}` | {row.status} | {took} | {row.lost:.5f} | {row.upper:.5f} | {faster} | {mean} |"
                 )
         lines.append("")
     return "\n".join(lines)

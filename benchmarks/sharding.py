@@ -70,11 +70,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Alone:
-    """The same batches in one process: the graph as it is, and with one rank of whom everything is asked; medians of seconds."""
+    """The same batches in one process: the graph as it is, and with one rank of whom everything is asked, of no rows as well; medians of seconds."""
 
     program: str
     graph: float
     asked: float
+    empty: float
     row_bytes: float
     reads: float
 
@@ -174,6 +175,7 @@ def _alone(name: str, made: Program, traffic: Sequence[tuple[Tensor, ...]], seco
         given = batches("test", 64)
         calls: dict[str, Callable[..., object]] = {"graph": made.model, "asked": model}
         taken: dict[str, list[float]] = {key: [] for key in calls}
+        nothing: list[float] = []
         end = time.perf_counter() + seconds
         number = 0
         with torch.no_grad():
@@ -182,11 +184,14 @@ def _alone(name: str, made: Program, traffic: Sequence[tuple[Tensor, ...]], seco
                     start = time.perf_counter()
                     call(*given[number % len(given)])
                     taken[key].append(time.perf_counter() - start)
+                start = time.perf_counter()
+                model.take_part()
+                nothing.append(time.perf_counter() - start)
                 number += 1
         model.close()
     finally:
         dist.destroy_process_group()
-    return Alone(name, median(taken["graph"]), median(taken["asked"]), row_bytes, reads)
+    return Alone(name, median(taken["graph"]), median(taken["asked"]), median(nothing), row_bytes, reads)
 
 
 def _in_ranks(world: int, jobs: Sequence[_Job], rounds: int) -> list[_Found]:
@@ -263,17 +268,20 @@ def table(found: Sharding) -> str:
             f"{amount(row.held)} | {duration(row.p50)} |"
         )
     first = min(WORLDS)
-    lines += ["", f"A call of no rows takes {duration(found.empty[str(first)])} with {first} ranks"]
+    alone = median(one.empty for one in found.alone)
+    lines += [
+        "",
+        f"A call of no rows takes {duration(alone)} with one rank, {duration(found.empty[str(first)])} with {first}",
+    ]
     lines[-1] += "".join(f", {duration(found.empty[str(n)])} with {n}" for n in WORLDS if n != first) + "."
     return "\n".join(lines)
 
 
 def paper(found: Sharding) -> str:
     """What the measured costs come to with `NODES` nodes and `TABLES` bytes of tables."""
-    few, many = min(WORLDS), max(WORLDS)
-    # A call of no rows is linear in the other ranks: three messages to each.
-    each = max(0.0, (found.empty[str(many)] - found.empty[str(few)]) / (many - few))
-    fixed = max(0.0, found.empty[str(few)] - (few - 1) * each)
+    # A call of no rows is linear in the other ranks: three messages to each. Two ranks have a core each here, more wait for one another.
+    fixed = median(one.empty for one in found.alone)
+    each = max(0.0, found.empty["2"] - fixed)
     waiting = fixed + (NODES - 1) * each + 3 * ROUND_TRIP
     measured = (
         f"Measured: a call of no rows takes {duration(fixed)} and {duration(each)} for each other rank. With {NODES} ranks and three round trips of "

@@ -36,7 +36,6 @@ ENLARGED = 16
 RECIPES: Mapping[str, tuple[Technique, ...]] = {
     "exact": (Fuse(),),
     "int8": (Fuse(), QuantizeTables(least_bytes=0), QuantizeLinears()),
-    "int4 tables": (Fuse(), QuantizeTables(bits=4, least_bytes=0)),
 }
 Parts = Mapping[str, tuple[Tensor, ...]]
 

@@ -39,6 +39,7 @@ from .pages import ROOT, run
 PAGE = ROOT / "docs" / "scoring.md"
 SCHEMA = 1
 BATCH = 1024
+FEWEST = 64
 WORKERS, HOLDERS = (1, 2), (1, 4)
 ROWS, WIDTH = 1 << 23, 16
 SIZES = Path("sizes.txt")
@@ -137,13 +138,17 @@ class Timed:
 
 
 def rate(scored: pd.DataFrame, rows: int) -> float:
-    """Rows a second from the second batch of each process on, all of them having begun."""
+    """Rows a second from the second batch of each process on, all of them having begun. Raises `ValueError` where these are fewer than `FEWEST`."""
     assert sorted(scored["row"]) == list(range(rows))
     batches = (
         scored.groupby(["process", "began"]).agg(ended=("ended", "max"), rows=("row", "size")).reset_index()
     )
     first = batches.groupby("process")["ended"].min().max()
     later = batches[batches["began"] >= first]
+    if len(later) < FEWEST:
+        raise ValueError(
+            f"{len(later)} of {len(batches)} batches began once all workers had opened the model, and {FEWEST} are the fewest: give more --seconds"
+        )
     return float(later["rows"].sum() / (later["ended"].max() - later["began"].min()))
 
 
@@ -300,7 +305,7 @@ def _rates(table: pd.DataFrame, home: str, seconds: float) -> Iterator[Rate]:
         "compressed": BatchScorer(str(Path(home, "artifact"))),
     }
     # So many rows that the slower one takes about as long.
-    once = _numbered(table, 32 * BATCH)
+    once = _numbered(table, 2 * FEWEST * BATCH)
     rows = int(max(32, seconds * rate(plain(once, ways["uncompressed"], 1), len(once)) // BATCH)) * BATCH
     given = _numbered(table, rows)
     with engines() as found:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .artifact import Contents, Modules, payload, read, write
+from .artifact.folder import refuse_other
 from .as_called import plainly
 from .backends import Backend, ModelSession, Session, Source
 from .errors import ForkSafetyError, InputError
@@ -38,7 +39,7 @@ class Repeated(Session):
 
     def __init__(self, session: Session, once: Once) -> None:
         self._session, self._once = session, once
-        self.resident_bytes = session.resident_bytes
+        self.resident_bytes, self.translated = session.resident_bytes, session.translated
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Run one batch."""
@@ -431,6 +432,6 @@ def load(
 def _restored(path: str, digest: str, model: Any, types: tuple[type, ...]) -> CompressedModel:
     """What a pickle of a compressed model calls."""
     made = load(path, model=model, types=types)
-    if made._home is not None and made._home[1] != digest:
-        raise InputError(f"the artifact at {path} is another than was pickled: it was saved anew since")
+    if made._home is not None:
+        refuse_other(path, made._home[1], digest, meant="was pickled", cure="Pickle the model anew.")
     return made

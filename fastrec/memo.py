@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection
 
-from torch import nn
+from torch import fx, nn
 
+from .artifact.graphs import with_plain_names
 from .backends import Backend, Session
 from .errors import CaptureError
 from .program import Program
@@ -48,7 +49,10 @@ class Memo:
         """The backend's session of the program."""
         key = self._key(backend, program)
         if key not in self._sessions:
-            self._sessions[key] = program.model, backend.compile(program)
+            # Named as in an artifact, which keeps what the session was opened from.
+            gm = program.model
+            named = with_plain_names(gm) if isinstance(gm, fx.GraphModule) else gm
+            self._sessions[key] = gm, backend.compile(program.with_model(named))
         return self._sessions[key][1]
 
     def compiled(self, backend: Backend, program: Program) -> bool:

@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import ArtifactNotFoundError, CorruptArtifactError, UnsafeArtifactError
+from ..errors import ArtifactError, ArtifactNotFoundError, CorruptArtifactError, UnsafeArtifactError
 from .manifest import LIMIT, Manifest, read_manifest
 
-__all__ = ["MANIFEST", "Folder", "folder_digest", "opened"]
+__all__ = ["MANIFEST", "Folder", "folder_digest", "opened", "refuse_other"]
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"(graphs/)?[A-Za-z0-9][A-Za-z0-9_-]{0,80}\.(json|onnx|safetensors|md)")
@@ -56,6 +56,16 @@ class Folder:
                 f"{self.where(name)} has {size:,} bytes, {limit:,} are the most", path=self.where(name)
             )
         return os.pread(descriptor, size, 0)
+
+
+def refuse_other(path: str | os.PathLike[str], found: str, expected: str, *, meant: str, cure: str) -> None:
+    """Raises `ArtifactError` where the artifact at a path is not that of the digest expected, which "was deployed", say."""
+    if found != expected:
+        raise ArtifactError(
+            f"the artifact at {os.fspath(path)} is another than {meant}: it was saved anew since (digest {found[:16]}..., expected "
+            f"{expected[:16]}...). {cure}",
+            path=os.fspath(path),
+        )
 
 
 @contextlib.contextmanager

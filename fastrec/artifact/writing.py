@@ -120,9 +120,7 @@ def payload(contents: Contents, sessions: Mapping[str, Session]) -> Payload:
             )
         if isinstance(source.program.model, fx.GraphModule):
             work.graph(f"session-{place}", source.program.model, source.program)
-            # What is translated has the names that it has once loaded, so that it can be translated again.
-            named = source.program.with_model(with_plain_names(source.program.model))
-            if (found := source.backend.translate(named)) is not None:
+            if (found := sessions[name].translated) is not None:
                 translated[name] = found
                 if found.front is not None:
                     work.graph(f"front-{place}", found.front)

@@ -19,10 +19,12 @@ class Session(abc.ABC):
     """A compiled program, called with the flat inputs of the graph, returning its flat outputs.
 
     Calls are thread-safe. `resident_bytes` is what the session holds beyond the tensors it shares
-    with the graph it was compiled from (weights copied into another library, packed copies).
+    with the graph it was compiled from (weights copied into another library, packed copies), `translated`
+    what it was opened from, which an artifact keeps.
     """
 
     resident_bytes: int = 0
+    translated: Translated | None = None
 
     @abc.abstractmethod
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:

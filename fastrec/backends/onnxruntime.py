@@ -93,6 +93,7 @@ class OnnxRuntime(Backend):
             front = front_of(translated.front, program.batch, alike=translated.alike)
             session = _OnnxSession(translated, front)
             session(*program.batch)
+            session.translated = translated
         except Exception as error:  # whatever a foreign library raises, named
             raise failure(error, "cannot run the example", self.name) from error
         return session

@@ -88,6 +88,7 @@ class OpenVino(Backend):
             front = front_of(translated.front, program.batch)
             session = _OpenVinoSession(translated, front)
             session(*program.batch)
+            session.translated = translated
         except Exception as error:  # whatever a foreign library raises, named
             raise failure(error, "cannot run the example", self.name) from error
         return session

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ..artifact import Manifest
-from ..artifact.folder import opened
+from ..artifact.folder import opened, refuse_other
 from ..artifact.layouts import Classes, layout_of
 from ..compressed import load
-from ..errors import ArtifactError, FastrecError, InputError
+from ..errors import FastrecError, InputError
 from ..inputs import Branch, Leaf, Tree, tensors_of
 from ..rows import take_rows
 from .columns import Bad, Columns
@@ -27,6 +28,7 @@ __all__ = ["Output", "Scoring", "outputs_of", "scoring"]
 
 # Answers of these have no value for "none": they are given as floats, exact up to 2^53.
 _GIVEN = {"float32": np.float32, "float16": np.float32, "bfloat16": np.float32}
+_OPENING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,6 @@ def outputs_of(folder: str, digest: str, types: Sequence[type], prefix: str) -> 
     return tuple(found)
 
 
-@functools.lru_cache(maxsize=4)
 def scoring(
     folder: str,
     digest: str,
@@ -87,6 +88,16 @@ def scoring(
     output: str,
 ) -> Scoring:
     """What scores with this artifact in this process: opened at the first call, the same at each other. Raises as `Scoring`."""
+    # Threads that begin together open one model, not one each.
+    with _OPENING:
+        return _opened(folder, digest, types, verify, columns, output)
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(
+    folder: str, digest: str, types: tuple[type, ...], verify: bool,
+    columns: tuple[tuple[str, str | tuple[str, ...]], ...], output: str,
+) -> Scoring:  # fmt: skip
     return Scoring(folder, digest, types, verify, dict(columns), output)
 
 
@@ -202,12 +213,8 @@ class Scoring:
 
 
 def _refuse_other(folder: str, found: str, expected: str) -> None:
-    if found != expected:
-        raise ArtifactError(
-            f"the artifact at {folder} is another than this scorer was made for: it was saved anew since (digest {found[:16]}..., "
-            f"expected {expected[:16]}...). Make a new scorer, and score all rows with that, so that none are of two models.",
-            path=folder,
-        )
+    cure = "Make a new scorer, and score all rows with that, so that none are of two models."
+    refuse_other(folder, found, expected, meant="this scorer was made for", cure=cure)
 
 
 def _names(tree: Tree, prefix: str) -> list[str]:

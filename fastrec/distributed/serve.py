@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from ..artifact.folder import folder_digest
+from ..artifact.folder import folder_digest, refuse_other
 from ..compressed import CompressedModel, load
-from ..errors import CorruptArtifactError, InputError
+from ..errors import InputError
 from ..packages import package
 
 __all__ = ["Replica", "deployment", "open_folder", "served"]
@@ -85,14 +85,9 @@ def served(
 
 
 def open_folder(folder: str, digest: str, types: tuple[type, ...], merging: Mapping[str, Any]) -> Scores:
-    """What scores the requests of the model in a folder. Raises `CorruptArtifactError` where it is another than that of the digest."""
+    """What scores the requests of the model in a folder. Raises `ArtifactError` where it is another than that of the digest."""
     model: CompressedModel = load(folder, types=types)
-    if (found := model.digest) != digest:
-        raise CorruptArtifactError(
-            f"the artifact at {folder} is another than was deployed (digest {found[:16]}..., expected {digest[:16]}...): it was "
-            "saved anew since. Deploy it again",
-            path=folder,
-        )
+    refuse_other(folder, model.digest, digest, meant="was deployed", cure="Deploy it again.")
     return partial(model.merged(**merging).score_many, return_errors=True)
 
 

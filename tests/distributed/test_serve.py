@@ -84,7 +84,7 @@ def serve() -> Iterator[Any]:
 def test_a_folder_that_was_written_anew_is_refused(
     saved: tuple[CompressedModel, Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(fastrec.CorruptArtifactError, match=r"another than was deployed.*Deploy it again"):
+    with pytest.raises(fastrec.ArtifactError, match=r"another than was deployed.*Deploy it again"):
         open_folder(str(saved[1]), "0" * 64, (), MERGING)
     with pytest.raises(fastrec.ArtifactNotFoundError):
         deployment(tmp_path / "nothing")
