@@ -16,8 +16,8 @@ from fastrec.cost import Cost
 from fastrec.measure import Latency, Ratio, machine
 from fastrec.program import Program
 
-from .efficiency import gains, summary, with_table
 from .ceilings import Rates, Remaining, ceiling, measure_rates
+from .efficiency import gains, summary, with_table
 from .models import CASES
 from .peers import PEERS, Work
 from .results import ONCE, OURS, CaseResult, Cell, Means, Overhead, Prepared, Results, merge

@@ -70,16 +70,18 @@ def _as_markup(app: Sphinx, what: str, name: str, item: Any, options: Any, lines
     lines[:] = markup(lines)
 
 
-def _by_last_name(
-    app: Sphinx, env: BuildEnvironment, node: Element, content: TextElement
-) -> Element | None:
+def _by_last_name(app: Sphinx, env: BuildEnvironment, node: Element, content: TextElement) -> Element | None:
     """A class of ours, where one of its name is described: annotations know it by the module that it is written in."""
     target = node.get("reftarget", "")
     if node.get("refdomain") != "py" or not ("." not in target or target.startswith("fastrec.")):
         return None
     domain = env.domains["py"]
     last = target.rpartition(".")[2]
-    found = [name for name, _, kind, *_ in domain.get_objects() if kind in ("class", "exception") and name.rpartition(".")[2] == last]
+    found = [
+        name
+        for name, _, kind, *_ in domain.get_objects()
+        if kind in ("class", "exception") and name.rpartition(".")[2] == last
+    ]
     if len(found) != 1:
         return None
     return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", found[0], node, content)

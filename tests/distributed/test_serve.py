@@ -188,8 +188,6 @@ def test_requests_that_wait_are_answered_by_one_call(serve: Any) -> None:
     serve.delete("counting")
 
 
-
-
 def test_the_texts_about_merging(saved: tuple[CompressedModel, Path]) -> None:
     fast, _ = saved
     given = {"first": request(1), "second": request(2), "third": request(3)}
@@ -208,5 +206,7 @@ def test_the_text_about_ray_serve(
 ) -> None:
     fast, folder = saved
     monkeypatch.chdir(folder.parent)
-    torch.testing.assert_close(pages.run("docs/serving.md", "serve.run", request=request(3))["scores"], fast(**request(3)))
+    torch.testing.assert_close(
+        pages.run("docs/serving.md", "serve.run", request=request(3))["scores"], fast(**request(3))
+    )
     serve.delete("default")

@@ -38,7 +38,10 @@ class Ranker(nn.Module):
 def rows(count: int, seed: int) -> dict[str, Tensor]:
     """Some users and items."""
     draw = torch.Generator().manual_seed(seed)
-    return {name: torch.randint(size, (count,), generator=draw) for name, size in (("user", USERS), ("item", ITEMS))}
+    return {
+        name: torch.randint(size, (count,), generator=draw)
+        for name, size in (("user", USERS), ("item", ITEMS))
+    }
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +50,9 @@ def fast() -> fastrec.CompressedModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Ranker().eval()
-    return fastrec.compress(model, rows(64, 0), backends=Eager(), batch_sizes=(64,), seconds=2, progress=False)
+    return fastrec.compress(
+        model, rows(64, 0), backends=Eager(), batch_sizes=(64,), seconds=2, progress=False
+    )
 
 
 @pytest.fixture
@@ -67,7 +72,11 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[fastrec.CompressedModel]:
 
 @pytest.fixture
 def usual(
-    fast: fastrec.CompressedModel, made: list[Any], served_anyway: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fast: fastrec.CompressedModel,
+    made: list[Any],
+    served_anyway: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> dict[str, Any]:
     """What a page need not say where it has it from; it runs in a folder of its own, where `ranker` was saved."""
     monkeypatch.chdir(tmp_path)

@@ -16,7 +16,17 @@ from fastrec.techniques import TECHNIQUES, Fuse
 from ..pages import ROOT
 
 REFERENCE = ROOT / "docs" / "reference"
-PACKAGES = ("backends", "errors", "measure", "render", "retrieval", "serving", "techniques", "testing", "transforms")
+PACKAGES = (
+    "backends",
+    "errors",
+    "measure",
+    "render",
+    "retrieval",
+    "serving",
+    "techniques",
+    "testing",
+    "transforms",
+)
 
 
 def described() -> list[Any]:
@@ -28,7 +38,10 @@ def described() -> list[Any]:
             if kind == "currentmodule":
                 module = name
             elif kind == "automodule":
-                found += [getattr(importlib.import_module(name), one) for one in importlib.import_module(name).__all__]
+                found += [
+                    getattr(importlib.import_module(name), one)
+                    for one in importlib.import_module(name).__all__
+                ]
             else:
                 found.append(getattr(importlib.import_module(module), name))
     return found
@@ -45,14 +58,25 @@ def test_all_that_is_public_is_described_once() -> None:
 
 
 def test_every_technique_has_its_card_in_the_order_of_application() -> None:
-    cards = re.findall(r"^\| \[(\w+)\]\(([\w./-]+)\)", (ROOT / "docs/techniques/README.md").read_text("utf-8"), re.MULTILINE)
+    cards = re.findall(
+        r"^\| \[(\w+)\]\(([\w./-]+)\)", (ROOT / "docs/techniques/README.md").read_text("utf-8"), re.MULTILINE
+    )
     assert [name for name, _ in cards] == [kind.__name__ for kind in TECHNIQUES.values()]
     for (name, card), kind in zip(cards, TECHNIQUES.values(), strict=True):
         assert kind is Fuse or card == f"{kind.name.replace('_', '-')}.md", name
 
 
 def test_a_docstring_keeps_its_equation_and_its_example() -> None:
-    lines = ["One `fastrec.load`, two `x[0]`s of *args.", "    y = W x", "", "    z = y", "So `it is.", "Example:", "    >>> 1", "    1"]
+    lines = [
+        "One `fastrec.load`, two `x[0]`s of *args.",
+        "    y = W x",
+        "",
+        "    z = y",
+        "So `it is.",
+        "Example:",
+        "    >>> 1",
+        "    1",
+    ]
     assert markup(lines) == [
         "One :py:obj:`fastrec.load`, two ``x[0]``\\ s of \\*args.", "", "::", "", "    y = W x", "", "    z = y", "",
         "So \\`it is.", "", ".. rubric:: Example", "", ".. code-block:: pycon", "", "    >>> 1", "    1",

@@ -18,7 +18,6 @@ from tests import pages
 from .conftest import Saved, batch
 
 
-
 @pytest.fixture
 def here(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> Saved:
     """The folder `ranker` is where the texts look for it."""
@@ -34,7 +33,9 @@ def test_mlflow(mlflow: Any, saved: Saved) -> None:
 def test_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     features = rng.normal(size=(200, 94)) @ np.diag(1 / np.arange(1, 95))
-    names = pages.run("docs/integrations.md", "ColumnTransformer", features=features, clicked=features[:, 0] > 0)
+    names = pages.run(
+        "docs/integrations.md", "ColumnTransformer", features=features, clicked=features[:, 0] > 0
+    )
     assert names["ranker"].score(features, features[:, 0] > 0) > 0.9
     expected = PcaTransform(energy=0.95).fit(features[:, :64])
     np.testing.assert_array_equal(names["pca"].components_, expected.components_)

@@ -19,7 +19,6 @@ ROOT = pages.ROOT
 TEXT = (ROOT / "docs" / "sharding.md").read_text("utf-8")
 
 
-
 @pytest.mark.cluster
 def test_the_texts_run_by_torchrun(
     fast: CompressedModel, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
