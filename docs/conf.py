@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 # The library of this checkout is the one that is described.
@@ -14,7 +13,7 @@ from fastrec import __version__ as release
 project = "fastrec"
 author = "The fastrec developers"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "docs.extensions.docstrings", "docs.extensions.links"]
-html_theme = "furo" if find_spec("furo") else "alabaster"
+html_theme = "furo"
 html_title = f"{project} {release}"
 html_copy_source = False
 
