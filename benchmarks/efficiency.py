@@ -29,11 +29,11 @@ ASKED: Mapping[tuple[bool, bool], str] = {
 
 def with_table(page: str, found: Results) -> str:
     """The page with the table of these results between its marks: `table`, `request table` for one request a call, `int8 table`,
-    `request int8 table`.
+    `request int8 table`, and so on.
 
     Raises `ValueError` for a page without those marks.
     """
-    kinds = {"request": found.request, "int8": found.int8}
+    kinds = {"request": found.request, "int8": found.int8, "bf16": found.bf16}
     mark = " ".join([*(kind for kind, held in kinds.items() if held), "table"])
     machines = dict.fromkeys(str(case.machine) for case in found.cases.values())
     return put(page, mark, "\n\n".join([next(iter(machines), ""), brief(found)]))

@@ -68,7 +68,7 @@ def markdown(results: Results) -> str:
 
 
 def brief(results: Results) -> str:
-    """The medians of the ways and the two ratios, slower cases included: the README's table."""
+    """The medians of the ways and the two ratios, slower cases included."""
     rivals = [name for name in results.rivals if name in _ways(results)]
     rows = []
     for case in results.cases.values():

@@ -17,11 +17,12 @@ from fastrec.measure import Latency, Ratio, machine
 from fastrec.program import Program
 
 from .ceilings import Rates, Remaining, ceiling, measure_rates
+from .efficiency import gains, summary, with_table
 from .models import CASES
 from .peers import PEERS, Work
-from .readme import with_table
 from .results import ONCE, OURS, CaseResult, Cell, Means, Overhead, Prepared, Results, merge
 from .run import main
+from .searching import ORIGINAL, Row, Searched
 from .tables import brief, markdown
 from .turns import take_turns
 from .worker import _Bench
@@ -132,7 +133,7 @@ def test_rates_take_the_best_try() -> None:
     assert rates.lookups == pytest.approx(500 * 26 / 1e-6)
 
 
-def test_the_readme_takes_each_table_between_its_own_marks() -> None:
+def test_the_page_takes_each_table_between_its_own_marks() -> None:
     page = "a\n<!-- table -->\nold\n<!-- /table -->\nb\n<!-- request table -->\nold\n<!-- /request table -->\nc\n"
     plain, asked = Results({"deepfm": _result(2.0)}), Results({"deepfm": _result(4.0)}, request=True)
     made = with_table(with_table(page, plain), asked)
@@ -141,6 +142,25 @@ def test_the_readme_takes_each_table_between_its_own_marks() -> None:
     assert with_table(with_table(made, asked), plain) == made
     with pytest.raises(ValueError, match="request table"):
         with_table("<!-- table -->\n<!-- /table -->", asked)
+
+
+def test_the_summary_has_the_mean_of_the_six_and_the_worst_and_the_best_of_all() -> None:
+    cases = {"deepfm": _result(2.0), "din": _result(8.0), "text_ranker": _result(0.5)}
+    *_, exact, asked = summary([Results(cases), Results({"deepfm": _result(3.0)}, request=True)]).splitlines()
+    both = "**4.00x** | 0.500 to 8.00x"
+    assert exact == f"| exact | 3 | {both} | {both} |"
+    assert asked.startswith("| exact, the request known | 1 | **3.00x** |")
+
+
+def test_gains_are_over_the_model_as_it_is() -> None:
+    def row(recipe: str, ratio: float) -> Row:
+        found = {str(n): Ratio(ratio, ratio, ratio, 40) for n in (1, 100, 1000)}
+        return Row("films", recipe, "fuse", "", 1.0, -0.00002, 0.0001, {}, found)
+
+    given = Searched(machine(), {}, {}, (row("found", 1.0), row(ORIGINAL, 3.0), row("exact", 1.5)))
+    lines = gains(given).splitlines()
+    assert lines[-2] == "| films | found: `fuse` | -0.00002 | 0.00010 | 3.00x | 3.00x | 3.00x |"
+    assert lines[-1] == "| films | exact | -0.00002 | 0.00010 | 2.00x | 2.00x | 2.00x |"
 
 
 def test_turns_time_the_second_call_on_an_input_of_its_own() -> None:

@@ -23,6 +23,7 @@ _LONG = (
     "tests/techniques/fusion/test_padded_positions.py",
     "tests/test_pipeline.py",
     "tests/test_examples.py",
+    "tests/docs/test_pages.py",
     "tests/backends/test_coded_rows.py",
     "tests/techniques/fusion/test_absorbed_attention.py",
     "tests/techniques/fusion/test_factored_products.py",

@@ -6,13 +6,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks import gate
 from benchmarks.marks import put
+from fastrec.measure import Gate, compare
+from tests import pages
 
-ROOT = Path(__file__).parent.parent
+ROOT = pages.ROOT
 PAGE = (ROOT / "docs" / "ci.md").read_text()
 SERVED = """
 import torch
@@ -84,7 +87,7 @@ def test_the_steps_of_the_workflow_run(head: int, fails: bool, tmp_path: Path) -
     assert len(yaml.splitlines()) <= 25
     install, measure, show = steps(yaml)
     assert install == "python -m pip install fastrec pytest"
-    code = next(block for block in PAGE.split("```python\n")[1:] if "importlib" in block).partition("```")[0]
+    code = pages.code("docs/ci.md", "importlib")
     for name, layers in (("base", 12), ("head", head)):
         (tmp_path / name / "bench").mkdir(parents=True)
         (tmp_path / name / "served.py").write_text(SERVED.format(layers=layers))
@@ -108,3 +111,26 @@ def test_the_steps_of_the_workflow_run(head: int, fails: bool, tmp_path: Path) -
     assert (done[0].returncode != 0) == fails
     assert 'name="latency[served]" value="' in done[1].stdout
     assert ("regression" in done[1].stdout) == fails
+
+
+class Counted:
+    """A model whose calls take so many ticks."""
+
+    def __init__(self, ticks: int, clock: list[int]) -> None:
+        self.ticks, self.clock = ticks, clock
+
+    def __call__(self, batch: Any) -> None:
+        self.clock[0] += self.ticks
+
+
+@pytest.mark.parametrize(("ticks", "verdict"), [(900, "passed"), (1300, "regression")])
+def test_the_first_test_of_the_page(ticks: int, verdict: str) -> None:
+    test = pages.run("docs/ci.md", "test_serving_is_no_slower")["test_serving_is_no_slower"]
+    clock, gates = [0], list[Gate]()
+
+    def guard(name: str, reference: Any, candidate: Any, *, inputs: Any) -> None:
+        """As the fixture, by a clock that is moved by calls alone."""
+        gates.append(compare(reference, candidate, inputs, clock=lambda: clock[0]))
+
+    test(guard, Counted(1000, clock), Counted(ticks, clock), [1, 2, 3])
+    assert [gate.verdict for gate in gates] == [verdict]

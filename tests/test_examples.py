@@ -20,6 +20,7 @@ from fastrec.capture import capture
 from fastrec.program import Program
 from fastrec.rewriting import rewritten
 from fastrec.techniques import Fuse, QuantizeLinears, QuantizeTables
+from tests import pages
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -131,6 +132,20 @@ def test_in_int8(
     approximate = not report.sizes[0].session.endswith(("exact", "original"))
     assert all(one.holds for one in report.accuracy) or not approximate
     assert "AUC" in capsys.readouterr().out
+
+
+def test_the_page_of_segments(
+    example: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = example("movietweetings")
+    parts, sizes = module.load()
+    few = {"train": tuple(x[:8192] for x in parts["train"]), "valid": tuple(x[:4096] for x in parts["valid"])}
+    torch.manual_seed(0)
+    monkeypatch.setattr(module, "trained", lambda: (module.Ranker(sizes).eval(), few))
+    made = shortened(monkeypatch, 200)
+    pages.run("docs/segments.md", "movietweetings")
+    assert {one.grouping for one in made[0].report.segments} == {"popularity", "user"}
+    assert made[0].report.headline in capsys.readouterr().out
 
 
 def in_int8(model: nn.Module, known: Sequence[Tensor]) -> Session:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "fastrec"
@@ -61,3 +62,14 @@ def test_our_own_package_is_never_imported_inside_a_function() -> None:
             if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 for node in ast.walk(function):
                     assert not (isinstance(node, ast.ImportFrom) and node.level), f"{path.name}:{node.lineno}"
+
+
+def test_the_page_of_the_architecture_has_the_same_floors() -> None:
+    page = (ROOT.parent / "docs" / "architecture.md").read_text("utf-8")
+    plan = page.partition("## Floors\n")[2].partition("```\n")[2].partition("```")[0]
+    floor, named = "", {}
+    for line in plan.splitlines():
+        # A floor has its number on its first line; what is on it stands in front of three spaces and a word about it.
+        floor = line[:1].strip() or floor
+        named |= dict.fromkeys(re.split(r" {3,}", line[3:])[0].split(), int(floor))
+    assert named == {f"{name}/" if (ROOT / name).is_dir() else name: on for name, on in FLOORS.items()}

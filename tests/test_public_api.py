@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import fastrec
 
 
@@ -33,3 +35,11 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_types_are_shipped() -> None:
     assert (Path(fastrec.__file__).parent / "py.typed").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "line"), [("CITATION.cff", "version: {}"), ("pyproject.toml", 'version = "{}"')]
+)
+def test_the_version_is_one(file: str, line: str) -> None:
+    text = (Path(__file__).parent.parent / file).read_text("utf-8")
+    assert line.format(fastrec.__version__) in text.splitlines()

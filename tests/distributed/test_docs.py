@@ -7,8 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from tests import pages
+
 from .killing import blocks, check_nothing_lost_or_doubled
-from .texts import BLOCKS, HOLDING, run
 
 
 @pytest.fixture
@@ -17,19 +18,13 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
 
 
-def test_every_text_is_run() -> None:
-    assert [[word for word in HOLDING if word in block] for block in BLOCKS] == [[word] for word in HOLDING]
-    sources = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
-    assert all(f'run("{word}"' in sources for word in HOLDING)
-
-
 def test_a_table_in_one_process(here: None) -> None:
-    names = run("scorer.score", frame=pa.concat_tables(blocks()).to_pandas())
+    names = pages.run("docs/scoring.md", "scorer.score", frame=pa.concat_tables(blocks()).to_pandas())
     check_nothing_lost_or_doubled(names["found"].table, names["scorer"])
     assert names["found"].bad == {"ids": 4, "history": 12, "price": 8}
 
 
 @pytest.mark.cluster
 def test_workers_of_one_host(here: None, importable: None) -> None:
-    names = run("ProcessPoolExecutor", tables=blocks())
+    names = pages.run("docs/scoring.md", "ProcessPoolExecutor", tables=blocks())
     check_nothing_lost_or_doubled(pa.concat_tables(names["scored"]), names["scorer"])

@@ -13,10 +13,10 @@ import torch
 
 from fastrec import CompressedModel
 from fastrec.distributed.batches import BatchScorer
+from tests import pages
 
 from .conftest import Ranker, rows, tensors
 from .killing import BLOCK, BLOCKS, blocks, check_nothing_lost_or_doubled, end_once
-from .texts import run
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'fastrec[ray]'")
 pytest.importorskip("ray.data", reason="ray[data] is not installed: pip install 'fastrec[ray]'")
@@ -89,7 +89,7 @@ def test_the_scorer_is_an_actor_class_and_a_function(nodes: None, folder: Path) 
 
 def test_the_text_of_the_page(nodes: None, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
-    names = run("map_batches", tables=blocks())
+    names = pages.run("docs/scoring.md", "map_batches", tables=blocks())
     assert names["bad"] == 24 and names["scored"].count() == BLOCK * BLOCKS
 
 

@@ -30,6 +30,7 @@ from fastrec.errors import InputError, PackageMissing
 from fastrec.measure import evaluator
 from fastrec.search import find, trials
 from fastrec.techniques import TECHNIQUES
+from tests import pages
 
 
 class Ranker(nn.Module):
@@ -191,8 +192,6 @@ def test_a_worker_that_is_killed_in_a_trial_loses_nothing(
 @TWO
 @pytest.mark.cluster
 def test_the_text_of_the_page_runs(ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "search.md").read_text("utf-8")
-    (code,) = [part.partition("```")[0] for part in page.split("```python\n")[1:] if "ray_workers" in part]
     settings = {"backends": [Eager()], "batch_sizes": (1, 16), "progress": False}
     monkeypatch.setattr(fastrec, "compress", partial(fastrec.compress, **settings))
     monkeypatch.setattr(ray, "init", lambda: None)  # it is there
@@ -200,10 +199,9 @@ def test_the_text_of_the_page_runs(ray: Any, tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     model, batch = Ranker(str(tmp_path)).eval(), rows(64, 3)
     evaluate = evaluator([rows(64, 1)], [0.0, 1.0] * 32)  # too few to certify anything
-    names = {"model": model, "batch": batch, "batches": [batch], "evaluate": evaluate}
+    given = {"model": model, "batch": batch, "batches": [batch], "evaluate": evaluate}
     with one_thread():
-        exec(compile(code, "docs/search.md", "exec"), names)
-    report = names["fast"].report  # type: ignore[attr-defined]
+        report = pages.run("docs/search.md", "ray_workers", **given)["fast"].report
     assert report.status == "not_certifiable" and report.searched
     assert len(processes(tmp_path)) == 2
     assert any("2 of the 4 workers" in note for note in report.notes)

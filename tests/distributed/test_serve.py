@@ -20,6 +20,7 @@ from fastrec.backends import Eager
 from fastrec.compressed import CompressedModel
 from fastrec.distributed.serve import Replica, deployment, open_folder, served
 from fastrec.errors import PackageMissing
+from tests import pages
 
 MERGING = {"way": "ragged, eager", "backends": [Eager()]}
 
@@ -187,26 +188,13 @@ def test_requests_that_wait_are_answered_by_one_call(serve: Any) -> None:
     serve.delete("counting")
 
 
-TEXT = (Path(__file__).parents[2] / "docs" / "serving.md").read_text("utf-8")
-BLOCKS = [part.partition("```")[0] for part in TEXT.split("```python\n")[1:]]
-
-
-def run(holding: str, **given: Any) -> dict[str, Any]:
-    """The names that a text of docs/serving.md leaves, run with those given."""
-    (code,) = [block for block in BLOCKS if holding in block]
-    names = dict(given)
-    exec(compile(code, f"docs/serving.md: {holding}", "exec"), names)
-    return names
-
-
 def test_the_texts_about_merging(saved: tuple[CompressedModel, Path]) -> None:
     fast, _ = saved
-    assert len(BLOCKS) == 3
     given = {"first": request(1), "second": request(2), "third": request(3)}
-    names = run("fast.merged()", fast=fast, **given)
+    names = pages.run("docs/serving.md", "fast.merged()", fast=fast, **given)
     for answer, one in zip(names["answers"], given.values(), strict=True):
         torch.testing.assert_close(answer, fast(**one))
-    scores = run("offsets", torch=torch, merged=names["merged"])["scores"]
+    scores = pages.run("docs/serving.md", "offsets", torch=torch, merged=names["merged"])["scores"]
     mine = [(7, [3, 14]), (19, [15, 9, 2])]
     expected = torch.cat([fast(user=torch.tensor([user]), item=torch.tensor(items)) for user, items in mine])
     torch.testing.assert_close(scores, expected)
@@ -218,5 +206,7 @@ def test_the_text_about_ray_serve(
 ) -> None:
     fast, folder = saved
     monkeypatch.chdir(folder.parent)
-    torch.testing.assert_close(run("serve.run", request=request(3))["scores"], fast(**request(3)))
+    torch.testing.assert_close(
+        pages.run("docs/serving.md", "serve.run", request=request(3))["scores"], fast(**request(3))
+    )
     serve.delete("default")

@@ -16,10 +16,10 @@ import torch
 from fastrec import CompressedModel, InputError
 from fastrec.distributed.batches import BatchScorer
 from fastrec.distributed.spark import schema
+from tests import pages
 
 from .conftest import Ranker, rows, tensors
 from .killing import BLOCK, BLOCKS, blocks, check_nothing_lost_or_doubled, end_once
-from .texts import run
 
 pyspark = pytest.importorskip("pyspark", reason="pyspark is not installed: pip install 'fastrec[spark]'")
 pytestmark = [
@@ -76,7 +76,7 @@ def test_the_scorer_is_a_function_and_a_column_as_the_page_says(
     frame: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder.parent)
-    names = run("mapInPandas", frame=frame)
+    names = pages.run("docs/scoring.md", "mapInPandas", frame=frame)
     assert names["bad"] == 24
     for found in (names["scored"], names["scored_too"]):
         assert found.columns == ["row", "score_ctr", "score_value", "reason"]

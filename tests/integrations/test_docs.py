@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,20 +13,9 @@ import torch
 
 import fastrec
 from fastrec.transforms import PcaTransform
+from tests import pages
 
 from .conftest import Saved, batch
-
-TEXT = (Path(__file__).parents[2] / "docs" / "integrations.md").read_text("utf-8")
-BLOCKS = [part.partition("```")[0] for part in TEXT.split("```python\n")[1:]]
-HOLDING = ("import mlflow", "ColumnTransformer", "LitAPI", "asyncio")
-
-
-def run(holding: str, **given: Any) -> dict[str, Any]:
-    """The names that a text leaves, run with those given."""
-    (code,) = [block for block in BLOCKS if holding in block]
-    names = {"__name__": "text", **given}
-    exec(compile(code, f"docs/integrations.md: {holding}", "exec"), names)
-    return names
 
 
 @pytest.fixture
@@ -38,21 +25,17 @@ def here(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> Saved:
     return saved
 
 
-def test_every_text_is_run_here() -> None:
-    assert [[word for word in HOLDING if word in block] for block in BLOCKS] == [[word] for word in HOLDING]
-    source = inspect.getsource(inspect.getmodule(run))  # type: ignore[arg-type]
-    assert all(f'run("{word}"' in source for word in HOLDING)
-
-
 def test_mlflow(mlflow: Any, saved: Saved) -> None:
-    names = run("import mlflow", fast=saved.fast)
+    names = pages.run("docs/integrations.md", "import mlflow", fast=saved.fast)
     assert names["again"](**batch(9)).equal(saved.fast(**batch(9)))
 
 
 def test_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     features = rng.normal(size=(200, 94)) @ np.diag(1 / np.arange(1, 95))
-    names = run("ColumnTransformer", features=features, clicked=features[:, 0] > 0)
+    names = pages.run(
+        "docs/integrations.md", "ColumnTransformer", features=features, clicked=features[:, 0] > 0
+    )
     assert names["ranker"].score(features, features[:, 0] > 0) > 0.9
     expected = PcaTransform(energy=0.95).fit(features[:, :64])
     np.testing.assert_array_equal(names["pca"].components_, expected.components_)
@@ -60,7 +43,7 @@ def test_scikit_learn() -> None:
 
 def test_litserve(here: Saved) -> None:
     pytest.importorskip("litserve", reason="litserve is not installed")
-    api = run("LitAPI")["RankerAPI"]()
+    api = pages.run("docs/integrations.md", "LitAPI")["RankerAPI"]()
     api.setup("cpu")
     # As JSON has it: whole prices are no floats.
     request = {"user": [1, 2], "item": [3, 4], "price": [5, 6]}
@@ -74,7 +57,7 @@ def test_litserve(here: Saved) -> None:
 
 @pytest.mark.parametrize("workers", [1, 4])
 def test_two_hundred_await_the_bits_that_calls_give(saved: Saved, workers: int) -> None:
-    names = run("asyncio", fast=saved.fast)
+    names = pages.run("docs/integrations.md", "asyncio", fast=saved.fast)
     names["calls"] = ThreadPoolExecutor(workers)
     batches = [batch(1 + seed % 20, seed) for seed in range(200)]
 
@@ -102,7 +85,7 @@ def test_the_loop_goes_on_while_a_call_is_made(saved: Saved) -> None:
             await asyncio.sleep(0)
         ticked.set()
 
-    names = run("asyncio", fast=held)
+    names = pages.run("docs/integrations.md", "asyncio", fast=held)
 
     async def both() -> Any:
         return (await asyncio.gather(names["score"](batch(8)), tick()))[0]
@@ -113,6 +96,6 @@ def test_the_loop_goes_on_while_a_call_is_made(saved: Saved) -> None:
 
 
 def test_errors_come_back_through_the_pool(saved: Saved) -> None:
-    names = run("asyncio", fast=saved.fast)
+    names = pages.run("docs/integrations.md", "asyncio", fast=saved.fast)
     with names["calls"], pytest.raises(fastrec.IdOutOfRangeError):
         asyncio.run(names["score"]({**batch(2), "user": torch.tensor([1, 50])}))

@@ -16,6 +16,7 @@ from fastrec import CompressedModel, InputError, compress, pipeline
 from fastrec.backends import Eager
 from fastrec.techniques import Fuse, QuantizeLinears, QuantizeTables
 from fastrec.testing import check_compressed
+from tests import pages
 from tests.zoo import ZOO, Entry, make
 
 NAMES = (
@@ -285,3 +286,11 @@ def test_wrong_arguments_are_refused_by_name(ranker: tuple[Ranker, CompressedMod
             check_compressed(*arguments)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="atol is -1"):
         check_compressed(model, fast, BATCHES, atol=-1)
+
+
+def test_the_text_of_the_page(ranker: tuple[Ranker, CompressedModel]) -> None:
+    model, fast = ranker
+    test = pages.run("docs/reliability.md", "check_compressed")["test_the_served_model"]
+    test(model, fast, BATCHES)
+    with pytest.raises(InputError, match="batches is empty"):
+        test(model, fast, [])

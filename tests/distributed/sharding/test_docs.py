@@ -11,12 +11,12 @@ import torch
 
 from benchmarks import sharding
 from fastrec import CompressedModel
+from tests import pages
 
 from .models import batch
 
-ROOT = Path(__file__).parents[3]
+ROOT = pages.ROOT
 TEXT = (ROOT / "docs" / "sharding.md").read_text("utf-8")
-PLAN, SERVE = (part.partition("```")[0] for part in TEXT.split("```python\n")[1:])
 
 
 @pytest.mark.cluster
@@ -24,12 +24,15 @@ def test_the_texts_run_by_torchrun(
     fast: CompressedModel, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(folder.parent)
-    two = PLAN.replace("world=4", "world=2").replace("64 << 30", "64 << 20, least_bytes=0")
+    # Two processes are enough, and tables as small as these.
+    plan = pages.code("docs/sharding.md", "plan_shards")
+    two = plan.replace("world=4", "world=2").replace("64 << 30", "64 << 20, least_bytes=0")
     exec(compile(two, "docs/sharding.md", "exec"), {"batches": [batch(16, seed) for seed in range(2)]})
     torch.save(batch(16, 5), tmp_path / "batch.pt")
     script = tmp_path / "serve.py"
+    serve = pages.code("docs/sharding.md", "init_process_group")
     script.write_text(
-        f"import torch\nbatch = torch.load({str(tmp_path / 'batch.pt')!r})\n{SERVE}"
+        f"import torch\nbatch = torch.load({str(tmp_path / 'batch.pt')!r})\n{serve}"
         f"torch.save(scores, {str(tmp_path)!r} + f'/scores{{dist.get_rank()}}.pt')\n"
     )
     command = [
