@@ -42,7 +42,7 @@ def with_table(page: str, found: Results) -> str:
 def summary(runs: Sequence[Results]) -> str:
     """Each run in a line: geometric means over the six architectures, and the worst and the best cell of all that were measured."""
     lines = [
-        "| | cases | over eager | worst to best | over the strongest peer | worst to best |",
+        "| | cells | over eager | worst to best | over the strongest peer | worst to best |",
         "|---|--:|--:|--:|--:|--:|",
     ]
     for found in runs:
