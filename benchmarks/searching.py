@@ -1,6 +1,6 @@
 """`python -m benchmarks.searching`: what `compress` finds by itself within a budget, beside recipes that are given.
 
-Writes `benchmarks/results/searching/<machine>.json` and the table in `docs/search.md`.
+Writes `benchmarks/results/searching/<machine>.json` and the table in `docs/searching.md`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from fastrec.wording import duration, spans, times
 from .marks import put
 from .pages import ROOT, run
 
-PAGE = ROOT / "docs" / "search.md"
+PAGE = ROOT / "docs" / "searching.md"
 SCHEMA = 1
 SIZES = (1, 100, 1000)
 BUDGET = fastrec.Budget({"auc": 2e-4})

@@ -1,6 +1,6 @@
 """`python -m benchmarks.spread`: what a search takes without workers, with one and with two, each on a core of its own.
 
-Writes `benchmarks/results/spread/<machine>.json` and the table in `docs/search.md`.
+Writes `benchmarks/results/spread/<machine>.json` and the table in `docs/searching.md`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .marks import put
 from .pages import ROOT, run
 from .searching import SIZES, compressed, models
 
-PAGE = ROOT / "docs" / "search.md"
+PAGE = ROOT / "docs" / "searching.md"
 SCHEMA = 1
 LIMIT = 1800.0
 """Seconds that no search of these takes: what is measured is how long all trials take, not how many fit."""

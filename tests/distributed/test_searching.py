@@ -201,7 +201,7 @@ def test_the_text_of_the_page_runs(ray: Any, tmp_path: Path, monkeypatch: pytest
     evaluate = evaluator([rows(64, 1)], [0.0, 1.0] * 32)  # too few to certify anything
     given = {"model": model, "batch": batch, "batches": [batch], "evaluate": evaluate}
     with one_thread():
-        report = pages.run("docs/search.md", "ray_workers", **given)["fast"].report
+        report = pages.run("docs/searching.md", "ray_workers", **given)["fast"].report
     assert report.status == "not_certifiable" and report.searched
     assert len(processes(tmp_path)) == 2
     assert any("2 of the 4 workers" in note for note in report.notes)
