@@ -1,0 +1,178 @@
+"""What to watch next, by what films are called: clean, encode, embed, train, compress, serve a request, take feedback, update.
+
+`pip install -e ".[text]" pandas`, `python examples/content.py`, or with `--short`. A MiniLM reads titles and is tuned a little, and two
+towers bring what it makes of them together with users: a film that nobody has rated yet is scored by its text alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from likes import SPARE, Past, cleaned
+from minilm import Tower, Words, tokens
+from title_tower import embedded, sensitive
+from told import Way, ndcg, recall, run, table, timed
+from torch import Tensor, nn
+from towers import apart
+from watching import Films, judged, learn
+
+import fastrec
+from fastrec.measure import tensor_bytes
+from fastrec.techniques import Fuse, ProjectPCA, QuantizeLinears, QuantizeTables
+from fastrec.wording import amount, duration
+
+SHOWN, LAYERS = 10, 2
+"""Films that are shown, and layers of the MiniLM that are tuned."""
+BUDGET = fastrec.Budget({"auc": 0.002}, minimize="bytes")
+RECIPE = [ProjectPCA(), Fuse(), QuantizeTables(least_bytes=0)]
+Part = Sequence[Tensor]
+Best = Callable[[Part], Tensor]
+"""A user, what they liked last, and what they have seen -> the ten films that they are shown."""
+
+
+def trained(tower: nn.Module, layers: nn.Module, titles: Part, part: Part, users: int, steps: int) -> list[Films]:
+    """The model by what a tower makes of titles as it is, and by what it makes after some steps in which layers of it learn."""
+    films = Films(embedded(tower, titles), users)
+    for rate in (5e-3, 2e-3, 1e-3):
+        learn(films, part, rate)
+    first = copy.deepcopy(films)
+    tower.requires_grad_(False)
+    layers.requires_grad_(True)
+    learn(films, part, 2e-4, tower, lambda rows: tower(*(x[rows - 1] for x in titles)), most=steps)
+    films.texts.weight.data[1:] = embedded(tower, titles)
+    return [first, films]
+
+
+def reader(tower: Tower, titles: Part, seconds: float) -> fastrec.CompressedModel:
+    """The tower in int8, but for the layers that are most sensitive."""
+    some = [tuple(x[rows] for x in titles) for rows in torch.randperm(len(titles[0]))[:512].split(64)]
+    return fastrec.compress(
+        tower,
+        tuple(x[:32] for x in titles),
+        recipe=[Fuse(), QuantizeLinears(without=sensitive(tower, some[0]))],
+        calibration=some,
+        batch_sizes=(1, 32),
+        seconds=seconds,
+    )
+
+
+def plain(films: Films, first: int = 1) -> Best:
+    """The best of the films from `first` on, by the model as it was trained; their vectors are computed once."""
+    rows = torch.arange(first, len(films.known.weight))
+    with torch.no_grad():
+        vectors = films.film(rows, films.texts(rows))
+
+    @torch.no_grad()
+    def best(request: Part) -> Tensor:
+        user, liked, seen = request
+        scores = vectors @ films.person(user, liked)[0]
+        scores[seen[seen >= first] - first] = -torch.inf
+        return rows[scores.topk(SHOWN).indices]
+
+    return best
+
+
+def served(fast: fastrec.CompressedModel, count: int, first: int = 1) -> Best:
+    """The same by a scorer of the compressed model, which has `count` rows."""
+    rows = torch.arange(first, count)
+    catalogue = fast.precompute({"film": rows})
+
+    def best(request: Part) -> Tensor:
+        user, liked, seen = request
+        seen = seen[seen >= first] - first
+        return rows[catalogue.topk({"user": user, "liked": liked}, SHOWN, seen=seen)[1]]
+
+    return best
+
+
+def quality(past: Past, best: Best, wanted: dict[int, Tensor]) -> tuple[list[Tensor], str]:
+    """What users are shown, and its NDCG."""
+    lists = [best(past.encode(user)) for user in wanted]
+    return lists, f"{ndcg(lists, [*wanted.values()]):.4f}"
+
+
+def latency(past: Past, users: list[int], bests: dict[str, Best], readers: dict[str, nn.Module], texts: list[str], seconds: float) -> str:
+    """How long a request takes, and reading the titles of new films."""
+    ways: dict[str, Way] = {name: {"encode": past.encode, f"best {SHOWN}": best} for name, best in bests.items()}
+    rows = [[f"a request: {step}", *cells, ""] for step, *cells in timed(ways, users, seconds)]
+    for count in (1, 32):
+        batches = [texts[start : start + count] for start in range(0, 640, count)]
+        ways = {name: {"tokens": tokens, "vectors": lambda x, read=read: embedded(read, x)} for name, read in readers.items()}
+        rows += [[f"{count} new titles: {step}", *cells] for step, *cells in timed(ways, batches, seconds)]
+    return table(["", *bests, "faster by", "word vectors"], rows)
+
+
+def story(folder: Path, short: bool) -> list[str]:
+    """The whole way, the compressed model being kept in a folder."""
+    torch.manual_seed(0)
+    seconds, steps = (15, 20) if short else (60, 100)
+    ratings, texts = cleaned(1500 if short else None)
+    train, now, later = (ratings[ratings.split == name] for name in ("train", "valid", "test"))
+    new, newer = (1 + int(some.film.max()) for some in (train, pd.concat([train, now])))
+    past = Past.of(train)
+    part, held = apart(past.note(train))
+    wanted, fresh = past.wanted(now), past.wanted(now, new)
+    titles, coming = zip(*(x.tensor_split([newer - 1]) for x in tokens(texts)), strict=True)
+
+    minilm, users = Tower().eval(), SPARE + len(past.rows)
+    words = Words(minilm).eval()
+    towers = {"word vectors": (words, words.rows), "MiniLM": (minilm, minilm.encoder.encoder.layer[-LAYERS:])}
+    rows = [["any ten", "", quality(past, lambda _: new + torch.randperm(newer - new)[:SHOWN], fresh)[1], "", ""]]
+    for name, (tower, layers) in towers.items():
+        made = trained(tower, layers, titles, part, users, steps)
+        for how, films in zip(("as it is", "tuned"), made, strict=True):
+            was, good = quality(past, plain(films), wanted)
+            sizes = [amount(tensor_bytes(x)) for x in (tower, films)]
+            rows.append([f"{name}, {how}", good, quality(past, plain(films, new), fresh)[1], *sizes, ""])
+    read, best = reader(minilm, titles, 2 * seconds), plain(films)
+    stored = copy.deepcopy(films)
+    stored.texts.weight.data[1:] = embedded(read, titles)
+    traffic = judged(part)[0]
+    fastrec.compress(
+        stored,
+        traffic[0],
+        request_features=["user", "liked"],
+        recipe=RECIPE,
+        calibration=traffic,
+        evaluate=judged(held)[1],
+        budget=BUDGET,
+        batch_sizes=(100,),
+        seconds=seconds,
+    ).save(folder)
+    fast = fastrec.load(folder)
+    print(read.report, fast.report, sep="\n\n")
+    bests = {"before": best, "after": served(fast, newer)}
+    shown, good = quality(past, bests["after"], wanted)
+    sizes = [amount(tensor_bytes(x.program.model)) for x in (read, fast)]
+    found = quality(past, served(fast, newer, new), fresh)[1]
+    rows.append(["MiniLM, tuned, compressed", good, found, *sizes, f"{recall(shown, was):.1%}"])
+    told = [table(["titles read by", "NDCG@10 of all films", "of new ones alone", "reads", "ranks", "same ten"], rows)]
+    readers = {"before": minilm, "after": read, "word vectors": words}
+    told.append(latency(past, [*wanted], bests, readers, texts, 2 if short else 10))
+
+    news, held = apart(past.note(now))
+    stored.grow(embedded(read, coming))
+    learn(stored, news, 1e-3, others=[torch.cat(shown).unique()])
+    given = {"calibration": judged(news)[0], "evaluate": judged(held)[1], "budget": BUDGET}
+    updated, count = fastrec.update(folder, stored, **given), len(stored.known.weight)
+    wanted, fresh = past.wanted(later), past.wanted(later, newer)
+    rows = [
+        ["not updated", quality(past, served(fast, newer), wanted)[1], "", ""],
+        ["updated", quality(past, served(updated, count), wanted)[1], quality(past, served(updated, count, newer), fresh)[1], duration(updated.report.seconds)],
+    ]
+    return [*told, table(["the tenth after", "NDCG@10 of all films", "of new ones alone", "update"], rows)]
+
+
+def main(short: bool = False) -> list[str]:
+    """The tables of what was measured; `short` with the films rated most, and few steps of tuning."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return story(Path(scratch) / "films", short)
+
+
+if __name__ == "__main__":
+    run(main, __doc__)
