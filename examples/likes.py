@@ -26,7 +26,7 @@ def cleaned(most: int | None = None) -> tuple[pd.DataFrame, list[str]]:
     alike = ratings[past].groupby("user").rating.agg(["size", "nunique"])
     dull = ratings.user.isin(alike.query("size >= 10 and nunique == 1").index)
     # Outliers: some rate hundreds, and would be who is learned from.
-    early = past & (ratings[past].groupby("user").cumcount(ascending=False) >= COUNTED)
+    early = past & (ratings.groupby(["split", "user"]).cumcount(ascending=False) >= COUNTED)
     ratings = ratings[~dull & ~early]
     ratings = ratings[ratings.text.isin(ratings.text.value_counts().index[:most])]
     numbers, texts = pd.factorize(ratings.text)

@@ -236,8 +236,7 @@ def test_ecommerce(
 ) -> None:
     for package in ("pandas", "sklearn"):
         pytest.importorskip(package)
-    module, lines = example("ecommerce"), example("shop").cleaned()
-    monkeypatch.setattr(module, "cleaned", lambda: lines[lines.user % 3 == 0])
+    module = example("ecommerce")
     briefly(monkeypatch, example("told"))
     made = shortened(monkeypatch, 200)
     quality, latency, later = map(cells, module.main(short=True))
