@@ -135,7 +135,7 @@ def latency(
     rows = [[f"a request: {step}", *cells, ""] for step, *cells in timed(ways, users, seconds)]
     ways = {name: {"tokens": tokens, "vectors": partial(embedded, tower)} for name, tower in towers.items()}
     for count in (1, 32):
-        batches = [texts[start : start + count] for start in range(0, 640, count)]
+        batches = [texts[start : start + count] for start in range(0, len(texts[:640]), count)]
         rows += [[f"{count} new titles: {step}", *cells] for step, *cells in timed(ways, batches, seconds)]
     return table(["", *bests, "faster by", "word vectors"], rows)
 
@@ -151,7 +151,6 @@ def story(folder: Path, short: bool) -> list[str]:
     part, held = apart(past.note(train))
     wanted = past.wanted(now), past.wanted(now, new)
     titles, coming = zip(*(x.tensor_split([newer - 1]) for x in tokens(texts)), strict=True)
-
     minilm = Tower().eval()
     words = Words(minilm).eval()
     readers = {
@@ -179,11 +178,12 @@ def story(folder: Path, short: bool) -> list[str]:
     towers = {"before": minilm, "after": reader, "word vectors": words}
     told.append(latency(past, [*wanted[0]], bests, towers, texts, 2 if short else 10))
 
-    news, held = apart(past.note(now))
+    news = past.note(now)
     stored.grow(embedded(reader, coming))
     learn(stored, news, 1e-3, others=[torch.cat(after).unique()])
-    given = {"calibration": judged(news)[0], "evaluate": judged(held)[1], "budget": BUDGET}
-    updated, count = fastrec.update(folder, stored, **given), len(stored.known.weight)
+    traffic, evaluate = judged(news)
+    updated = fastrec.update(folder, stored, calibration=traffic, evaluate=evaluate, budget=BUDGET)
+    count = len(stored.known.weight)
     wanted = past.wanted(later), past.wanted(later, newer)
     was = quality(past, [served(fast, newer)], wanted[:1])[1]
     now = quality(past, [served(updated, count), served(updated, count, newer)], wanted)[1]

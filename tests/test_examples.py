@@ -270,7 +270,7 @@ def test_content(example: Callable[[str], ModuleType], monkeypatch: pytest.Monke
 
     def few(_: int) -> tuple[Any, list[str]]:
         ratings, texts = cleaned(400)
-        return ratings[(ratings.split == "train") | (ratings.user % 6 == 0)], texts
+        return ratings[(ratings.split == "train") | (ratings.user % 3 == 0)], texts
 
     monkeypatch.setattr(module, "cleaned", few)
     monkeypatch.setattr(module, "Tower", low(example("minilm"), monkeypatch))
