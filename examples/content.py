@@ -178,12 +178,11 @@ def story(folder: Path, short: bool) -> list[str]:
     towers = {"before": minilm, "after": reader, "word vectors": words}
     told.append(latency(past, [*wanted[0]], bests, towers, texts, 2 if short else 10))
 
-    news = past.note(now)
+    news, count = past.note(now), 1 + len(texts)
     stored.grow(embedded(reader, coming))
     learn(stored, news, 1e-3, others=[torch.cat(after).unique()])
     traffic, evaluate = judged(news)
     updated = fastrec.update(folder, stored, calibration=traffic, evaluate=evaluate, budget=BUDGET)
-    count = len(stored.known.weight)
     wanted = past.wanted(later), past.wanted(later, newer)
     was = quality(past, [served(fast, newer)], wanted[:1])[1]
     now = quality(past, [served(updated, count), served(updated, count, newer)], wanted)[1]
