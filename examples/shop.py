@@ -27,10 +27,8 @@ def cleaned() -> pd.DataFrame:
     # Duplicates: several lines of one article in one basket are one purchase.
     merged = {"minute": "min", "quantity": "sum", "price": "median"}
     lines = kept.groupby(["basket", "user", "item"], as_index=False).agg(merged)
-    # Outliers: some customers buy for their shops.
-    quantity = lines.quantity.clip(upper=lines.quantity.quantile(0.99))
-    lines = lines.assign(week=lines.minute // (7 * 24 * 60), quantity=quantity)
-    return lines.sort_values("minute", kind="stable")
+    quantity = lines.quantity.clip(upper=lines.quantity.quantile(0.99))  # Outliers: some buy for their shops.
+    return lines.assign(week=lines.minute // 10_080, quantity=quantity).sort_values("minute", kind="stable")
 
 
 @dataclass
@@ -65,12 +63,14 @@ class Shop:
         """Price and how well it sells, (..., 2)."""
         return torch.stack([self.price[items], torch.log1p(self.sold[items]) / 5], -1)
 
+    def history(self, user: int) -> Tensor:
+        """What a customer bought last, 0 in front where that is little, (LAST,)."""
+        return torch.tensor(([0] * LAST + self.bought.get(user, []))[-LAST:])
+
     def wanted(self, week: pd.DataFrame) -> list[tuple[Tensor, Tensor]]:
         """Of each customer of a week, what they had bought last before it, and what they buy in it."""
-        items = week.groupby("user").item.unique()
-        last = [([0] * LAST + self.bought.get(user, []))[-LAST:] for user in items.index]
-        numbers = [[self.number(item) for item in some] for some in items]
-        return [(torch.tensor(before), torch.tensor(now)) for before, now in zip(last, numbers, strict=True)]
+        items = week.groupby("user").item.unique().items()
+        return [(self.history(user), torch.tensor([*map(self.number, some)])) for user, some in items]
 
     def note(self, week: pd.DataFrame) -> None:
         """Notes what was bought in a week; half of what sold is forgotten in some ten."""

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from shop import SPARE, WIDTH
+from told import ndcg
 from torch import Tensor, nn
+from towers import averaged, passed
 
 from fastrec.measure import Evaluator, evaluator
 
@@ -14,31 +16,42 @@ SHOWN = 10
 """How many articles a customer is shown."""
 
 
-class Taste(nn.Module):
-    """What a customer bought last and an article -> the chance that they buy it."""
+class Articles(nn.Module):
+    """What holds a row for each article, and for those that share some."""
 
     def __init__(self, factors: Tensor) -> None:
         super().__init__()
         self.items = nn.Embedding.from_pretrained(factors.clone(), freeze=False)
+
+    @torch.no_grad()
+    def grow(self, count: int) -> None:
+        """Rows for articles that are new, in the middle of what there is."""
+        for name, table in [*self.named_children()]:
+            if isinstance(table, nn.Embedding):
+                fresh = table.weight[1 + SPARE :].mean(0).expand(count - len(table.weight), -1)
+                grown = torch.cat([table.weight, fresh])
+                setattr(self, name, nn.Embedding.from_pretrained(grown, freeze=False))
+
+
+class Taste(Articles):
+    """What a customer bought last, on the whole or by `attention` to what is shown, and an article -> the chance that they buy it."""
+
+    def __init__(self, factors: Tensor, attention: nn.Module | None = None) -> None:
+        super().__init__(factors)
+        self.attention = attention
         self.popular = nn.Embedding(len(factors), 1)
         nn.init.zeros_(self.popular.weight)
         self.tower = nn.Sequential(
             nn.Linear(3 * WIDTH + 3, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 1)
         )
 
-    @torch.no_grad()
-    def grow(self, count: int) -> None:
-        """Rows for articles that are new, in the middle of what there is."""
-        for name in ("items", "popular"):
-            old = getattr(self, name).weight
-            fresh = old[1 + SPARE :].mean(0).expand(count - len(old), -1)
-            setattr(self, name, nn.Embedding.from_pretrained(torch.cat([old, fresh]), freeze=False))
-
     def forward(self, history: Tensor, item: Tensor, about: Tensor) -> Tensor:
         """Histories (N, 20), articles (N,), price and sales (N, 2) -> chances (N,)."""
-        real = (history > 0).unsqueeze(2)
-        taste = (self.items(history) * real).sum(1) / real.sum(1).clamp(min=1)
-        shown = self.items(item)
+        bought, shown = self.items(history), self.items(item)
+        if self.attention is None:
+            taste = averaged(bought, history)
+        else:
+            taste = self.attention(bought, shown, history == 0)
         again = (history == item.unsqueeze(1)).any(1, keepdim=True).float()
         joined = torch.cat([taste, shown, taste * shown, about, again], 1)
         return torch.sigmoid(self.tower(joined) + self.popular(item)).squeeze(1)
@@ -47,13 +60,11 @@ class Taste(nn.Module):
 def learn(model: nn.Module, part: Sequence[Tensor], rate: float) -> None:
     """One pass of Adam on the log loss."""
     *inputs, labels = part
-    optimiser = torch.optim.AdamW(model.train().parameters(), lr=rate, weight_decay=1e-4)
-    for chosen in torch.randperm(len(labels)).split(512):
-        loss = nn.functional.binary_cross_entropy(model(*[x[chosen] for x in inputs]), labels[chosen])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    model.eval()
+
+    def loss(chosen: Tensor) -> Tensor:
+        return nn.functional.binary_cross_entropy(model(*[x[chosen] for x in inputs]), labels[chosen])
+
+    passed(model, loss, len(labels), rate)
 
 
 def judged(part: Sequence[Tensor]) -> Evaluator:
@@ -64,7 +75,5 @@ def judged(part: Sequence[Tensor]) -> Evaluator:
 
 def quality(shown: Sequence[Tensor], bought: Sequence[Tensor]) -> str:
     """NDCG@10, and how many customers buy something that they were shown."""
-    hits = torch.stack([torch.isin(*both).float() for both in zip(shown, bought, strict=True)])
-    discounts = 1 / torch.arange(2, SHOWN + 2).log2()
-    most = torch.stack([discounts[: len(items)].sum() for items in bought])
-    return f"NDCG@10 {float(((hits * discounts).sum(1) / most).mean()):.4f}, {float(hits.amax(1).mean()):.1%} buy of it"
+    some = [bool(torch.isin(*both).any()) for both in zip(shown, bought, strict=True)]
+    return f"NDCG@10 {ndcg(shown, bought):.4f}, {sum(some) / len(some):.1%} buy of it"
