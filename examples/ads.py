@@ -20,15 +20,16 @@ from torch import nn
 
 import fastrec
 from fastrec.measure import Evaluator
-from fastrec.techniques import Fuse, ProjectPCA, QuantizeLinears, QuantizeTables
+from fastrec.techniques import Fuse, QuantizeLinears, QuantizeTables
 
 MODELS = {"DeepFM": DeepFM, "DCNv2": DCNv2}
 METRICS = ["auc", "logloss", "ece", "calibration"]
 SIZES = (10, 100, 500)
 """How many offers a request may have."""
 BUDGET = fastrec.Budget({"auc": 0.001, "logloss": 0.001, "ece": 0.01, "calibration": 0.01}, p95_ms=2.0)
-RECIPE = [ProjectPCA(energy=0.95), Fuse(), QuantizeTables(least_bytes=0), QuantizeLinears()]
+RECIPE = [Fuse(), QuantizeTables(least_bytes=0), QuantizeLinears()]
 """What the short form takes in place of a search."""
+Row = tuple[str, ...]
 
 
 @torch.no_grad()
@@ -49,15 +50,17 @@ def bids(served: nn.Module, part: Part, prices: Sequence[float], guest: int) -> 
     return f"guest {guest}, {len(prices)} offers, the highest bids: {'; '.join(said)}"
 
 
-def updated(folder: str, model: nn.Module, part: Part, certain: Evaluator) -> fastrec.CompressedModel:
-    """What serves after the model has learned from these bookings: it, if all gates open, and what served before if not."""
+def updated(folder: str, model: nn.Module, part: Part, certain: Evaluator) -> tuple[nn.Module, str]:
+    """What serves after the model has learned from these bookings, with what is said: it if all gates open, else what served before."""
     train(model.train(), part, rate=5e-4)
     centre(model.eval(), part)
     try:
-        return fastrec.update(folder, model, batch=offers(part, 0, 100), calibration=batches(part), evaluate=certain)
+        batch, known = offers(part, 0, 100), batches(part)
+        return fastrec.update(folder, model, batch=batch, calibration=known, evaluate=certain), "updated"
     except fastrec.UpdateRefused as refused:
-        print(f"the model of before goes on: {refused}")
-        return fastrec.load(folder)
+        return fastrec.load(
+            folder
+        ), f"the model of before goes on, {str(refused).replace(folder, 'the artifact')}"
 
 
 def main(short: bool = False) -> Sequence[str]:
@@ -68,7 +71,7 @@ def main(short: bool = False) -> Sequence[str]:
     certain = judged(parts["valid"], METRICS)
     # One request a row, as they were asked.
     answered, later = (judged(parts[name], METRICS, size=1) for name in ("served", "test"))
-    told, quality, taken, after = list[str](), list[Sequence[str]](), list[Sequence[str]](), list[Sequence[str]]()
+    told, quality, taken, after = list[str](), list[Row](), list[Row](), list[Row]()
     for name, kind in MODELS.items():
         model = kind(sizes, len(NUMBERS))
         train(model, parts["train"])
@@ -76,7 +79,7 @@ def main(short: bool = False) -> Sequence[str]:
         fast = fastrec.compress(
             model, offers(parts["valid"], 0, 100), request_features=REQUEST, calibration=batches(parts["train"]),
             evaluate=certain, budget=BUDGET, recipe=RECIPE if short else None, batch_sizes=SIZES,
-            seconds=10 if short else 240,
+            seconds=8 if short else 100,
         )  # fmt: skip
         report = fast.report
         certified = "".join(f"\n- {one}" for one in report.accuracy)
@@ -90,7 +93,8 @@ def main(short: bool = False) -> Sequence[str]:
             found = answered.losses(answered.scores(model), answered.scores(served))
             quality += [(name, *row) for row in losses(found)]
             # Feedback: what became of the bookings that it answered.
-            new = updated(folder, model, parts["served"], certain)
+            new, said = updated(folder, model, parts["served"], certain)
+            told.append(f"{name}, after learning from what it answered: {said}.")
             before, now = later(served), later(new)
         after += [(name, metric, f"{before[metric]:.5f}", f"{now[metric]:.5f}") for metric in METRICS]
     count = {name: len(part[2]) for name, part in parts.items()}

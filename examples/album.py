@@ -19,9 +19,9 @@ SHAPES = (
     lambda x, y: (np.minimum(abs(x), abs(y)) < 0.35) & (np.maximum(abs(x), abs(y)) < 1),
 )
 TEXTURES = (
-    lambda x, y: np.ones_like(x),
-    lambda x, y: 0.75 + 0.25 * np.sign(np.sin(9 * x)),
-    lambda x, y: 0.75 + 0.25 * np.sign(np.sin(9 * y)),
+    lambda x, _: np.ones_like(x),
+    lambda x, _: 0.75 + 0.25 * np.sign(np.sin(9 * x)),
+    lambda _, y: 0.75 + 0.25 * np.sign(np.sin(9 * y)),
     lambda x, y: 0.75 + 0.25 * np.sign(np.sin(7 * x) * np.sin(7 * y)),
 )
 

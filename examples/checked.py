@@ -30,7 +30,9 @@ def repeated(
     sizes = [size.rows for size in fast.report.sizes]
     loaded = all(same(fast, fastrec.load(folder), part, sizes) for _ in range(2))
     again = compressed()
-    alike = [a.rows for a, b in zip(fast.report.sizes, again.report.sizes, strict=True) if a.session == b.session]
+    alike = [
+        a.rows for a, b in zip(fast.report.sizes, again.report.sizes, strict=True) if a.session == b.session
+    ]
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(shutil.copytree(folder, f"{scratch}/copy"))
         outcome, whole, made = updated(copy), _digests(folder), _digests(copy)
@@ -51,7 +53,7 @@ def damaged(folder: Path) -> str:
         held = bytearray((copy / "tensors.safetensors").read_bytes())
         held[-1] ^= 1
         (copy / "tensors.safetensors").write_bytes(held)
-        return refused(lambda: fastrec.load(copy))
+        return refused(lambda: fastrec.load(copy)).replace(f"{copy}/", "")
 
 
 def unknown(fast: Compressed, part: Part) -> str:

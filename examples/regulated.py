@@ -108,11 +108,11 @@ def written(fast: fastrec.CompressedModel, features: pd.DataFrame, statement: st
 def main(short: bool = False) -> Sequence[str]:
     """Train, compress within the budget of each segment, explain, repeat, try what is not allowed, and state what was seen."""
     torch.manual_seed(0)
-    lines, parts, sizes = load(every=2 if short else 1)
+    lines, parts, sizes = load()
     model, known = DeepFM(sizes, len(NUMBERS)), batches(parts["train"])
     train(model, parts["train"])
     certain = judged(parts["valid"], METRICS, segments=segments(lines["train"], lines["valid"]))
-    made = partial(compressed, model.eval(), known, certain, 8 if short else 90)
+    made = partial(compressed, model.eval(), known, certain, 8 if short else 60)
     update = partial(updated, model, known, certain)
     fast, folder, (*inputs, kept) = made(), AUDIT / "artifact", parts["test"]
     AUDIT.mkdir(exist_ok=True)
@@ -127,7 +127,10 @@ def main(short: bool = False) -> Sequence[str]:
     ]  # fmt: skip
     judge = judged(parts["test"], METRICS)
     quality = losses(judge.losses(judge.scores(model), judge.scores(fast)))
-    found = {"an id that no table has": unknown(fast, parts["test"]), "one bit of the tensors changed": damaged(folder)}
+    found = {
+        "an id that no table has": unknown(fast, parts["test"]),
+        "one bit of the tensors changed": damaged(folder),
+    }
     found |= repeated(fast, made, update, folder, parts["served"])
     # Feedback: what became of the bookings that came since.
     train(model.train(), parts["served"], rate=5e-4)
@@ -144,7 +147,10 @@ def main(short: bool = False) -> Sequence[str]:
     ]
     statement = [(__doc__ or "").partition("\n\n")[2].strip(), *told, str(report.machine)]
     files = written(fast, features, "\n\n".join(statement))
-    return [*told, f"The folder of the audit, {len(files)} files:\n\n{table(('file', 'bytes', 'SHA-256'), files)}"]
+    return [
+        *told,
+        f"The folder of the audit, {len(files)} files:\n\n{table(('file', 'bytes', 'SHA-256'), files)}",
+    ]
 
 
 if __name__ == "__main__":

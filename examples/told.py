@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from fastrec.measure import interleaved, machine
 from fastrec.wording import duration, spans, times
 
 Lists = Sequence[Tensor]
+Way = Mapping[str, Callable[[Any], Any]]
+"""The steps of a request by name, each of which takes what the one before gave."""
 
 
 def ndcg(shown: Lists, wanted: Lists) -> float:
@@ -30,17 +33,32 @@ def recall(found: Lists, wanted: Lists) -> float:
     return float(torch.stack(shares).mean())
 
 
-def timed(
-    calls: Mapping[str, Callable[[Any], object]], inputs: Callable[[int], Any], seconds: float
-) -> list[str]:
-    """The medians of calls that take turns, and how many times faster the last is than the first, with 95 % intervals."""
-    samples = interleaved(calls, inputs, seconds=seconds)
-    first, *_, last = calls
-    ratio, took = samples.ratio(first, last), [samples.latency(name) for name in calls]
-    return [
-        *(f"{duration(x.p50)} [{spans(duration(x.low), duration(x.high))}]" for x in took),
-        f"{times(ratio.value)} [{spans(times(ratio.low), times(ratio.high))}]",
-    ]
+def through(way: Way, given: Any, end: str = "") -> Any:
+    """What comes of a request in front of the step `end`, or after all."""
+    for name, step in way.items():
+        if name == end:
+            break
+        given = step(given)
+    return given
+
+
+def timed(ways: Mapping[str, Way], requests: Sequence[Any], seconds: float) -> list[list[str]]:
+    """The medians of each step, the same given to all ways, and of the whole; how many times faster the second way is; 95 % intervals."""
+    first, second, *_ = ways
+    start, rows = next(iter(ways[first])), []
+    for name in (*ways[first], "all steps"):
+        calls = {label: way.get(name, partial(through, way)) for label, way in ways.items()}
+        end = name if name in ways[first] else start
+
+        def given(turn: int, end: str = end) -> Any:
+            return through(ways[first], requests[turn % len(requests)], end)
+
+        samples = interleaved(calls, given, seconds=seconds)
+        took, ratio = [samples.latency(label) for label in ways], samples.ratio(first, second)
+        cells = [_with(duration, x.p50, x.low, x.high) for x in took]
+        cells.insert(2, _with(times, ratio.value, ratio.low, ratio.high))
+        rows.append([name, *cells])
+    return rows
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -59,3 +77,7 @@ def run(main: Callable[[bool], Sequence[str]], text: str | None) -> None:
     print(f"\n{told}")
     if given.table:
         given.table.write_text(f"{told}\n")
+
+
+def _with(says: Callable[[float], str], value: float, low: float, high: float) -> str:
+    return f"{says(value)} [{spans(says(low), says(high))}]"
