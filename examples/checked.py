@@ -27,12 +27,10 @@ def repeated(
     fast: Compressed, compressed: Callable[[], Compressed], updated: Callable[[Path], str], folder: Path, part: Part
 ) -> dict[str, str]:  # fmt: skip
     """Whether the same comes out again: loaded, compressed anew, and made again by what the artifact says of itself."""
-    sizes = [size.rows for size in fast.report.sizes]
-    loaded = all(same(fast, fastrec.load(folder), part, sizes) for _ in range(2))
     again = compressed()
-    alike = [
-        a.rows for a, b in zip(fast.report.sizes, again.report.sizes, strict=True) if a.session == b.session
-    ]
+    first, second = ({size.rows: size.session for size in one.report.sizes} for one in (fast, again))
+    alike = [rows for rows, session in first.items() if second.get(rows) == session]
+    loaded = all(same(fast, fastrec.load(folder), part, [*first]) for _ in range(2))
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(shutil.copytree(folder, f"{scratch}/copy"))
         outcome, whole, made = updated(copy), _digests(folder), _digests(copy)

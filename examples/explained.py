@@ -39,16 +39,8 @@ def moved(fast: CompressedModel, given: Iterable[tuple[str, Tensor]], kept: Tens
         before = scores if before is None else before
         move, turned = (scores - before).abs(), int(((scores > 0.5) != (before > 0.5)).sum())
         loss = float(nn.functional.binary_cross_entropy(scores, kept))
-        rows.append(
-            (
-                name,
-                f"{changes[name]}",
-                f"{move.mean():.1e}",
-                f"{move.max():.1e}",
-                f"{turned:,}",
-                f"{loss:.5f}",
-            )
-        )
+        said = (f"{changes[name]}", f"{move.mean():.1e}", f"{move.max():.1e}", f"{turned:,}", f"{loss:.5f}")
+        rows.append((name, *said))
         before = scores
     return rows  # fmt: skip
 

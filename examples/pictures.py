@@ -90,7 +90,8 @@ def main(short: bool = False) -> Sequence[str]:
     shop.learn(past)
     model, shown = Pictured(shop.factors(past)), shelf(shop, pictures)
     known = seen(taken_in(shop, past, rng), shown)
-    learn(model, known, 2e-3)
+    for rate in (2e-3, 1e-3):
+        learn(model, known, rate)
     certain = judged(seen(taken_in(shop, held, rng), shown))
     customers = shop.wanted(lately)
     news = seen(taken_in(shop, lately, rng), shown)
@@ -98,7 +99,7 @@ def main(short: bool = False) -> Sequence[str]:
     forms = {
         name: fastrec.compress(
             model, batch, recipe=recipe, request_features=["history"], calibration=batches(known), evaluate=certain,
-            budget=BUDGET, batch_sizes=SIZES, seconds=8 if short else 60,
+            budget=BUDGET, batch_sizes=SIZES, seconds=15 if short else 60,
         )
         for name, recipe in RECIPES.items()
     }  # fmt: skip
