@@ -56,7 +56,7 @@ def in_turns(
         "the model": lambda history: model(history.expand(count, -1), *stock.values()).topk(SHOWN).indices,
         "articles computed before": lambda history: catalogue.topk({"history": history}, SHOWN)[1],
     }
-    some = [history[None] for history in histories[:20]]
+    some = [history[None] for history in histories[:10]]
     with torch.no_grad():
         few = interleaved(hundred, draw, seconds=seconds)
         whole = interleaved(best, lambda i: some[i % len(some)], rounds=len(some), warmup=1)

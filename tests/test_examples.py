@@ -280,7 +280,9 @@ def test_regulated(
     assert all(one.holds for one in report.segments)
     found = dict(cells(outcomes))
     assert found["loaded twice: the same bits"] == found["compressed anew: the same recipe"] == "yes"
-    assert found["the artifact after that"] == "as it was"
+    refused = found["a new checkpoint that may lose nothing in any segment"].startswith("refused")
+    assert refused or made[0].exact
+    assert found["the artifact after that"] == ("as it was" if refused else "another")
     assert found["an id that no table has"].startswith("IdOutOfRangeError")
     assert found["one bit of the tensors changed"].startswith("CorruptArtifactError")
     for line in (tmp_path / "SHA256SUMS").read_text().splitlines():
@@ -303,7 +305,7 @@ def test_pictures(
 ) -> None:
     shop, module = example("shop"), example("pictures")
     lines = shop.cleaned()
-    monkeypatch.setattr(module, "cleaned", lambda: lines[lines.user % 2 == 0])
+    monkeypatch.setattr(module, "cleaned", lambda: lines[lines.user % 12 == 0])
     made = shortened(monkeypatch, 50)
     told = module.main(short=True)
     exact, coarse = made
@@ -313,7 +315,7 @@ def test_pictures(
     quality = next(part for part in told if "| exact | auc |" in part)
     for row in cells(quality):
         assert float(row[4]) < (1e-5 if row[0] == "exact" else 0.02)
-    assert any("20 of 20 lists hold the same" in part for part in told)
+    assert any("10 of 10 lists hold the same" in part for part in told)
 
 
 def test_pictures_show_what_is_in_them(with_pandas: None, example: Callable[[str], ModuleType]) -> None:
