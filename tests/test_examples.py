@@ -304,6 +304,8 @@ def test_pictures(
     with_pandas: None, example: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shop, module = example("shop"), example("pictures")
+    for name in ("album", "pictured"):
+        monkeypatch.setattr(example(name), "SIDE", 12)
     lines = shop.cleaned()
     monkeypatch.setattr(module, "cleaned", lambda: lines[lines.user % 12 == 0])
     made = shortened(monkeypatch, 50)
