@@ -28,6 +28,8 @@ from fastrec.wording import amount
 
 TRAINED, WEEKS = 20, 4
 """The first week that is not trained on, and the weeks of each round from there on."""
+LEAST = 10
+"""What a customer has bought, at the least, to be learned from."""
 SIZES = (10, 100, 500)
 """How many articles a customer may be shown."""
 BUDGET = fastrec.Budget({"auc": 0.002, "logloss": 0.002})
@@ -90,6 +92,8 @@ def main(short: bool = False) -> Sequence[str]:
     shop.learn(past)
     model, shown = Pictured(shop.factors(past)), shelf(shop, pictures)
     known = seen(taken_in(shop, past, rng), shown)
+    # At first hardly anyone had bought anything, which is not so later on.
+    known = tuple(x[(known[0] > 0).sum(1) >= LEAST] for x in known)
     for rate in (2e-3, 1e-3):
         learn(model, known, rate)
     certain = judged(seen(taken_in(shop, held, rng), shown))
