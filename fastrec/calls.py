@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from .errors import InputError
 from .inputs import Branch, Feature, Fixed, Layout, Tree
 from .rows import Run, count_rows
 
-__all__ = ["as_before"]
+__all__ = ["answer_types", "as_before", "differing"]
 
 
 def as_before(
@@ -25,7 +25,7 @@ def as_before(
 
     Raises `InputError` where they are not.
     """
-    if differs := _differing(before, layout):
+    if differs := differing(before, layout):
         raise InputError(differs)
     features = tuple(
         replace(known, shape=feature.shape)
@@ -46,7 +46,7 @@ def as_before(
     )
 
 
-def _differing(one: Layout, other: Layout) -> str:
+def differing(one: Layout, other: Layout) -> str:
     """How the calls of two models differ, in words, or nothing."""
     names, others = ([feature.name for feature in layout.features] for layout in (one, other))
     if names != others:
@@ -63,6 +63,13 @@ def _differing(one: Layout, other: Layout) -> str:
     if _plain(one.outputs) != _plain(other.outputs):
         return f"its answer is {other.outputs!r:.80}, expected {one.outputs!r:.80}"
     return ""
+
+
+def answer_types(gm: fx.GraphModule) -> tuple[str, ...]:
+    """The dtypes of what a graph gives."""
+    outputs = gm.graph.output_node().args[0]
+    assert isinstance(outputs, (tuple, list))
+    return tuple(str(node.meta["val"].dtype) for node in outputs if isinstance(node, fx.Node))
 
 
 def _free(feature: Feature, growing: int | None) -> tuple[int | None, ...]:

@@ -12,6 +12,7 @@ from typing import Any, Self
 from torch import nn
 
 from .artifact.folder import MANIFEST
+from .calls import differing
 from .compressed import CompressedModel, load
 from .errors import FastrecError, InputError
 from .recipe import Recipe
@@ -150,6 +151,13 @@ class Following(nn.Module):
                 return False
             self.error = None
             if found.digest == self.digest:
+                return False
+            if differs := differing(self.model.original.layout, found.original.layout):
+                self._refuse(
+                    InputError(
+                        f"the model at {self._folder} is called otherwise than the one that serves: {differs}"
+                    )
+                )
                 return False
             self._serving = (found,)
             self.swaps += 1

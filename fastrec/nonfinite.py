@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .inputs import Feature, Layout
 from .program import Answers
 
-__all__ = ["Apart"]
+__all__ = ["Apart", "spoilt"]
 
 
 class Apart:
@@ -67,3 +67,14 @@ def _rows(bad: Tensor, feature: Feature) -> Tensor | None:
     if isinstance(feature.request, tuple) and bool(bad[:, list(feature.request)].any()):
         return None
     return bad.movedim(feature.axis or 0, 0).flatten(1).any(1) if bad.dim() > 1 else bad
+
+
+def spoilt(model: nn.Module) -> str:
+    """The name of the first tensor that no training should give, or nothing: NaN in floats, infinity in a parameter (masks may hold it)."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not bool(parameter.isfinite().all()):
+            return name
+    for name, buffer in model.named_buffers():
+        if buffer.is_floating_point() and bool(buffer.isnan().any()):
+            return name
+    return ""

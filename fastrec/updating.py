@@ -13,10 +13,12 @@ from torch import Tensor, fx, nn
 from .accounts import account, status_of, work_of
 from .arguments import check_budget, own_random_state, read_seconds
 from .artifact import Loaded, read
+from .artifact.folder import folder_digest
 from .artifact.graphs import constants_of, path_of
 from .as_called import AsCalled
 from .assembly import Checks, assemble, judge_each, serving
 from .budget import Budget
+from .calls import answer_types
 from .certify import Certifier, Evaluate, Judgement, most
 from .compressed import CompressedModel
 from .earlier import Earlier, origins_of
@@ -25,6 +27,7 @@ from .guards import read_guard
 from .journal import Journal
 from .limits import tables_of
 from .memo import Memo
+from .nonfinite import spoilt
 from .plan import ORIGINAL, Batches, Plan, as_original, confirm
 from .program import Program
 from .progress import Stages, stages
@@ -96,6 +99,7 @@ def update(
             found.close()
         made.report = replace(made.report, seconds=time.perf_counter() - began)
         show("writing")
+        found.refuse_newer()
         try:
             made.save(path)
         except InputError as error:
@@ -115,6 +119,11 @@ class _Update:
         show: Stages,
     ) -> None:
         self._work, self._path, self._show = work, path, show
+        if os.path.islink(path):
+            raise self.refused(
+                "it is a link, and what it leads to cannot be exchanged in one step",
+                f"update {os.path.realpath(path)}",
+            )
         try:
             self._old: Loaded = read(path, types=types, techniques=techniques, run=False)
         except InputError as error:
@@ -128,6 +137,11 @@ class _Update:
     def refused(self, reason: str, cure: str) -> UpdateRefused:
         """The error that says why the folder is as it was."""
         return UpdateRefused(f"{self._path} was not updated: {reason}. Cure: {cure}", path=self._path)
+
+    def refuse_newer(self) -> None:
+        """Raises `UpdateRefused` where another artifact has taken the place of the one that is brought up."""
+        if folder_digest(self._path) != self._old.digest:
+            raise self.refused("another artifact was saved there meanwhile", "update that one")
 
     def close(self) -> None:
         """Lets go of the tables of the artifact."""
@@ -216,6 +230,8 @@ class _Update:
             raise self.refused(f"the model is not called as the one before: {error}", cure) from error
         if program is None:
             raise self.refused("the model cannot be copied to be looked at", "compress it anew")
+        if odd := spoilt(program.model):
+            raise self.refused(f"{odd} holds what is not a number", "look at how it was trained")
         return program
 
     def _rewritten(self, program: Program, memo: Memo) -> Rewritten:
@@ -226,6 +242,12 @@ class _Update:
             plain, asked = captured(self._work, program, recipe, memo)
         except CaptureError as error:
             raise self.refused(f"the model was not captured: {error}", cure) from error
+        expected = plain if self._parts.program is None else self._parts.program
+        if (given := answer_types(_graph(plain))) != (wanted := answer_types(_graph(expected))):
+            raise self.refused(
+                f"its answers are {', '.join(given)}, expected {', '.join(wanted)}",
+                "convert the model, or compress it anew",
+            )
         self._earlier = _earlier(self._old, plain)
         for graph in (plain, asked):
             self._earlier.attach(_graph(graph))

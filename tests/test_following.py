@@ -192,6 +192,20 @@ def test_what_is_broken_is_refused_and_told_and_the_old_one_serves(
         assert torch.equal(served(*ids(5, 1))["one"], load(target)(*ids(5, 1))["one"])
 
 
+def test_a_model_that_is_called_otherwise_does_not_take_over(versions: Versions, tmp_path: Path) -> None:
+    target = Path(shutil.copytree(versions[1][0], tmp_path / "a"))
+    with follow(target, every=3600) as served:
+        before = served.digest
+        other = compress(
+            nn.Linear(3, 1).eval(), torch.randn(8, 3), recipe=Fuse(), backends=Eager(), batch_sizes=(8,), seconds=1,
+            progress=False,
+        )  # fmt: skip
+        other.save(target)
+        assert not served.refresh() and served.swaps == 0 and served.digest == before
+        assert "called otherwise" in str(served.error)
+        assert set(served(*ids(5, 1))) == {"one", "two"}
+
+
 def test_the_same_artifact_written_anew_is_no_other_version(versions: Versions, tmp_path: Path) -> None:
     target = Path(shutil.copytree(versions[1][0], tmp_path / "a"))
     with follow(target, every=3600) as served:

@@ -353,6 +353,22 @@ class Deciding(Ranker):
         return super().forward(ids, price + (1.0 if float(price.sum()) > 0 else 0.0))
 
 
+class Exact(Ranker):
+    """Answers in float64."""
+
+    def forward(self, ids: Tensor, price: Tensor) -> Any:
+        return super().forward(ids, price).double()
+
+
+class Diverged(Ranker):
+    """Was trained until a weight was no number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.no_grad():
+            next(self.parameters())[3, 0] = torch.nan
+
+
 class Bare(nn.Module):
     """Called alike, and has no tables."""
 
@@ -368,6 +384,8 @@ class Bare(nn.Module):
         (Leaning, "depends on its neighbours|answers differ"),
         (Deciding, "the model was not captured"),
         (Bare, "its recipe cannot be applied|the recipe gives no"),
+        (Exact, r"its answers are torch\.float64, expected torch\.float32"),
+        (Diverged, "weight holds what is not a number"),
         (nn.Identity, "is not called as the one before"),
     ],
 )
@@ -380,6 +398,28 @@ def test_another_model_is_refused_and_the_folder_stays(
         updated(tmp_path / "a", kind().eval())
     assert "was not updated" in str(caught.value) and "Cure: " in str(caught.value)
     assert digests(tmp_path / "a") == before
+
+
+def test_a_link_is_refused_before_anything_is_done(artifacts: Artifacts, tmp_path: Path) -> None:
+    shutil.copytree(artifacts["exact"], tmp_path / "a")
+    (tmp_path / "current").symlink_to(tmp_path / "a")
+    with pytest.raises(UpdateRefused, match=rf"it is a link.*update {tmp_path / 'a'}"):
+        updated(tmp_path / "current", ranker())
+
+
+def test_what_was_saved_meanwhile_is_not_lost(artifacts: Artifacts, tmp_path: Path) -> None:
+    shutil.copytree(artifacts["exact"], tmp_path / "a")
+
+    def evaluate(model: Any) -> dict[str, float]:
+        if not (tmp_path / "other").exists():
+            updated(shutil.copytree(tmp_path / "a", tmp_path / "other"), tomorrow(ranker()))
+            shutil.rmtree(tmp_path / "a")
+            shutil.copytree(tmp_path / "other", tmp_path / "a")
+        return {"auc": 0.5}
+
+    with pytest.raises(UpdateRefused, match="another artifact was saved there meanwhile"):
+        updated(tmp_path / "a", ranker(), evaluate=evaluate)
+    assert load(tmp_path / "a").digest == load(tmp_path / "other").digest
 
 
 def test_tables_that_no_longer_fit_are_refused(tmp_path: Path) -> None:

@@ -29,6 +29,14 @@ def standing_for(original: Program, once: Once, graph: Program) -> Program:
         rows = count_rows(layout.features, tensors) if layout.rows is not None else None
         if rows is not None and rows in layout.exempt:
             raise InputError(f"the artifact holds no graph that takes {rows} rows. {_CURE}")
+        counts = {
+            f.name: t.shape[f.axis] for f, t in zip(layout.features, tensors, strict=True)
+            if f.role == "rows" and f.axis is not None and f.axis < t.ndim
+        }  # fmt: skip
+        if len(set(counts.values())) > 1:
+            raise InputError(
+                f"features have other numbers of rows than one another: {', '.join(f'{n!r} {c}' for n, c in counts.items())}"
+            )
         for feature, tensor in zip(layout.features, tensors, strict=True):
             sizes = [
                 got if axis == feature.growing and (feature.role != "rows" or got == rows) else wanted

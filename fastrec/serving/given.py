@@ -65,7 +65,12 @@ def _find(name: str, features: Sequence[Feature], side: str) -> int:
 
 
 def cast(feature: Feature, tensor: Tensor) -> Tensor:
-    """The tensor without gradient; narrower integers are widened, as lookups would."""
+    """The tensor without gradient; narrower integers are widened, as lookups would. Raises `InputError` for what no session reads."""
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu":
+        raise InputError(
+            f"feature {feature.name!r} is {tensor.layout} on {tensor.device}, expected a dense tensor on the cpu.",
+            feature=feature.name,
+        )
     if tensor.dtype is feature.dtype:
         return tensor.detach()
     whole = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)

@@ -149,8 +149,8 @@ class Merged:
         """The answers to requests that are merged; one by one, each with its own error, where together they have one."""
         if not merged:
             return {}
-        joined = self._joiner.join(list(merged.values()))
         try:
+            joined = self._joiner.join(list(merged.values()))
             found = self._joiner.split(self._run(joined), joined.sizes)
         except Exception:  # noqa: BLE001 - without a guard in front whatever a kernel raises at one request's rows
             answers: dict[int, Any] = {}
@@ -185,19 +185,19 @@ class Merged:
         """Whether a request may be answered in one call with the others."""
         return not merged or self._joiner.alike(flat, next(iter(merged.values())))
 
-    def _refused(self, merged: Mapping[int, list[Tensor]]) -> dict[int, InputError]:
+    def _refused(self, merged: Mapping[int, list[Tensor]]) -> dict[int, Exception]:
         """The requests that hold what no model takes, and why."""
-        guard, errors = self._fast.guard, dict[int, InputError]()
+        guard, errors = self._fast.guard, dict[int, Exception]()
         if guard is None or not merged:
             return errors
         if guard.computed is None:
-            with contextlib.suppress(InputError):
+            with contextlib.suppress(Exception):
                 guard(self._joiner.join(list(merged.values())).flat)
                 return errors
         for place, flat in merged.items():
             try:
                 guard(flat)
-            except InputError as error:
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one request is its answer
                 errors[place] = error
         return errors
 

@@ -267,3 +267,18 @@ def test_a_model_that_was_not_captured_is_given_back(name: str, tmp_path: Path) 
 def test_writing_gives_the_digest_that_does_not_know_when(saved: Saved, tmp_path: Path) -> None:
     one, two = write(saved.made, tmp_path / "a"), write(saved.made, tmp_path / "a", at="2026-01-01T00:00:00Z")
     assert one == two
+
+
+class Score(nn.Module):
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        return (user * item).sum(1)
+
+
+def test_features_of_other_numbers_of_rows_are_told_as_such(tmp_path: Path) -> None:
+    user, item = torch.randn(2, 8, 4)
+    fast = compress(
+        Score(), (user, item), recipe=Fuse(), backends=Eager(), batch_sizes=(8,), seconds=1, progress=False
+    )
+    fast.save(tmp_path / "a")
+    with pytest.raises(InputError, match=r"other numbers of rows than one another: 'user' 3, 'item' 8"):
+        load(tmp_path / "a")(user[:3], item)

@@ -272,6 +272,8 @@ def test_what_is_wrong_with_one_request_is_its_own() -> None:
         ((torch.tensor([1]), torch.randn(2)), InputError),
         ({"user": torch.tensor([1])}, InputError),
         ("nonsense", InputError),
+        ((torch.tensor([1]), torch.randn(2, 2).to_sparse()), InputError),
+        ((torch.tensor([1]), torch.randn(2, 2, device="meta")), InputError),
     ]
     for one, kind in bad:
         answers = case.merged.score_many([good[0], one, good[1]], return_errors=True)
