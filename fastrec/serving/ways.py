@@ -77,10 +77,13 @@ def choose_way(
         if isinstance(off, str):
             failed.append(f"{name}: {off}")
             del ways[name]
-    reason = "; ".join(failed) or "there is no other way"
+    if wanted in ways:
+        return Chosen(wanted, ways[wanted])
+    if wanted == ONE_BY_ONE:
+        return Chosen(ONE_BY_ONE, one_by_one, "it was asked for")
     if wanted is not None or not ways:
-        name = wanted if wanted in ways else ONE_BY_ONE
-        return Chosen(name, ways.get(name, one_by_one), "" if name in ways else reason)
+        there = f"there is {', '.join([ONE_BY_ONE, *ways])}"
+        return Chosen(ONE_BY_ONE, one_by_one, "; ".join([*failed, there]))
     return _fastest({ONE_BY_ONE: one_by_one, **ways}, fresh, at, seconds)
 
 

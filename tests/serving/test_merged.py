@@ -314,6 +314,9 @@ def test_what_is_not_merged_says_why() -> None:
         offsets.merged((torch.zeros(1),), [0, 1])
     with pytest.raises(InputError, match="no way 'ragged, eager'"):
         of_zoo("dlrm")
+    with pytest.raises(InputError, match=r"no way 'zzz'.*there is one by one, .*whole batch"):
+        reading().fast.merged(way="zzz")
+    assert reading().fast.merged(way="one by one").reason == "it was asked for"
 
 
 @pytest.mark.parametrize("at", [(0, 5), (2,), (2.0, 5), (True, 1)])
