@@ -6,6 +6,7 @@ Writes `benchmarks/results/workers/<machine>.json` and the two tables in `docs/s
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import logging
 import multiprocessing
@@ -107,19 +108,24 @@ def uncompressed(folder: str) -> nn.Module:
     return model.eval()
 
 
+@functools.cache
+def opened(folder: str) -> nn.Module:
+    """The same, once for each process, however often what scores is pickled."""
+    torch.set_num_threads(1)
+    return uncompressed(folder)
+
+
 class Original:
     """Batches scored by the uncompressed model, as somebody would write it: columns to tensors, a call, a column of scores."""
 
     def __init__(self, folder: str) -> None:
-        self.folder, self.model = folder, None
+        self.folder = folder
 
     def __call__(self, batch: pd.DataFrame) -> pd.DataFrame:
-        if self.model is None:
-            torch.set_num_threads(1)
-            self.model = uncompressed(self.folder)
+        model = opened(self.folder)
         given = [torch.from_numpy(np.stack(list(batch[name]))) for name in ("ids", "genres", "liked")]
         with torch.inference_mode():
-            return batch[["row"]].assign(score=self.model(*given).numpy())
+            return batch[["row"]].assign(score=model(*given).numpy())
 
 
 class Timed:
@@ -156,10 +162,16 @@ def plain(table: pd.DataFrame, scores: Any, workers: int) -> pd.DataFrame:
     """Processes of Python's own pool."""
     batches = [table[start : start + BATCH] for start in range(0, len(table), BATCH)]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
+    given = (scores, batches[0], context.Barrier(workers))
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=begin, initargs=given) as pool:
         return pd.concat(pool.map(Timed(scores), batches))
+
+
+def begin(scores: Any, first: pd.DataFrame, barrier: Any) -> None:
+    """Opens the model in a process, and waits until all have: opening takes seconds, more in one than in another."""
+    torch.set_num_threads(1)
+    scores(first)
+    barrier.wait()
 
 
 def by_ray(table: pd.DataFrame, scores: Any, workers: int) -> pd.DataFrame:
