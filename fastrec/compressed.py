@@ -27,6 +27,7 @@ from .report import Report
 from .request import Once
 from .rows import count_rows
 from .serving import LIMIT_BYTES, Merged, Scorer, precompute
+from .serving.given import cast
 from .techniques import TECHNIQUES, Technique
 
 __all__ = ["CompressedModel", "Repeated", "load"]
@@ -316,7 +317,7 @@ class CompressedModel(nn.Module):
         rows = count_rows(self._once.candidates, flat) if self._layout.rows is not None else 1
         for index, (feature, (shape, dtype)) in enumerate(zip(features, given, strict=True)):
             if dtype is not feature.dtype:
-                flat[index] = self._cast(index, flat[index])
+                flat[index] = cast(feature, flat[index])
             sizes: list[int | None] = list(feature.shape)
             axis = feature.growing
             if axis is not None and len(shape) == len(sizes):
@@ -331,22 +332,6 @@ class CompressedModel(nn.Module):
         ):
             self._routes[given] = chosen
         return chosen
-
-    def _cast(self, index: int, tensor: Tensor) -> Tensor:
-        """Narrower integers are widened, as lookups would; anything else is refused."""
-        feature = self._layout.features[index]
-        whole = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
-        if (
-            whole
-            and feature.dtype in (torch.int64, torch.int32)
-            and tensor.element_size() <= feature.dtype.itemsize
-        ):
-            return tensor.to(feature.dtype)
-        raise InputError(
-            f"feature {feature.name!r} has dtype {tensor.dtype}, expected {feature.dtype}. "
-            f"Convert it with .to({feature.dtype}).",
-            feature=feature.name,
-        )
 
     def _call_original(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._once:

@@ -63,6 +63,8 @@ def choose_way(
     """The fastest way `at` a number of requests and how many candidates each has, or the one that is `wanted`."""
     if joiner.unable:
         return Chosen(ONE_BY_ONE, one_by_one, joiner.unable)
+    if wanted == ONE_BY_ONE:
+        return Chosen(ONE_BY_ONE, one_by_one, "it was asked for")
     example = _example(fast)
     if example is None:
         return Chosen(ONE_BY_ONE, one_by_one, "no example is kept to check merged answers with")
@@ -79,8 +81,6 @@ def choose_way(
             del ways[name]
     if wanted in ways:
         return Chosen(wanted, ways[wanted])
-    if wanted == ONE_BY_ONE:
-        return Chosen(ONE_BY_ONE, one_by_one, "it was asked for")
     if wanted is not None or not ways:
         there = f"there is {', '.join([ONE_BY_ONE, *ways])}"
         return Chosen(ONE_BY_ONE, one_by_one, "; ".join([*failed, there]))

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from ...artifact import PlainForm, read_plain
@@ -20,6 +19,7 @@ from ...nonfinite import Apart
 from ...program import Program
 from ...request import Once
 from ...rows import count_rows
+from ...serving.given import cast
 
 __all__ = ["Entrance", "Shardable", "Source", "source_of"]
 
@@ -130,16 +130,4 @@ class Entrance:
                 + ("" if rows is None else f", and the batch has {rows} rows"),
                 feature=feature.name,
             )
-        if tensor.dtype is feature.dtype:
-            return tensor
-        widened = _is_whole(tensor.dtype) and feature.dtype in (torch.int32, torch.int64)
-        if widened and tensor.element_size() <= feature.dtype.itemsize:
-            return tensor.to(feature.dtype)
-        raise InputError(
-            f"feature {feature.name!r} has dtype {tensor.dtype}, expected {feature.dtype}. Convert it with .to({feature.dtype}).",
-            feature=feature.name,
-        )
-
-
-def _is_whole(dtype: torch.dtype) -> bool:
-    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+        return cast(feature, tensor)
