@@ -5,18 +5,11 @@ Writes `benchmarks/results/workers/<machine>.json` and the two tables in `docs/s
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import importlib.util
-import logging
 import multiprocessing
-import os
-import shutil
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,24 +17,26 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import fastrec
 from fastrec.distributed.batches import BatchScorer
-from fastrec.measure import Machine, machine, resident_bytes
+from fastrec.measure import Machine, evaluator, machine, resident_bytes
 from fastrec.plain import from_plain, loads
+from fastrec.techniques import Fuse, QuantizeLinears, QuantizeTables
 from fastrec.wording import amount, share, times
 
+from .engines import BATCH, FEWEST, WORKERS, Engine, Few, engines, plain, rate
 from .marks import put
 from .pages import ROOT, run
 
 PAGE = ROOT / "docs" / "scoring.md"
 SCHEMA = 1
-BATCH = 1024
-FEWEST = 64
-WORKERS, HOLDERS = (1, 2), (1, 4)
+COLUMNS = ("ids", "genres", "liked")
+HOLDERS = (1, 4)
 ROWS, WIDTH = 1 << 23, 16
 SIZES = Path("sizes.txt")
 
@@ -64,7 +59,8 @@ class Rate:
     workers: int
     rows: int
     uncompressed: float
-    compressed: float
+    exact: float
+    int8: float
 
 
 @dataclass(frozen=True)
@@ -121,118 +117,30 @@ class Original:
     def __init__(self, folder: str) -> None:
         self.folder = folder
 
-    def __call__(self, batch: pd.DataFrame) -> pd.DataFrame:
+    def __call__(self, batch: Any) -> Any:
         model = opened(self.folder)
-        given = [torch.from_numpy(np.stack(list(batch[name]))) for name in ("ids", "genres", "liked")]
+        given = [torch.tensor(matrix(batch, name)) for name in COLUMNS]
         with torch.inference_mode():
-            return batch[["row"]].assign(score=model(*given).numpy())
+            scores = model(*given).numpy()
+        if isinstance(batch, pd.DataFrame):
+            return batch[["row"]].assign(score=scores)
+        return type(batch).from_arrays([batch.column("row"), pa.array(scores)], names=["row", "score"])
 
 
-class Timed:
-    """What scores, and when each batch of which process began and ended."""
-
-    def __init__(self, scores: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
-        self.scores = scores
-
-    def __call__(self, batch: pd.DataFrame) -> pd.DataFrame:
-        began = time.time()
-        made = self.scores(batch)[["row", "score"]]
-        return made.assign(process=os.getpid(), began=began, ended=time.time())
-
-    def each(self, batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-        return map(self, batches)
-
-
-def rate(scored: pd.DataFrame, rows: int) -> float:
-    """Rows a second from the second batch of each process on, all of them having begun. Raises `ValueError` where these are fewer than `FEWEST`."""
-    assert sorted(scored["row"]) == list(range(rows))
-    batches = (
-        scored.groupby(["process", "began"]).agg(ended=("ended", "max"), rows=("row", "size")).reset_index()
-    )
-    first = batches.groupby("process")["ended"].min().max()
-    later = batches[batches["began"] >= first]
-    if len(later) < FEWEST:
-        raise ValueError(
-            f"{len(later)} of {len(batches)} batches began once all workers had opened the model, and {FEWEST} are the fewest: give more --seconds"
-        )
-    return float(later["rows"].sum() / (later["ended"].max() - later["began"].min()))
-
-
-def plain(table: pd.DataFrame, scores: Any, workers: int) -> pd.DataFrame:
-    """Processes of Python's own pool."""
-    batches = [table[start : start + BATCH] for start in range(0, len(table), BATCH)]
-    context = multiprocessing.get_context("spawn")
-    given = (scores, batches[0], context.Barrier(workers))
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=begin, initargs=given) as pool:
-        return pd.concat(pool.map(Timed(scores), batches))
-
-
-def begin(scores: Any, first: pd.DataFrame, barrier: Any) -> None:
-    """Opens the model in a process, and waits until all have: opening takes seconds, more in one than in another."""
-    torch.set_num_threads(1)
-    scores(first)
-    barrier.wait()
-
-
-def by_ray(table: pd.DataFrame, scores: Any, workers: int) -> pd.DataFrame:
-    """Actors of Ray Data."""
-    import ray
-
-    given = ray.data.from_pandas(
-        [table[start : start + 16 * BATCH] for start in range(0, len(table), 16 * BATCH)]
-    )
-    made = given.map_batches(
-        Timed, fn_constructor_args=(scores,), batch_size=BATCH, batch_format="pandas",
-        compute=ray.data.ActorPoolStrategy(size=workers),
-    )  # fmt: skip
-    return made.to_pandas()
-
-
-def by_spark(table: pd.DataFrame, scores: Any, workers: int) -> pd.DataFrame:
-    """Python processes of Spark, on this machine."""
-    from pyspark.sql import SparkSession
-
-    session = (
-        SparkSession.builder.master(f"local[{workers}]").config("spark.ui.enabled", "false")
-        .config("spark.driver.memory", "4g").config("spark.default.parallelism", str(4 * workers))
-        .config("spark.sql.execution.arrow.pyspark.enabled", "true")
-        .config("spark.sql.execution.arrow.maxRecordsPerBatch", str(BATCH)).getOrCreate()
-    )  # fmt: skip
-    try:
-        frame = session.createDataFrame(table)
-        types = "row long, score float, process long, began double, ended double"
-        return frame.mapInPandas(Timed(scores).each, types).toPandas()
-    finally:
-        session.stop()
-
-
-@contextlib.contextmanager
-def engines() -> Iterator[dict[str, Callable[[pd.DataFrame, Any, int], pd.DataFrame]]]:
-    """Those that are installed, ready."""
-    found = {"processes": plain}
-    if importlib.util.find_spec("ray") is not None:
-        import ray
-
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-        ray.init(address="local", num_cpus=max(WORKERS), include_dashboard=False, log_to_driver=False, object_store_memory=1 << 30)  # fmt: skip
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        found["Ray Data"] = by_ray
-    if importlib.util.find_spec("pyspark") is not None and shutil.which("java"):
-        os.environ["PYSPARK_PYTHON"] = sys.executable
-        found["Spark"] = by_spark
-    try:
-        yield found
-    finally:
-        if "Ray Data" in found:
-            ray.shutdown()
+def matrix(batch: Any, name: str) -> np.ndarray[Any, Any]:
+    """A column of lists of one length as an array (n, k)."""
+    if isinstance(batch, pd.DataFrame):
+        return np.stack(list(batch[name]))
+    values = batch.column(name)
+    whole = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    return np.asarray(whole.flatten()).reshape(batch.num_rows, -1)
 
 
 def hold(pipe: Connection, folder: str, artifact: bool) -> None:
     """Loads a model, reads every row of its tables, and says what this process has to itself of it, libraries included, while all others hold theirs."""
     torch.set_num_threads(1)
     before = resident_bytes()
-    model: Any = fastrec.load(Path(folder, "artifact")) if artifact else uncompressed(folder)
+    model: Any = fastrec.load(Path(folder, "exact")) if artifact else uncompressed(folder)
     with torch.inference_mode():
         for ids in torch.arange(ROWS).split(4096):
             model(ids)
@@ -263,33 +171,54 @@ def held_by(folder: str, artifact: bool, workers: int) -> int:
     return int(found)
 
 
-def trained(folder: Path) -> tuple[str, pd.DataFrame]:
+def trained(folder: Path) -> tuple[str, pa.Table]:
     """The folder of the trained model, uncompressed and saved, and the rows to score."""
     data = examples()
     model, parts = data.trained()
     *inputs, _ = parts["test"]
     *known, _ = parts["train"]
+    *held, labels = parts["valid"]
     sizes = data.load()[1]
     names = ("users", "films", "years", "genres")
     (folder / SIZES).write_text("".join(f"{name} {sizes[name]}\n" for name in names))
-    _keep(folder, model, tuple(x[:256] for x in inputs), [tuple(x[:512] for x in known)])
-    columns = zip(("ids", "genres", "liked"), inputs, strict=True)
-    return str(folder), pd.DataFrame({name: list(x.numpy()) for name, x in columns})
+    chosen = torch.randperm(len(known[0]), generator=torch.Generator().manual_seed(0))[:4096].split(256)
+    within = {
+        "recipe": [Fuse(), QuantizeTables(least_bytes=0), QuantizeLinears()],
+        "evaluate": evaluator(zip(*(x.split(1000) for x in held), strict=True), labels, ["auc"]),
+        "budget": fastrec.Budget({"auc": 0.0002}),
+    }
+    batch, calibration = (
+        tuple(x[:256] for x in inputs),
+        [tuple(x[rows] for x in known) for rows in chosen],
+    )
+    _keep(folder, model, batch, calibration, {"exact": {}, "int8": within})
+    columns = [pa.FixedSizeListArray.from_arrays(pa.array(x.numpy().reshape(-1)), x.shape[1]) for x in inputs]
+    return str(folder), pa.table(columns, names=list(COLUMNS))
 
 
 def large(folder: Path) -> str:
     """The folder of the model with the large table, uncompressed and saved."""
     torch.manual_seed(0)
-    _keep(folder, Lookup().eval(), (torch.randint(ROWS, (256,)),), [(torch.randint(ROWS, (512,)),)])
+    batch, calibration = (torch.randint(ROWS, (256,)),), [(torch.randint(ROWS, (512,)),)]
+    _keep(folder, Lookup().eval(), batch, calibration, {"exact": {}})
     return str(folder)
 
 
 def _keep(
-    home: Path, model: nn.Module, batch: tuple[Tensor, ...], calibration: Sequence[tuple[Tensor, ...]]
+    home: Path,
+    model: nn.Module,
+    batch: tuple[Tensor, ...],
+    calibration: Sequence[tuple[Tensor, ...]],
+    forms: Mapping[str, Mapping[str, Any]],
 ) -> None:
+    """Saves the model, and what it is compressed to in each form."""
     save_file(model.state_dict(), home / "model.safetensors")
-    fast = fastrec.compress(model, batch, calibration=calibration, batch_sizes=(BATCH,), progress=False)
-    fast.save(home / "artifact")
+    for name, options in forms.items():
+        fast = fastrec.compress(
+            model, batch, calibration=calibration, batch_sizes=(BATCH,), progress=False, **options
+        )
+        print(f"{name}: {fast.report.headline}", *fast.report.accuracy, flush=True)
+        fast.save(home / name)
 
 
 def measure(seconds: float, only: Sequence[str]) -> Workers:
@@ -310,31 +239,48 @@ def measure(seconds: float, only: Sequence[str]) -> Workers:
     return Workers(machine(), tuple(held), tuple(rates))
 
 
-def _rates(table: pd.DataFrame, home: str, seconds: float) -> Iterator[Rate]:
-    """Rounds in which both models take turns, long enough that a worker scores for these seconds."""
+def _rates(table: pa.Table, home: str, seconds: float) -> Iterator[Rate]:
+    """Rounds in which they take turns, long enough that a worker scores for these seconds."""
     ways: Mapping[str, Any] = {
         "uncompressed": Original(home),
-        "compressed": BatchScorer(str(Path(home, "artifact"))),
-    }
-    # So many rows that the slower one takes about as long.
-    once = _numbered(table, 2 * FEWEST * BATCH)
-    rows = int(max(32, seconds * rate(plain(once, ways["uncompressed"], 1), len(once)) // BATCH)) * BATCH
-    given = _numbered(table, rows)
-    with engines() as found:
-        for engine, score in found.items():
-            for workers in WORKERS:
-                seen: dict[str, list[float]] = {name: [] for name in ways}
-                for turn in range(3):
-                    for name in list(ways)[:: 1 if turn % 2 else -1]:
-                        seen[name].append(rate(score(given, ways[name], workers), rows))
-                one = Rate(engine, workers, rows, *(float(np.median(seen[name])) for name in ways))
-                print(one, flush=True)
-                yield one
+    } | {name: BatchScorer(str(Path(home, name)), keep=["row"]) for name in ("exact", "int8")}
+    for engine, score in engines():
+        for workers in WORKERS:
+            one = _rate(engine, score, table, ways, workers, seconds)
+            print(one, flush=True)
+            yield one
 
 
-def _numbered(table: pd.DataFrame, rows: int) -> pd.DataFrame:
+def _rate(
+    engine: str,
+    score: Engine,
+    table: pa.Table,
+    ways: Mapping[str, Any],
+    workers: int,
+    seconds: float,
+) -> Rate:
+    """All of them in one engine, of so many rows that the uncompressed model takes about these seconds with one worker; twice as many where that was too few."""
+    once = _numbered(table, 4 * FEWEST * BATCH)
+    rows = (
+        max(4 * FEWEST, int(seconds * rate(plain(once, ways["uncompressed"], 1), len(once)) // BATCH)) * BATCH
+    )
+    while True:
+        given, seen = _numbered(table, rows), {name: list[float]() for name in ways}
+        try:
+            for turn in range(3):
+                for name in list(ways)[:: 1 if turn % 2 else -1]:
+                    seen[name].append(rate(score(given, ways[name], workers), rows))
+        except Few as error:
+            print(f"{engine}, {workers}: {error}; twice as many rows", flush=True)
+            rows *= 2
+            continue
+        return Rate(engine, workers, rows, *(float(np.median(seen[name])) for name in ways))
+
+
+def _numbered(table: pa.Table, rows: int) -> pa.Table:
     """So many rows, from the first again where there are fewer."""
-    return table.iloc[np.arange(rows) % len(table)].reset_index(drop=True).assign(row=np.arange(rows))
+    taken = table.take(pa.array(np.arange(rows) % len(table)))
+    return taken.append_column("row", pa.array(np.arange(rows))).combine_chunks()
 
 
 def memory(found: Workers) -> str:
@@ -349,12 +295,16 @@ def memory(found: Workers) -> str:
 
 def rows_a_second(found: Workers) -> str:
     """The page's second table."""
-    lines = [f"{found.machine}", "", "| engine | workers | rows | uncompressed, rows/s | fastrec, rows/s | faster |", "|---|--:|--:|--:|--:|--:|"]  # fmt: skip
+    lines = [f"{found.machine}", "", "| engine | workers | rows | uncompressed, rows/s | exact, rows/s | faster | int8, rows/s | faster |", "|---|--:|--:|--:|--:|--:|--:|--:|"]  # fmt: skip
     lines += [
-        f"| {one.engine} | {one.workers} | {one.rows:,} | {one.uncompressed:,.0f} | {one.compressed:,.0f} | {times(one.compressed / one.uncompressed)} |"
+        f"| {one.engine} | {one.workers} | {one.rows:,} | {one.uncompressed:,.0f} | {_beside(one.exact, one)} | {_beside(one.int8, one)} |"
         for one in found.rates
     ]
     return "\n".join(lines)
+
+
+def _beside(rows: float, one: Rate) -> str:
+    return f"{rows:,.0f} | {times(rows / one.uncompressed)}"
 
 
 def with_table(page: str, found: Workers) -> str:

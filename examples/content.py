@@ -1,6 +1,6 @@
 """What to watch next, by what films are called: clean, encode, embed, train, compress, serve a request, take feedback, update.
 
-`pip install -e ".[text]" pandas`, `python examples/content.py`, or with `--short`. A MiniLM reads titles and is tuned a little, and two
+`pip install -e ".[examples,text]"`, `python examples/content.py`, or with `--short`. A MiniLM reads titles and is tuned a little, and two
 towers bring what it makes of them together with users: a film that nobody has rated yet is scored by its text alone.
 """
 
@@ -123,13 +123,8 @@ def quality(past: Past, bests: Sequence[Best], wanted: Sequence[Wanted]) -> tupl
 
 
 def latency(
-    past: Past,
-    users: Sequence[int],
-    bests: dict[str, Best],
-    towers: dict[str, nn.Module],
-    texts: list[str],
-    seconds: float,
-) -> str:
+    past: Past, users: Sequence[int], bests: dict[str, Best], towers: dict[str, nn.Module], texts: list[str], seconds: float
+) -> str:  # fmt: skip
     """How long a request takes, and reading the titles of new films."""
     ways: dict[str, Way] = {name: {"encode": past.encode, "best 10": best} for name, best in bests.items()}
     rows = [[f"a request: {step}", *cells, ""] for step, *cells in timed(ways, users, seconds)]
@@ -182,7 +177,10 @@ def story(folder: Path, short: bool) -> list[str]:
     stored.grow(embedded(reader, coming))
     learn(stored, news, 1e-3, others=[torch.cat(after).unique()])
     traffic, evaluate = judged(news)
-    updated = fastrec.update(folder, stored, calibration=traffic, evaluate=evaluate, budget=BUDGET)
+    try:
+        updated = fastrec.update(folder, stored, calibration=traffic, evaluate=evaluate, budget=BUDGET)
+    except fastrec.UpdateRefused as refused:
+        return [*told, f"The model of before goes on: {refused}"]
     wanted = past.wanted(later), past.wanted(later, newer)
     was = quality(past, [served(fast, newer)], wanted[:1])[1]
     now = quality(past, [served(updated, count), served(updated, count, newer)], wanted)[1]

@@ -172,12 +172,12 @@ def story(folder: Path, short: bool) -> list[str]:
         model.grow(len(shop.price))
     learn_towers(towers, news, 5e-4)
     learn(ranker, [torch.cat(both) for both in zip(seen, news, strict=True)], 5e-4)
-    new = [
-        fastrec.update(folder / "customer", towers.customer),
-        fastrec.update(
-            folder / "ranker", ranker, calibration=batches(news), evaluate=judged(held), budget=BUDGET
-        ),
-    ]
+    how = {"calibration": batches(news), "evaluate": judged(held), "budget": BUDGET}
+    try:  # first what may be refused, so that both are updated or none is
+        new = [fastrec.update(folder / "ranker", ranker, **how)]
+        new = [fastrec.update(folder / "customer", towers.customer), *new]
+    except fastrec.UpdateRefused as refused:
+        return [*told, f"The models of before go on: {refused}"]
     users, wanted = sorted(later.user.unique().tolist()), shop.wanted(later)
     ways = {"not updated": request(shop, first, *fast), "updated": request(shop, towers, *new)}
     rows = [*zip(heads, *(quality(shop, way, wanted, users)[1] for way in ways.values()), strict=True)]
