@@ -5,9 +5,7 @@ Writes `benchmarks/results/workers/<machine>.json` and the two tables in `docs/s
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import fastrec
@@ -31,14 +28,12 @@ from fastrec.wording import amount, share, times
 
 from .engines import BATCH, FEWEST, WORKERS, Engine, Few, engines, plain, rate
 from .marks import put
+from .originals import COLUMNS, ROWS, SIZES, WIDTH, Lookup, Original, examples, uncompressed
 from .pages import ROOT, run
 
 PAGE = ROOT / "docs" / "scoring.md"
 SCHEMA = 1
-COLUMNS = ("ids", "genres", "liked")
 HOLDERS = (1, 4)
-ROWS, WIDTH = 1 << 23, 16
-SIZES = Path("sizes.txt")
 
 
 @dataclass(frozen=True)
@@ -70,70 +65,6 @@ class Workers:
     machine: Machine
     held: tuple[Held, ...]
     rates: tuple[Rate, ...]
-
-
-class Lookup(nn.Module):
-    """One large table and a tower."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = nn.Embedding(ROWS, WIDTH)
-        self.tower = nn.Sequential(nn.Linear(WIDTH, 64), nn.ReLU(), nn.Linear(64, 1))
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.tower(self.table(ids)).squeeze(1)
-
-
-def examples() -> Any:
-    """The module of the example."""
-    sys.path.insert(0, str(ROOT / "examples"))
-    import movietweetings
-
-    return movietweetings
-
-
-def uncompressed(folder: str) -> nn.Module:
-    """The model as it was trained, in evaluation mode."""
-    sizes = Path(folder, SIZES)
-    if sizes.exists():
-        pairs = (line.split() for line in sizes.read_text().splitlines())
-        model: nn.Module = examples().Ranker({name: int(size) for name, size in pairs})
-    else:
-        model = Lookup()
-    model.load_state_dict(load_file(Path(folder, "model.safetensors")))
-    return model.eval()
-
-
-@functools.cache
-def opened(folder: str) -> nn.Module:
-    """The same, once for each process, however often what scores is pickled."""
-    torch.set_num_threads(1)
-    return uncompressed(folder)
-
-
-class Original:
-    """Batches scored by the uncompressed model, as somebody would write it: columns to tensors, a call, a column of scores."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
-
-    def __call__(self, batch: Any) -> Any:
-        model = opened(self.folder)
-        given = [torch.tensor(matrix(batch, name)) for name in COLUMNS]
-        with torch.inference_mode():
-            scores = model(*given).numpy()
-        if isinstance(batch, pd.DataFrame):
-            return batch[["row"]].assign(score=scores)
-        return type(batch).from_arrays([batch.column("row"), pa.array(scores)], names=["row", "score"])
-
-
-def matrix(batch: Any, name: str) -> np.ndarray[Any, Any]:
-    """A column of lists of one length as an array (n, k)."""
-    if isinstance(batch, pd.DataFrame):
-        return np.stack(list(batch[name]))
-    values = batch.column(name)
-    whole = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-    return np.asarray(whole.flatten()).reshape(batch.num_rows, -1)
 
 
 def hold(pipe: Connection, folder: str, artifact: bool) -> None:
