@@ -22,6 +22,7 @@ from .graph import copy_graph, emit, evaluate, is_call, sweep, value
 from .inputs import Feature
 from .program import Program
 from .rows import count_rows, take_rows
+from .shapes import misfit
 
 __all__ = ["Once", "ask"]
 
@@ -82,10 +83,7 @@ class Once:
         for index, axis in self._whole:
             tensor, feature = tensors[index], self._features[index]
             if tensor.dim() != len(feature.shape):
-                raise InputError(
-                    f"feature {feature.name!r} is {tuple(tensor.shape)}, in the example it was {feature.shape}",
-                    feature=feature.name,
-                )
+                raise misfit(feature, tensor)
             if tensor.shape[axis] == 1:
                 continue
             rows = count_rows(self.candidates, tensors) if rows is None else rows
