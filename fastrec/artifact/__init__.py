@@ -9,7 +9,7 @@ from __future__ import annotations
 from .contents import Contents, Loaded
 from .graphs import path_of
 from .manifest import Manifest, Modules
-from .parts import check
+from .checking import check
 from .plain_form import PlainForm, read_plain
 from .reading import read
 from .tensors import digest_of

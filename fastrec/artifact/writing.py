@@ -43,7 +43,7 @@ from .manifest import (
 from .manifest import Session as Entry
 from .modules import Edits, edits_of
 from .onnx_files import stamped
-from .parts import try_reading
+from .checking import try_reading
 from .replacing import Writer, replaced
 from .tensors import Tensors, digest_of, dtype_name
 
