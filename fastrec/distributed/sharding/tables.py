@@ -20,6 +20,7 @@ from torch import Tensor, fx
 from ...artifact import path_of
 from ...graph import constant, is_call, is_random, operator_name, value
 from ...ops import INT4, INT8
+from ...subgraphs import past
 from ...techniques.fusion.id_columns import identity
 from ...techniques.fusion.lookup_tables import mutated
 from .quick import quick
@@ -158,12 +159,12 @@ def find_tables(gm: fx.GraphModule, least_bytes: int = 0, only: Container[str] |
     made = []
     for table in read:
         if table in apart:
-            before = _past([node for one in table.lookups for node in one.operands])
+            before = past(node for one in table.lookups for node in one.operands)
             elsewhere = {one.call for other in apart for one in other.lookups}
             if any(is_random(node) or node in written for node in before):
                 apart.discard(table)
                 table = _whole(table, "its ids are drawn, or written to")
-            elif before & elsewhere:
+            elif not elsewhere.isdisjoint(before):
                 apart.discard(table)
                 table = _whole(table, "its ids come from other lookups")
         made.append(table)
@@ -241,15 +242,3 @@ def _added_up(call: fx.Node) -> Sums | None:
         fit = axes >= 2 and over == [axes - 2] and value(node).dtype in _ADDED
         return Sums(node, is_call(node, aten.mean.dim)) if fit else None
     return None
-
-
-def _past(nodes: Sequence[fx.Node]) -> set[fx.Node]:
-    """These nodes and all that they come from."""
-    found: set[fx.Node] = set()
-    left = list(nodes)
-    while left:
-        node = left.pop()
-        if node not in found:
-            found.add(node)
-            left.extend(node.all_input_nodes)
-    return found
