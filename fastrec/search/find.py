@@ -6,12 +6,11 @@ import contextlib
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import fx
 
-from ..backends import Backend
 from ..budget import Budget
 from ..certify import Certifier, Evaluate
 from ..errors import MeasurementError
@@ -21,7 +20,6 @@ from ..memo import Memo
 from ..program import Program
 from ..progress import Stages
 from ..recipe import Recipe
-from ..request import Once
 from ..techniques import TECHNIQUES, Technique
 from ..tried import Tried, said
 from .order import Ladder, search
@@ -62,24 +60,13 @@ def is_asked(budget: Budget | None, evaluate: Evaluate | None) -> bool:
 
 
 def find_recipe(
-    work: Journal,
-    program: Program,
-    once: Once,
-    start: Recipe,
-    evaluate: Evaluate,
-    budget: Budget,
-    backends: Sequence[Backend],
-    sizes: Sequence[int],
-    memo: Memo,
-    show: Stages,
-    resume: Path | None,
-    guarded: bool = True,
-    workers: Workers | None = None,
+    work: Journal, task: Task, memo: Memo, show: Stages, resume: Path | None, workers: Workers | None = None
 ) -> Found:
-    """The best recipe from `start` on that is certified on one half of the rows; `start` where there is nothing to certify by.
+    """The best recipe from the task's start on that is certified on one half of its rows; the start where there is nothing to certify by.
 
     Trials that `resume` has are not made again; those that are made `workers` make, where there are any. Raises `InputError` where that is of another search.
     """
+    program, once, start, evaluate, budget = task.program, task.once, task.start, task.evaluate, task.budget
     if not isinstance(evaluate, Evaluator):
         work.notes.append(
             "nothing that approximates was tried: evaluate gives one number per model, which certifies no loss; make it with "
@@ -92,20 +79,12 @@ def find_recipe(
         work.notes.append(f"nothing that approximates was tried: the labelled rows cannot be halved: {error}")
         return Found(start, (), Certifier(program, once, evaluate, budget), certifies=True)
     show("compiling what is exact")
-    task = Task(
-        program,
-        tuple(work.calibration),
-        once,
-        searching,
-        budget,
-        tuple(backends),
-        tuple(sizes),
-        guarded,
-        start,
-    )
+    task = replace(task, evaluate=searching)
     trials = task.trials(memo)
     ladders = _ladders(trials.asked or program, budget, start)
-    of = {} if resume is None else fingerprint(program, work.calibration, searching, budget, backends, sizes)
+    of = (
+        {} if resume is None else fingerprint(program, task.calibration, searching, budget, task.backends, task.sizes)
+    )
     here = Recorded(resume, of, trials)
     checker = Certifier(program, once, checking, budget)
     with _opened(workers, task, work, show) as several:
