@@ -56,7 +56,7 @@ from .recipe import Recipe
 from .report import SizeResult
 from .request import Once
 from .rewriting import apply_recipe, fresh_batches, read, rewritten
-from .search import Found, Task, Workers, find_recipe, is_asked
+from .search import Searched, Task, Workers, find_recipe, is_asked
 from .sessions import Made, compile_forms, original_call, served_call, session_call
 from .techniques import Technique
 from .undeclared import advice
@@ -147,7 +147,7 @@ def compress(
             return _unreadable(work, model, batch, steps)
         once = Once(program.layout.features, check=check_request)
         memo = Memo()
-        best: Found | None = None
+        best: Searched | None = None
         certifier: Certifier | None = None
         if searching and budget is not None and evaluate is not None:
             task = Task(

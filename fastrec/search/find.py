@@ -27,7 +27,7 @@ from .resume import Recorded, fingerprint
 from .spread import Spread, Worker, Workers
 from .task import Task
 
-__all__ = ["Found", "find_recipe", "is_asked"]
+__all__ = ["Searched", "find_recipe", "is_asked"]
 
 _SEARCHING = 0.6
 """The share of the time for trials; the rest is for what they found."""
@@ -36,7 +36,7 @@ _STARTING = 0.3
 
 
 @dataclass(frozen=True)
-class Found:
+class Searched:
     """The best recipe, all that was tried for it, and what judges it on rows that no trial has seen; `certifies` whether losses can be certified at all."""
 
     recipe: Recipe
@@ -61,7 +61,7 @@ def is_asked(budget: Budget | None, evaluate: Evaluate | None) -> bool:
 
 def find_recipe(
     work: Journal, task: Task, memo: Memo, show: Stages, resume: Path | None, workers: Workers | None = None
-) -> Found:
+) -> Searched:
     """The best recipe from the task's start on that is certified on one half of its rows; the start where there is nothing to certify by.
 
     Trials that `resume` has are not made again; those that are made `workers` make, where there are any. Raises `InputError` where that is of another search.
@@ -72,12 +72,12 @@ def find_recipe(
             "nothing that approximates was tried: evaluate gives one number per model, which certifies no loss; make it with "
             "fastrec.measure.evaluator"
         )
-        return Found(start, (), Certifier(program, once, evaluate, budget), certifies=False)
+        return Searched(start, (), Certifier(program, once, evaluate, budget), certifies=False)
     try:
         searching, checking = evaluate.split()
     except MeasurementError as error:
         work.notes.append(f"nothing that approximates was tried: the labelled rows cannot be halved: {error}")
-        return Found(start, (), Certifier(program, once, evaluate, budget), certifies=True)
+        return Searched(start, (), Certifier(program, once, evaluate, budget), certifies=True)
     show("compiling what is exact")
     task = replace(task, evaluate=searching)
     trials = task.trials(memo)
@@ -115,7 +115,7 @@ def find_recipe(
             return judged.holds
 
         recipe, tried = search(start, ladders, timed, late, confirmed, spread.ahead, here.has)
-    return Found(recipe, tried, checker, certifies=True)
+    return Searched(recipe, tried, checker, certifies=True)
 
 
 def _opened(

@@ -53,7 +53,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ...earlier import Origin, Piece, digest_of, earlier_of, origin_of, set_origin, side_by_side
+from ...earlier import Origin, Region, digest_of, earlier_of, origin_of, set_origin, side_by_side
 from ...graph import add_constant, constant, emit, is_call, operator_name, value
 from ..base import Change
 from .id_columns import Column, IdReader, pack_ids
@@ -388,7 +388,7 @@ class _Folding:
             starts = range(0, len(table), _BLOCK)
             known = [False for _ in starts]
             if earlier is not None and origin is not None:
-                known = earlier.folded_blocks(origin.pieces[0], _BLOCK, folded)
+                known = earlier.folded_blocks(origin.regions[0], _BLOCK, folded)
             for start in (start for start, done in zip(starts, known, strict=True) if not done):
                 block = table[start : start + _BLOCK].double() @ wide
                 folded[start : start + _BLOCK] = block if bias is None else block + bias.double()
@@ -397,12 +397,12 @@ class _Folding:
     def _origin(self, part: _Part, table: Tensor, columns: Tensor, bias: Tensor | None) -> Origin | None:
         """Where the rows of a folded table come from, if they are folded rows of a table of the model's own."""
         source = origin_of(self._gm, str(part.table.target), table) if part.table is not None else None
-        if source is None or source.form or len(source.pieces) != 1 or source.pieces[0].how:
+        if source is None or source.form or len(source.regions) != 1 or source.regions[0].how:
             return None
-        (piece,) = source.pieces
-        whole = (piece.row, piece.column) == (0, 0) and (piece.rows, piece.columns) == tuple(table.shape)
+        (region,) = source.regions
+        whole = (region.row, region.column) == (0, 0) and (region.rows, region.columns) == tuple(table.shape)
         how = f"folded {digest_of(columns, bias)}"
-        return Origin((Piece(0, len(table), 0, len(columns), piece.path, how),)) if whole else None
+        return Origin((Region(0, len(table), 0, len(columns), region.path, how),)) if whole else None
 
     def _constant(self, name: str, tensor: Tensor, origin: Origin | None = None) -> fx.Node:
         self._added += tensor.nbytes
