@@ -8,7 +8,8 @@ from dataclasses import replace
 from torch import Tensor, fx
 
 from .errors import InputError
-from .inputs import Branch, Feature, Fixed, Layout, Tree
+from .inputs import Feature, Layout
+from .trees import Branch, Fixed, Tree
 from .rows import Run, count_rows
 
 __all__ = ["answer_types", "as_before", "differing"]

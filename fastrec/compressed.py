@@ -18,7 +18,8 @@ from .backends import Backend, ModelSession, Session, Source
 from .errors import ForkSafetyError, InputError
 from .exports import Exported, export_onnx, export_triton
 from .guards import Guard
-from .inputs import Layout, Leaf
+from .inputs import Layout
+from .trees import Leaf
 from .nonfinite import Apart
 from .plan import ORIGINAL, Plan
 from .program import Program

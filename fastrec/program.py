@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError
-from .inputs import Feature, Layout, describe, read_layout
+from .inputs import Feature, Layout, read_layout
+from .trees import describe
 from .rows import Run, find_rows
 
 __all__ = ["Answers", "Program", "target_of"]

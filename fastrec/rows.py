@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .inputs import Branch, Feature, Layout, Tree
+from .inputs import Feature, Layout
+from .trees import Branch, Tree
 
 __all__ = ["Run", "alike", "count_rows", "find_rows", "take_rows"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastrec.inputs import Tree, build, describe
+from fastrec.trees import Tree, build, describe
 from fastrec.techniques import Applied, Skip
 
 __all__ = [

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastrec.inputs import Feature, Layout, Leaf
+from fastrec.inputs import Feature, Layout
+from fastrec.trees import Leaf
 from fastrec.nonfinite import Apart
 
 NAN, INF = float("nan"), float("inf")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..compressed import CompressedModel, load
 from ..errors import InputError
-from ..inputs import tensors_of
+from ..trees import tensors_of
 from ..measure import Latency, Ratio, fidelity, machine
 from ..plain import to_plain
 from ..plan import ORIGINAL, WORTH, compared

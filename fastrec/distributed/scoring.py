@@ -17,7 +17,7 @@ from ..artifact.folder import opened, refuse_other
 from ..artifact.layouts import Classes, layout_of
 from ..compressed import load
 from ..errors import FastrecError, InputError
-from ..inputs import Branch, Leaf, Tree, tensors_of
+from ..trees import Branch, Leaf, Tree, tensors_of
 from ..rows import alike, take_rows
 from .columns import Bad, Columns
 from .sifting import sift

@@ -13,7 +13,8 @@ from ..as_called import AsCalled
 from ..backends.common import is_reference
 from ..capture import capture
 from ..errors import CaptureError
-from ..inputs import Branch, Layout, Leaf, Tree
+from ..inputs import Layout
+from ..trees import Branch, Leaf, Tree
 from ..program import Program
 from ..request import ask
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..backends import Backend
 from ..errors import InputError
-from ..inputs import tensors_of
+from ..trees import tensors_of
 from ..nonfinite import Apart
 from .given import cast
 from .joined import Joined, Joiner

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..inputs import describe
+from ..trees import describe
 from ..measure import fidelity
 
 __all__ = ["Allowed", "Answer", "alike", "off", "same_form", "same_values"]

@@ -24,7 +24,7 @@ from fastrec.declared import read_request
 from fastrec.errors import IdOutOfRangeError, InputError, RequestMismatchError
 from fastrec.graph import operator_name
 from fastrec.guards import read_guard
-from fastrec.inputs import tensors_of
+from fastrec.trees import tensors_of
 from fastrec.plan import Plan
 from fastrec.program import Program
 from fastrec.recipe import Recipe

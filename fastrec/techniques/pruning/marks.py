@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...inputs import Tree
+from ...trees import Tree
 from ...program import Program
 from ...quiet import reason_of
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from ...errors import TechniqueError
-from ...inputs import describe
+from ...trees import describe
 from ...program import Program
 from ...quiet import reason_of
 from ..quantization.calibration import evenly, rows_kept
