@@ -9,8 +9,8 @@ from torch import Tensor, fx
 
 from .errors import InputError
 from .inputs import Feature, Layout
-from .trees import Branch, Fixed, Tree
 from .rows import Run, count_rows
+from .trees import Branch, Fixed, Tree
 
 __all__ = ["answer_types", "as_before", "differing"]
 

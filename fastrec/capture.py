@@ -16,10 +16,10 @@ from .earlier import mark_originals
 from .errors import CaptureError
 from .graph import constant, free_sizes, is_random, is_written, normalise
 from .inputs import flat_layout
-from .trees import collect
 from .program import Program
 from .quiet import quiet, reason_of
 from .rows import take_rows
+from .trees import collect
 
 __all__ = ["capture"]
 

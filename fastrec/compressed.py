@@ -19,7 +19,6 @@ from .errors import ForkSafetyError, InputError
 from .exports import Exported, export_onnx, export_triton
 from .guards import Guard
 from .inputs import Layout
-from .trees import Leaf
 from .nonfinite import Apart
 from .plan import ORIGINAL, Plan
 from .program import Program
@@ -31,6 +30,7 @@ from .serving import LIMIT_BYTES, Merged, Scorer, precompute
 from .serving.given import cast
 from .shapes import fits, refusal
 from .techniques import TECHNIQUES, Technique
+from .trees import Leaf
 
 __all__ = ["CompressedModel", "Repeated", "load"]
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from .errors import InputError
 from .inputs import Feature, Layout, read_layout
-from .trees import describe
 from .rows import Run, find_rows
+from .trees import describe
 
 __all__ = ["Answers", "Program", "target_of"]
 

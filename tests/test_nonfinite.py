@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from fastrec.inputs import Feature, Layout
-from fastrec.trees import Leaf
 from fastrec.nonfinite import Apart
+from fastrec.trees import Leaf
 
 NAN, INF = float("nan"), float("inf")
 

@@ -17,8 +17,8 @@ from ..artifact.folder import opened, refuse_other
 from ..artifact.layouts import Classes, layout_of
 from ..compressed import load
 from ..errors import FastrecError, InputError
-from ..trees import Branch, Leaf, Tree, tensors_of
 from ..rows import alike, take_rows
+from ..trees import Branch, Leaf, Tree, tensors_of
 from .columns import Bad, Columns
 from .sifting import sift
 from .tables import Array, length

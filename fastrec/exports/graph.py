@@ -14,9 +14,9 @@ from ..backends.common import is_reference
 from ..capture import capture
 from ..errors import CaptureError
 from ..inputs import Layout
-from ..trees import Branch, Leaf, Tree
 from ..program import Program
 from ..request import ask
+from ..trees import Branch, Leaf, Tree
 
 __all__ = ["ROWS", "Port", "inputs_of", "is_rounded", "outputs_of", "served_graph"]
 
