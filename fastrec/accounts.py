@@ -15,7 +15,7 @@ from .program import Program
 from .recipe import Recipe
 from .report import Memory, Report, SizeResult, Status, Work
 from .rewriting import Rewritten
-from .search import Found
+from .search import Searched
 from .sessions import Made
 
 __all__ = ["account", "status_of", "work_of"]
@@ -56,7 +56,7 @@ def account(
     )
 
 
-def status_of(made: CompressedModel, best: Found | None) -> Status:
+def status_of(made: CompressedModel, best: Searched | None) -> Status:
     """What became of it, in a word: what was asked for and not reached comes first."""
     report = made.report
     if not report.met:

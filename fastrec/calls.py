@@ -8,8 +8,9 @@ from dataclasses import replace
 from torch import Tensor, fx
 
 from .errors import InputError
-from .inputs import Branch, Feature, Fixed, Layout, Tree
+from .inputs import Feature, Layout
 from .rows import Run, count_rows
+from .trees import Branch, Fixed, Tree
 
 __all__ = ["answer_types", "as_before", "differing"]
 

@@ -15,10 +15,11 @@ from torch import Tensor, fx, nn
 from .earlier import mark_originals
 from .errors import CaptureError
 from .graph import constant, free_sizes, is_random, is_written, normalise
-from .inputs import collect, flat_layout
+from .inputs import flat_layout
 from .program import Program
 from .quiet import quiet, reason_of
 from .rows import take_rows
+from .trees import collect
 
 __all__ = ["capture"]
 

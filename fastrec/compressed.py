@@ -18,7 +18,7 @@ from .backends import Backend, ModelSession, Session, Source
 from .errors import ForkSafetyError, InputError
 from .exports import Exported, export_onnx, export_triton
 from .guards import Guard
-from .inputs import Layout, Leaf
+from .inputs import Layout
 from .nonfinite import Apart
 from .plan import ORIGINAL, Plan
 from .program import Program
@@ -28,7 +28,9 @@ from .request import Once
 from .rows import count_rows
 from .serving import LIMIT_BYTES, Merged, Scorer, precompute
 from .serving.given import cast
+from .shapes import fits, refusal
 from .techniques import TECHNIQUES, Technique
+from .trees import Leaf
 
 __all__ = ["CompressedModel", "Repeated", "load"]
 
@@ -315,17 +317,11 @@ class CompressedModel(nn.Module):
         features = self._layout.features
         given = tuple([(tensor.shape, tensor.dtype) for tensor in flat])
         rows = count_rows(self._once.candidates, flat) if self._layout.rows is not None else 1
-        for index, (feature, (shape, dtype)) in enumerate(zip(features, given, strict=True)):
+        for index, (feature, (_, dtype)) in enumerate(zip(features, given, strict=True)):
             if dtype is not feature.dtype:
                 flat[index] = cast(feature, flat[index])
-            sizes: list[int | None] = list(feature.shape)
-            axis = feature.growing
-            if axis is not None and len(shape) == len(sizes):
-                once = feature.role != "rows" or (feature.request is True and shape[axis] == 1)
-                sizes[axis] = shape[axis] if once else rows
-            if list(shape) != sizes:
+            if rows is None or not fits(feature, flat[index], rows):
                 return None
-        assert rows is not None
         chosen = self.session(rows), self._once.several(flat)
         if len(self._routes) < _SHAPES and all(
             dtype is f.dtype for f, (_, dtype) in zip(features, given, strict=True)
@@ -346,30 +342,11 @@ class CompressedModel(nn.Module):
         except InputError:
             raise
         except Exception as error:  # whatever a stranger's model raises, named
-            odd = [
-                (feature, tensor)
-                for feature, tensor in zip(self._layout.features, flat, strict=True)
-                if _shape(feature.shape, feature.growing) != _shape(tuple(tensor.shape), feature.growing)
-            ]
-            what = ", ".join(
-                f"{f.name!r} is {tuple(t.shape)}, in the example it was {f.shape}" for f, t in odd
-            )
-            sizes = ", ".join(
-                f"{f.name!r} {tuple(t.shape)}" for f, t in zip(self._layout.features, flat, strict=True)
-            )
-            raise InputError(
-                f"the model does not take this batch: {what or 'sizes do not agree: ' + sizes}. "
-                f"It says: {type(error).__name__}: {error}",
-                feature=odd[0][0].name if odd else "",
-            ) from error
+            raise refusal(self._layout.features, flat, error) from error
 
     def extra_repr(self) -> str:
         """What serves, for `print`."""
         return ORIGINAL if self.plan is None else ", ".join(dict.fromkeys(self.plan.names))
-
-
-def _shape(shape: tuple[int, ...], growing: int | None) -> list[int | None]:
-    return [None if axis == growing else size for axis, size in enumerate(shape)]
 
 
 def load(

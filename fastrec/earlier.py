@@ -19,7 +19,7 @@ from .graph import ORIGINS, constant
 __all__ = [
     "Earlier",
     "Origin",
-    "Piece",
+    "Region",
     "digest_of",
     "earlier_of",
     "mark_originals",
@@ -34,7 +34,7 @@ _ORIGINALS, _EARLIER = "originals", "earlier"
 
 
 @dataclass(frozen=True)
-class Piece:
+class Region:
     """Part of a table: its rows from `row` on, and columns from `column` on, are those of the model's table `path`, from its first
     row on, after `how` (nothing: as they are; folded into weights of that digest).
     """
@@ -51,10 +51,10 @@ class Piece:
 class Origin:
     """Where the rows of a table come from, and in which form they are held (nothing: as they are).
 
-    Rows that no piece names are the same whatever the model holds.
+    Rows that no region names are the same whatever the model holds.
     """
 
-    pieces: tuple[Piece, ...]
+    regions: tuple[Region, ...]
     form: str = ""
 
 
@@ -71,7 +71,7 @@ def origin_of(gm: fx.GraphModule, name: str, tensor: Tensor) -> Origin | None:
         return known[name]
     if tensor.ndim != 2 or gm.meta.get(_ORIGINALS, {}).get(name) != _place(tensor):
         return None
-    return Origin((Piece(0, len(tensor), 0, tensor.shape[1], name),))
+    return Origin((Region(0, len(tensor), 0, tensor.shape[1], name),))
 
 
 def set_origin(gm: fx.GraphModule, name: str, origin: Origin | None) -> None:
@@ -93,12 +93,12 @@ def set_origins(gm: fx.GraphModule, origins: Mapping[str, Origin]) -> None:
 
 def side_by_side(parts: Iterable[tuple[Origin | None, int, int]]) -> Origin | None:
     """The origin of a table in which others begin at these rows and columns; None where that of one is not known."""
-    pieces: list[Piece] = []
+    regions: list[Region] = []
     for origin, row, column in parts:
         if origin is None or origin.form:
             return None
-        pieces += [replace(p, row=p.row + row, column=p.column + column) for p in origin.pieces]
-    return Origin(tuple(pieces))
+        regions += [replace(p, row=p.row + row, column=p.column + column) for p in origin.regions]
+    return Origin(tuple(regions))
 
 
 def earlier_of(gm: fx.GraphModule) -> Earlier | None:
@@ -133,7 +133,7 @@ class Earlier:
         self._same: dict[str, Tensor] = {}
         self.open = True
         self.coded: dict[Origin, tuple[int, int]] = {}
-        self.folded: dict[Piece, tuple[int, int]] = {}
+        self.folded: dict[Region, tuple[int, int]] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Earlier:
         # It goes with graphs, whose copies share their tensors.
@@ -165,17 +165,17 @@ class Earlier:
             made[left] = code(table[left])
         return made
 
-    def folded_blocks(self, piece: Piece, block: int, into: Tensor) -> list[bool]:
+    def folded_blocks(self, region: Region, block: int, into: Tensor) -> list[bool]:
         """Fills each block of rows whose source and weights have not changed, and says which are filled.
 
         Blocks are those that were worked out together: products of other numbers of rows may round otherwise.
         """
-        rows, old = len(into), self._piece(piece)
+        rows, old = len(into), self._region(region)
         starts = range(0, rows, block)
         if old is None or old.dtype is not into.dtype:
-            self.folded[piece] = (0, rows)
+            self.folded[region] = (0, rows)
             return [False for _ in starts]
-        same = self.same(piece.path)
+        same = self.same(region.path)
         filled = []
         for start in starts:
             end = min(start + block, rows)
@@ -183,7 +183,7 @@ class Earlier:
             if alike:
                 into[start:end] = old[start:end]
             filled.append(alike)
-        self.folded[piece] = (
+        self.folded[region] = (
             sum(min(block, rows - start) for start, done in zip(starts, filled, strict=True) if done),
             rows,
         )
@@ -203,11 +203,11 @@ class Earlier:
 
     def _rows(self, origin: Origin, rows: int) -> tuple[Tensor | None, Tensor | None]:
         """What was made in this form before, and the row of it for each of so many rows, -1 for those to be made."""
-        wanted = _by_rows(origin.pieces)
+        wanted = _by_rows(origin.regions)
         for known, tensor in self._made:
             if known.form != origin.form:
                 continue
-            held = {key: (row, count) for (row, count), key in _by_rows(known.pieces).items()}
+            held = {key: (row, count) for (row, count), key in _by_rows(known.regions).items()}
             source = torch.full((rows,), -1, dtype=torch.int64)
             for (row, count), key in wanted.items():
                 if key not in held:
@@ -227,21 +227,21 @@ class Earlier:
                 return tensor, source
         return None, None
 
-    def _piece(self, piece: Piece) -> Tensor | None:
-        """What was made of this piece before."""
+    def _region(self, region: Region) -> Tensor | None:
+        """What was made of this region before."""
         for known, tensor in self._made:
-            for one in known.pieces if not known.form else ():
-                if replace(one, row=0, rows=0, column=0) == replace(piece, row=0, rows=0, column=0):
+            for one in known.regions if not known.form else ():
+                if replace(one, row=0, rows=0, column=0) == replace(region, row=0, rows=0, column=0):
                     return tensor[one.row : one.row + one.rows, one.column : one.column + one.columns]
         return None
 
 
-def _by_rows(pieces: Sequence[Piece]) -> dict[tuple[int, int], tuple[tuple[int, int, str, str], ...]]:
-    """The pieces of each block of rows, by its first row and number of rows."""
+def _by_rows(regions: Sequence[Region]) -> dict[tuple[int, int], tuple[tuple[int, int, str, str], ...]]:
+    """The regions of each block of rows, by its first row and number of rows."""
     found: dict[tuple[int, int], list[tuple[int, int, str, str]]] = {}
-    for piece in pieces:
-        found.setdefault((piece.row, piece.rows), []).append(
-            (piece.column, piece.columns, piece.path, piece.how)
+    for region in regions:
+        found.setdefault((region.row, region.rows), []).append(
+            (region.column, region.columns, region.path, region.how)
         )
     return {place: tuple(sorted(parts)) for place, parts in found.items()}
 

@@ -24,6 +24,7 @@ from .graph import VIEWS, constant, is_call, operator_name
 from .inputs import Feature
 from .program import Program
 from .rows import take_rows
+from .subgraphs import past, subgraph
 
 __all__ = ["Bounds", "Guard", "read_guard"]
 
@@ -229,7 +230,7 @@ def read_guard(
     computed: list[fx.Node] = []
     sizes: list[tuple[int, int]] = []
     for ids, least, size in _lookups(gm):
-        sources = [node for node in _past(ids) if node.op == "placeholder"]
+        sources = [node for node in past([ids]) if node.op == "placeholder"]
         if not any(isinstance(node.meta["val"], Tensor) and _reads(node, ids) for node in sources):
             continue
         traced = _trace(gm, ids, tensors) if _is_affine(ids) else None
@@ -245,7 +246,7 @@ def read_guard(
         nonfinite == "raise" and _allows_finite_only(tensor) and not _all_ids(bound)
         for tensor, bound in zip(captured.batch, bounds, strict=True)
     ]
-    return Guard(features, bounds, finite, _subgraph(gm, computed) if computed else None, sizes, promised)
+    return Guard(features, bounds, finite, subgraph(gm, computed) if computed else None, sizes, promised)
 
 
 def _allows_finite_only(tensor: Tensor) -> bool:
@@ -300,24 +301,10 @@ def _lookups(gm: fx.GraphModule) -> Iterator[tuple[fx.Node, int, int]]:
             yield ids, least * tensor.shape[0], tensor.shape[0]
 
 
-def _past(node: fx.Node) -> list[fx.Node]:
-    """The node and everything it comes from, inputs first."""
-    found: dict[fx.Node, None] = {}
-
-    def visit(current: fx.Node) -> None:
-        if current not in found:
-            for source in current.all_input_nodes:
-                visit(source)
-            found[current] = None
-
-    visit(node)
-    return list(found)
-
-
 def _reads(source: fx.Node, ids: fx.Node) -> bool:
     """Whether the ids depend on the values of an input, not only on its size."""
     reach = {source}
-    for node in _past(ids):
+    for node in past([ids]):
         if operator_name(node) != "sym_size" and any(arg in reach for arg in node.all_input_nodes):
             reach.add(node)
     return ids in reach
@@ -326,7 +313,7 @@ def _reads(source: fx.Node, ids: fx.Node) -> bool:
 def _is_affine(ids: fx.Node) -> bool:
     """Whether each id is one input element, moved, plus a constant."""
     varying: set[fx.Node] = set()
-    for node in _past(ids):
+    for node in past([ids]):
         if node.op == "placeholder":
             varying.add(node)
         elif node.op == "call_function" and any(arg in varying for arg in node.all_input_nodes):
@@ -351,7 +338,7 @@ def _trace(gm: fx.GraphModule, ids: fx.Node, tensors: list[Tensor]) -> list[tupl
     With zeros in place of every input the ids are the constants; with positions 1, 2, ... in place of one input,
     what is added to them says where they come from.
     """
-    run = _subgraph(gm, [ids])
+    run = subgraph(gm, [ids])
     largest = max((tensor.numel() for tensor in tensors), default=0)
     if any(t.is_floating_point() and largest >= _EXACT.get(t.dtype, 0) for t in tensors):
         return None
@@ -371,18 +358,6 @@ def _trace(gm: fx.GraphModule, ids: fx.Node, tensors: list[Tensor]) -> list[tupl
             if here.any():
                 found.append((index, moved[here] - 1, base[here]))
     return found
-
-
-def _subgraph(gm: fx.GraphModule, results: list[fx.Node]) -> fx.GraphModule:
-    """The part of the graph that computes these nodes, taking all inputs."""
-    wanted = {node for result in results for node in _past(result)}
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in gm.graph.nodes:
-        if node.op == "placeholder" or node in wanted:
-            copies[node] = graph.node_copy(node, lambda old: copies[old])
-    graph.output(tuple(copies[node] for node in results))
-    return fx.GraphModule(gm, graph)
 
 
 def _bounds(feature: Feature, low: Array, high: Array) -> Bounds | None:

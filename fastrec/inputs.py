@@ -8,9 +8,8 @@ afterwards `flatten` turns a call into a flat list of tensors, and `arguments` t
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -18,53 +17,9 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .trees import Branch, Leaf, Tree, build, collect, describe, opaque
 
-__all__ = [
-    "Branch",
-    "Feature",
-    "Fixed",
-    "Layout",
-    "Leaf",
-    "Tree",
-    "batch_call",
-    "build",
-    "collect",
-    "describe",
-    "flat_layout",
-    "read_layout",
-    "tensors_of",
-]
-
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """The place of flat tensor number `index`."""
-
-    index: int
-
-
-@dataclass(frozen=True)
-class Fixed:
-    """A value that is not a tensor: the same on every call (`opaque` when it cannot be compared)."""
-
-    value: Any
-    opaque: bool = False
-
-
-@dataclass(frozen=True)
-class Branch:
-    """A container: `kind` says how to open and rebuild it, `keys` name its children in order."""
-
-    kind: str
-    type: type
-    keys: tuple[Any, ...]
-    children: tuple[Tree, ...]
-    extra: Any = None
-
-
-Tree = Leaf | Fixed | Branch
+__all__ = ["Feature", "Layout", "batch_call", "flat_layout", "read_layout"]
 
 
 @dataclass(frozen=True)
@@ -154,7 +109,7 @@ class Layout:
     def opaque(self) -> tuple[str, ...]:
         """Names of arguments (or the answer) holding objects that are neither tensors nor plain values."""
         named = [*zip(self.parameters, self.trees, strict=True), ("the answer", self.outputs)]
-        return tuple(f"{name}: {kind}" for name, tree in named for kind in _opaque(tree))
+        return tuple(f"{name}: {kind}" for name, tree in named for kind in opaque(tree))
 
     def _bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
         given = dict(zip(self.parameters, args, strict=False))
@@ -240,148 +195,6 @@ def flat_layout(layout: Layout, outputs: int) -> Layout:
     return replace(
         layout, parameters=names, positional=len(names), trees=leaves, outputs=answer, signature=None
     )
-
-
-def tensors_of(answer: Any) -> list[Tensor]:
-    """The tensors of an answer, in order."""
-    found: list[tuple[str, Tensor]] = []
-    describe(answer, "answer", found)
-    return [tensor for _, tensor in found]
-
-
-def describe(value: Any, name: str, flat: list[tuple[str, Tensor]]) -> Tree:
-    """The structure of `value`; its tensors are appended to `flat` with their names."""
-    if isinstance(value, Tensor):
-        flat.append((name, value))
-        return Leaf(len(flat) - 1)
-    kind = _kind(value)
-    if kind is None:
-        return Fixed(value, opaque=not isinstance(value, _PLAIN))
-    keys, children, extra = _open(kind, value)
-    trees = tuple(
-        describe(child, _join(name, kind, key), flat) for key, child in zip(keys, children, strict=True)
-    )
-    branch = Branch(kind, type(value), tuple(keys), trees, extra)
-    if kind in ("tuple", "namedtuple", "dataclass", "dict", "interaction", "jagged"):
-        try:
-            _rebuild(branch, list(children))
-        except Exception:  # noqa: BLE001 - a container that cannot be made anew is a stranger's object
-            return Fixed(value, opaque=True)
-    return branch
-
-
-def collect(tree: Tree, value: Any, name: str, flat: list[Tensor]) -> None:
-    """Append the tensors of `value`, which must have the structure `tree`, to `flat`."""
-    if isinstance(tree, Leaf):
-        if not isinstance(value, Tensor):
-            raise InputError(
-                f"feature {name!r}: got {type(value).__name__}, expected a tensor.", feature=name
-            )
-        flat.append(value)
-    elif isinstance(tree, Fixed):
-        same = tree.opaque or value is tree.value or (type(value) is type(tree.value) and value == tree.value)
-        if not same:
-            raise InputError(
-                f"{name!r}: got {value!r}, but the model was compressed with {tree.value!r}. "
-                "Compress once per value of an argument that is not a tensor.",
-                feature=name,
-            )
-    else:
-        if _kind(value) != tree.kind:
-            raise InputError(
-                f"{name!r}: got {type(value).__name__}, expected {tree.type.__name__}.", feature=name
-            )
-        keys, children, _ = _open(tree.kind, value)
-        if tuple(keys) != tree.keys:
-            children = _reorder(tree, name, keys, children)
-        for key, child_tree, child in zip(tree.keys, tree.children, children, strict=True):
-            collect(child_tree, child, _join(name, tree.kind, key), flat)
-
-
-def build(tree: Tree, tensors: Sequence[Tensor]) -> Any:
-    """The value of structure `tree` that holds these flat tensors, in fresh containers."""
-    if isinstance(tree, Leaf):
-        return tensors[tree.index]
-    if isinstance(tree, Fixed):
-        return tree.value
-    return _rebuild(tree, [build(child, tensors) for child in tree.children])
-
-
-def _kind(value: Any) -> str | None:
-    if isinstance(value, tuple):
-        return "namedtuple" if hasattr(value, "_fields") else "tuple"
-    if isinstance(value, list):
-        return "list"
-    if isinstance(value, dict):
-        return "dict"
-    if isinstance(getattr(value, "interaction", None), dict):
-        return "interaction"
-    if not isinstance(value, type) and all(
-        callable(getattr(value, part, None)) for part in ("keys", "values", "lengths")
-    ):
-        return "jagged"
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return "dataclass"
-    return None
-
-
-def _open(kind: str, value: Any) -> tuple[Sequence[Any], Sequence[Any], Any]:
-    if kind in ("tuple", "list"):
-        return range(len(value)), value, None
-    if kind == "namedtuple":
-        return value._fields, value, None
-    if kind == "dict":
-        return tuple(value), tuple(value.values()), None
-    if kind == "interaction":
-        return tuple(value.interaction), tuple(value.interaction.values()), None
-    if kind == "jagged":
-        return ("values", "lengths"), (value.values(), value.lengths()), tuple(value.keys())
-    names = tuple(item.name for item in dataclasses.fields(value) if item.init)
-    return names, tuple(getattr(value, name) for name in names), None
-
-
-def _rebuild(branch: Branch, children: list[Any]) -> Any:
-    if branch.kind == "tuple":
-        # Results of torch.sort, max and the like are tuples of a type of their own.
-        return tuple(children) if branch.type is tuple else branch.type(children)
-    if branch.kind == "list":
-        return children
-    if branch.kind == "namedtuple":
-        return branch.type(*children)
-    if branch.kind == "dict":
-        items = dict(zip(branch.keys, children, strict=True))
-        return items if branch.type is dict else branch.type(**items)
-    if branch.kind == "interaction":
-        return branch.type(dict(zip(branch.keys, children, strict=True)))
-    if branch.kind == "jagged":
-        return branch.type(keys=list(branch.extra), values=children[0], lengths=children[1])
-    return branch.type(**dict(zip(branch.keys, children, strict=True)))
-
-
-def _reorder(tree: Branch, name: str, keys: Sequence[Any], children: Sequence[Any]) -> list[Any]:
-    given = dict(zip(keys, children, strict=True))
-    missing = [key for key in tree.keys if key not in given]
-    extra = [key for key in given if key not in tree.keys]
-    if missing or extra:
-        what = f"missing {missing[0]!r}" if missing else f"unexpected {extra[0]!r}"
-        feature = _join(name, tree.kind, missing[0] if missing else extra[0])
-        raise InputError(
-            f"{name!r}: {what}; got {', '.join(map(str, keys))}, expected {', '.join(map(str, tree.keys))}.",
-            feature=feature,
-        )
-    return [given[key] for key in tree.keys]
-
-
-def _join(name: str, kind: str, key: Any) -> str:
-    return f"{name}[{key}]" if kind in ("tuple", "list") else f"{name}.{key}"
-
-
-def _opaque(tree: Tree) -> Iterator[str]:
-    if isinstance(tree, Fixed) and tree.opaque:
-        yield type(tree.value).__name__
-    elif isinstance(tree, Branch):
-        for child in tree.children:
-            yield from _opaque(child)
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature | None:

@@ -56,7 +56,7 @@ from .recipe import Recipe
 from .report import SizeResult
 from .request import Once
 from .rewriting import apply_recipe, fresh_batches, read, rewritten
-from .search import Found, Workers, find_recipe, is_asked
+from .search import Searched, Task, Workers, find_recipe, is_asked
 from .sessions import Made, compile_forms, original_call, served_call, session_call
 from .techniques import Technique
 from .undeclared import advice
@@ -147,24 +147,13 @@ def compress(
             return _unreadable(work, model, batch, steps)
         once = Once(program.layout.features, check=check_request)
         memo = Memo()
-        best: Found | None = None
+        best: Searched | None = None
         certifier: Certifier | None = None
         if searching and budget is not None and evaluate is not None:
-            best = find_recipe(
-                work,
-                program,
-                once,
-                steps,
-                evaluate,
-                budget,
-                chosen,
-                sizes,
-                memo,
-                show,
-                trials,
-                guards,
-                workers,
-            )
+            task = Task(
+                program, tuple(work.calibration), once, evaluate, budget, tuple(chosen), tuple(sizes), guards, steps
+            )  # fmt: skip
+            best = find_recipe(work, task, memo, show, trials, workers)
             steps, certifier = best.recipe, best.certifier
             work.restart()
         elif evaluate is not None:

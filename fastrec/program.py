@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError
-from .inputs import Feature, Layout, describe, read_layout
+from .inputs import Feature, Layout, read_layout
 from .rows import Run, find_rows
+from .trees import describe
 
 __all__ = ["Answers", "Program", "target_of"]
 

@@ -21,7 +21,8 @@ from .errors import InputError, RequestMismatchError
 from .graph import copy_graph, emit, evaluate, is_call, sweep, value
 from .inputs import Feature
 from .program import Program
-from .rows import count_rows, take_rows
+from .rows import alike, count_rows, take_rows
+from .shapes import misfit
 
 __all__ = ["Once", "ask"]
 
@@ -82,10 +83,7 @@ class Once:
         for index, axis in self._whole:
             tensor, feature = tensors[index], self._features[index]
             if tensor.dim() != len(feature.shape):
-                raise InputError(
-                    f"feature {feature.name!r} is {tuple(tensor.shape)}, in the example it was {feature.shape}",
-                    feature=feature.name,
-                )
+                raise misfit(feature, tensor)
             if tensor.shape[axis] == 1:
                 continue
             rows = count_rows(self.candidates, tensors) if rows is None else rows
@@ -145,13 +143,7 @@ class Once:
         rows = count_rows(self._features, tensors) or 0
         parts = [tensors[i].movedim(axis, 0) for i, axis in self._whole]
         parts += [tensors[i][:, columns] for i, columns in self._mixed]
-        found: dict[bytes, list[int]] = {}
-        keys = [
-            part.contiguous().reshape(rows, -1).view(torch.uint8).numpy() for part in parts if part.numel()
-        ]
-        for row in range(rows):
-            found.setdefault(b"".join(key[row].tobytes() for key in keys), []).append(row)
-        return [torch.tensor(one) for one in found.values()]
+        return alike(parts, rows)
 
     def agreeing(self, tensors: Sequence[Tensor]) -> dict[str, bool | tuple[int, ...]]:
         """Undeclared features whose rows all agree, as a declaration would have them: `name -> True | columns`."""

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .inputs import Branch, Feature, Layout, Tree
+from .inputs import Feature, Layout
+from .trees import Branch, Tree
 
-__all__ = ["Run", "count_rows", "find_rows", "take_rows"]
+__all__ = ["Run", "alike", "count_rows", "find_rows", "take_rows"]
 
 Run = Callable[[list[Tensor]], list[Tensor]]
 _Cutter = Literal["starts", "bounds", "lengths"]
@@ -88,6 +90,22 @@ def take_rows(features: Sequence[Feature], tensors: Sequence[Tensor], rows: Tens
             tensor = cuts[feature.name][0]
         taken.append(tensor)
     return taken
+
+
+def alike(tensors: Sequence[Tensor], rows: int) -> list[Tensor]:
+    """The numbers of the rows that hold the same bytes in all of these tensors (rows, ...), group by group, first rows first.
+
+    Cost: a pass over the bytes, and a step for each run of rows that are the same.
+    """
+    keys = [x.contiguous().reshape(rows, -1).view(torch.uint8).numpy() for x in tensors if x.numel()]
+    if not keys:
+        return [torch.arange(rows)] if rows else []
+    key = np.concatenate(keys, 1)
+    starts = (key[1:] != key[:-1]).any(1).nonzero()[0] + 1
+    found: dict[bytes, list[Tensor]] = {}
+    for start, stop in pairwise([0, *starts.tolist(), rows]):
+        found.setdefault(key[start].tobytes(), []).append(torch.arange(start, stop))
+    return [torch.cat(runs) for runs in found.values()]
 
 
 def _cut(feature: Feature, cutter: Tensor, total: int, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,20 +8,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from .accounts import account, status_of, work_of
 from .arguments import check_budget, own_random_state, read_seconds
 from .artifact import Loaded, read
+from .artifact.before import earlier_in
 from .artifact.folder import folder_digest
-from .artifact.graphs import constants_of, path_of
 from .as_called import AsCalled
 from .assembly import Checks, assemble, judge_each, serving
 from .budget import Budget
 from .calls import answer_types
 from .certify import Certifier, Evaluate, Judgement, most
 from .compressed import CompressedModel
-from .earlier import Earlier, origins_of
+from .earlier import Earlier
 from .errors import CaptureError, FastrecError, InputError, UpdateRefused
 from .guards import read_guard
 from .journal import Journal
@@ -248,7 +248,7 @@ class _Update:
                 f"its answers are {', '.join(given)}, expected {', '.join(wanted)}",
                 "convert the model, or compress it anew",
             )
-        self._earlier = _earlier(self._old, plain)
+        self._earlier = earlier_in(self._parts, _graph(plain))
         for graph in (plain, asked):
             self._earlier.attach(_graph(graph))
         try:
@@ -395,29 +395,6 @@ def _allowed(report: Report) -> Budget | None:
     if not (losses or segments or tables or report.p95_ms):
         return None
     return Budget(losses, bytes=tables, segments=segments, p95_ms=report.p95_ms)
-
-
-def _earlier(old: Loaded, plain: Program) -> Earlier:
-    """What the artifact holds of the checkpoint before, beside the tables of the new one."""
-    parts = old.contents
-    original = parts.original.model
-    source = original.source if isinstance(original, AsCalled) else None
-    programs = [source.program for source in parts.sources.values()]
-    graphs = {id(p.model): _graph(p) for p in (*programs, parts.program) if p is not None}
-    made = [
-        (origin, held[name])
-        for gm in graphs.values()
-        for held in [constants_of(gm)]
-        for name, origin in origins_of(gm).items()
-        if name in held
-    ]
-    before = {} if source is None else _by_path(_graph(source))
-    return Earlier(before, _by_path(_graph(plain)), made)
-
-
-def _by_path(gm: fx.GraphModule) -> dict[str, Tensor]:
-    """The matrices of a graph, by where they were in the model."""
-    return {path_of(gm, name): tensor for name, tensor in constants_of(gm).items() if tensor.ndim == 2}
 
 
 def _graph(program: Program) -> fx.GraphModule:

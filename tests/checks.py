@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastrec.inputs import Tree, build, describe
 from fastrec.techniques import Applied, Skip
+from fastrec.trees import Tree, build, describe
 
 __all__ = [
     "assert_as_good",

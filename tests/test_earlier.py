@@ -13,7 +13,7 @@ from fastrec.artifact.graphs import graph_data, graph_of, with_plain_names
 from fastrec.artifact.tensors import Tensors
 from fastrec.capture import capture
 from fastrec.declared import read_program
-from fastrec.earlier import Earlier, Origin, Piece, digest_of, origins_of, side_by_side
+from fastrec.earlier import Earlier, Origin, Region, digest_of, origins_of, side_by_side
 from fastrec.errors import UnsafeArtifactError
 from fastrec.graph import sweep
 from fastrec.program import Program
@@ -31,11 +31,11 @@ def stacked(held: dict[str, Tensor], order: list[str]) -> tuple[Tensor, Origin]:
     parts, row = [], 0
     for name in order:
         rows, columns = held[name].shape
-        parts.append((Origin((Piece(0, rows, 0, columns, name),)), row, 0))
+        parts.append((Origin((Region(0, rows, 0, columns, name),)), row, 0))
         row += rows
     origin = side_by_side(parts)
     assert origin is not None
-    return torch.cat([held[name] for name in order]), Origin(origin.pieces, "int8 of 4 columns")
+    return torch.cat([held[name] for name in order]), Origin(origin.regions, "int8 of 4 columns")
 
 
 def counted(code: Callable[[Tensor], Tensor]) -> tuple[Callable[[Tensor], Tensor], list[int]]:
@@ -76,12 +76,12 @@ def test_coded_rows_are_what_coding_all_of_them_gives(code: Callable[[Tensor], T
 @pytest.mark.parametrize(
     "other",
     [
-        lambda o: Origin(o.pieces, "int8 of 5 columns"),
+        lambda o: Origin(o.regions, "int8 of 5 columns"),
         lambda o: Origin(
-            tuple(Piece(p.row, p.rows, p.column, p.columns, p.path, "folded x") for p in o.pieces), o.form
+            tuple(Region(p.row, p.rows, p.column, p.columns, p.path, "folded x") for p in o.regions), o.form
         ),
-        lambda o: Origin(tuple(Piece(p.row, p.rows, 1, p.columns, p.path) for p in o.pieces), o.form),
-        lambda o: Origin(tuple(Piece(p.row, p.rows, p.column, p.columns, "z") for p in o.pieces), o.form),
+        lambda o: Origin(tuple(Region(p.row, p.rows, 1, p.columns, p.path) for p in o.regions), o.form),
+        lambda o: Origin(tuple(Region(p.row, p.rows, p.column, p.columns, "z") for p in o.regions), o.form),
     ],
     ids=["form", "how", "column", "path"],
 )
@@ -97,7 +97,7 @@ def test_what_was_made_otherwise_is_not_taken_over(other: Callable[[Origin], Ori
 def test_rows_side_by_side_are_as_before_where_all_their_parts_are() -> None:
     rng = torch.Generator().manual_seed(0)
     wide, thin = torch.randn(9, 4, generator=rng), torch.randn(9, 1, generator=rng)
-    origin = Origin((Piece(0, 9, 0, 4, "wide"), Piece(0, 9, 4, 1, "thin")), "int8")
+    origin = Origin((Region(0, 9, 0, 4, "wide"), Region(0, 9, 4, 1, "thin")), "int8")
     old = int8_rows(torch.cat([wide, thin], 1))
     now = {"wide": wide.clone(), "thin": thin.clone()}
     now["wide"][2] += 1
@@ -127,16 +127,16 @@ def test_folded_blocks_are_those_that_were_worked_out_together(
     now = torch.cat([before, torch.randn(5, 3, generator=rng)])[:rows].clone()
     for row in changed:
         now[row] += 1
-    place = Origin((Piece(4, 10, 0, 2, "t", "folded w"),))
+    place = Origin((Region(4, 10, 0, 2, "t", "folded w"),))
     earlier = Earlier({"t": before}, {"t": now}, [(place, torch.cat([torch.zeros(4, 2), folded]))])
     into = torch.full((rows, 2), torch.nan)
-    piece = Piece(0, rows, 0, 2, "t", "folded w")
-    assert earlier.folded_blocks(piece, 4, into) == expected
+    region = Region(0, rows, 0, 2, "t", "folded w")
+    assert earlier.folded_blocks(region, 4, into) == expected
     for block, filled in enumerate(expected):
         part = slice(4 * block, 4 * block + 4)
         assert torch.equal(into[part], folded[part]) if filled else bool(into[part].isnan().all())
-    assert earlier.folded[piece][1] == rows
-    assert earlier.folded_blocks(Piece(0, rows, 0, 2, "t", "folded v"), 4, into) == [False] * len(expected)
+    assert earlier.folded[region][1] == rows
+    assert earlier.folded_blocks(Region(0, rows, 0, 2, "t", "folded v"), 4, into) == [False] * len(expected)
 
 
 def test_what_is_closed_holds_nothing() -> None:
@@ -200,13 +200,13 @@ def test_made_tables_say_where_every_entry_comes_from(columns: list[int]) -> Non
     model = dict(plain.model.named_parameters())
     for name, origin in origins.items():
         table = torch.zeros_like(asked.model.get_buffer(name))
-        for p in origin.pieces:
+        for p in origin.regions:
             assert not p.how
             table[p.row : p.row + p.rows, p.column : p.column + p.columns] = model[p.path].detach()
         assert torch.equal(table, asked.model.get_buffer(name)) and bool(table.count_nonzero())
     coded = QuantizeTables(least_bytes=0).apply(asked).model
     assert isinstance(coded, fx.GraphModule)
-    assert {one.pieces for one in origins_of(coded).values()} >= {origins["stacked_table"].pieces}
+    assert {one.regions for one in origins_of(coded).values()} >= {origins["stacked_table"].regions}
     assert all(one.form.startswith("int8 of") for one in origins_of(coded).values())
 
 

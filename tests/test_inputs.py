@@ -1,45 +1,17 @@
-"""Foreign batches: flattened, rebuilt, and refused with the feature's name."""
+"""Foreign batches: flattened, and refused with the feature's name."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from fastrec import InputError
-from fastrec.inputs import batch_call, build, collect, describe, read_layout
+from fastrec.inputs import batch_call, read_layout
 
 X, Y = torch.arange(3), torch.arange(6.0).reshape(3, 2)
-
-
-class Pair(NamedTuple):
-    a: Tensor
-    b: Tensor
-
-
-@dataclass
-class Record:
-    a: Tensor
-    b: list[Tensor]
-    mode: str = "fast"
-
-
-@pytest.mark.parametrize(
-    "value",
-    [X, (X, Y), [X, Y], {"a": X, 3: {"b": Y}}, Pair(X, Y), Record(X, [Y, X]), (X, None, 2.5, "word")],
-    ids=lambda value: type(value).__name__,
-)
-def test_any_container_goes_and_comes_back(value: Any) -> None:
-    found: list[tuple[str, Tensor]] = []
-    tree = describe(value, "batch", found)
-    tensors = [tensor for _, tensor in found]
-    again: list[Tensor] = []
-    collect(tree, build(tree, tensors), "batch", again)
-    assert all(a is b for a, b in zip(tensors, again, strict=True))
-    assert type(build(tree, tensors)) is type(value)
 
 
 def positional(a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:

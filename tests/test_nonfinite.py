@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastrec.inputs import Feature, Layout, Leaf
+from fastrec.inputs import Feature, Layout
 from fastrec.nonfinite import Apart
+from fastrec.trees import Leaf
 
 NAN, INF = float("nan"), float("inf")
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrec.program import Program
-from fastrec.rows import count_rows, take_rows
+from fastrec.rows import alike, count_rows, take_rows
 
 from .checks import call, flat
 from .zoo import ZOO, Entry, make
@@ -83,3 +83,13 @@ def test_values_cut_in_every_way(role: str) -> None:
     assert [feature.role for feature in program.layout.features] == ["values", role]
     taken = take_rows(program.layout.features, list(batch), torch.tensor([2, 2, 1]))
     assert taken[0].tolist() == [3, 4, 5, 3, 4, 5]
+
+
+def test_rows_that_hold_the_same_bytes_are_one_group_wherever_they_are() -> None:
+    ids = torch.tensor([3, 3, 1, 3, 1])
+    numbers = torch.tensor([[0.0, torch.nan]] * 2 + [[2.0, 5.0], [0.0, torch.nan], [2.0, 6.0]])
+    found = alike([ids, numbers], 5)
+    assert [rows.tolist() for rows in found] == [[0, 1, 3], [2], [4]]
+    assert [rows.tolist() for rows in alike([numbers.t()[0], ids == 1], 5)] == [[0, 1, 3], [2, 4]]
+    assert [rows.tolist() for rows in alike([], 3)] == [[0, 1, 2]]
+    assert [rows.tolist() for rows in alike([ids[:0], numbers[:0]], 0)] == []

@@ -6,10 +6,10 @@ whether a folder is whole and safe.
 
 from __future__ import annotations
 
+from .checking import check
 from .contents import Contents, Loaded
 from .graphs import path_of
 from .manifest import Manifest, Modules
-from .parts import check
 from .plain_form import PlainForm, read_plain
 from .reading import read
 from .tensors import digest_of

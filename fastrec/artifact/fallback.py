@@ -12,6 +12,7 @@ from ..errors import InputError
 from ..program import Program
 from ..request import Once
 from ..rows import count_rows
+from ..shapes import fits, misfit
 
 __all__ = ["standing_for"]
 
@@ -24,6 +25,8 @@ def standing_for(original: Program, once: Once, graph: Program) -> Program:
     `once` is that of a graph of one request, and empty for one that takes its features repeated.
     """
     layout = graph.layout
+    # A graph has its own idea of the request: what is still declared in its layout it takes repeated.
+    features = [replace(feature, request=False) for feature in layout.features]
 
     def run(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         rows = count_rows(layout.features, tensors) if layout.rows is not None else None
@@ -37,17 +40,9 @@ def standing_for(original: Program, once: Once, graph: Program) -> Program:
             raise InputError(
                 f"features have other numbers of rows than one another: {', '.join(f'{n!r} {c}' for n, c in counts.items())}"
             )
-        for feature, tensor in zip(layout.features, tensors, strict=True):
-            sizes = [
-                got if axis == feature.growing and (feature.role != "rows" or got == rows) else wanted
-                for axis, (got, wanted) in enumerate(zip(tensor.shape, feature.shape, strict=False))
-            ]
-            if list(tensor.shape) != sizes or tensor.ndim != len(feature.shape):
-                raise InputError(
-                    f"feature {feature.name!r} is {tuple(tensor.shape)}, and the artifact holds no graph that takes that; "
-                    f"in the example it was {feature.shape}. {_CURE}",
-                    feature=feature.name,
-                )
+        for feature, tensor in zip(features, tensors, strict=True):
+            if not fits(feature, tensor, rows):
+                raise misfit(feature, tensor, f", and the artifact holds no graph that takes that. {_CURE}")
         return graph.answers(list(tensors))
 
     model = AsCalled(original, once, run, graph)

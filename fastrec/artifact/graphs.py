@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..earlier import Origin, Piece, origins_of, set_origins
+from ..earlier import Origin, Region, origins_of, set_origins
 from ..errors import InputError, UnsafeArtifactError
 from .sizes import Values, value_data
 from .targets import check_call, name_of, target_named
@@ -155,7 +155,7 @@ def graph_of(data: Any, stored: Stored, where: str) -> fx.GraphModule:
 def _origin_data(origin: Origin) -> Graph:
     return {
         "form": origin.form,
-        "pieces": [[p.row, p.rows, p.column, p.columns, p.path, p.how] for p in origin.pieces],
+        "pieces": [[p.row, p.rows, p.column, p.columns, p.path, p.how] for p in origin.regions],
     }
 
 
@@ -173,7 +173,7 @@ def _origin(data: Any, where: str) -> Origin:
         _expect(
             numbers and all(isinstance(text, str) for text in piece[4:]), where, "a piece of a table", piece
         )
-    return Origin(tuple(Piece(*piece) for piece in pieces), form)
+    return Origin(tuple(Region(*piece) for piece in pieces), form)
 
 
 def _node(graph: fx.Graph, one: Graph, made: list[fx.Node], root: dict[str, Any], where: str) -> fx.Node:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from ..errors import InputError, UnsafeArtifactError
-from ..inputs import Branch, Feature, Fixed, Layout, Leaf, Tree
+from ..inputs import Feature, Layout
+from ..trees import Branch, Fixed, Leaf, Tree
 from .tensors import dtype_name, dtype_named
 
 __all__ = ["Classes", "classes_of", "layout_data", "layout_of"]

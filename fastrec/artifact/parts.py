@@ -1,69 +1,26 @@
-"""The parts of an artifact, read from its open files: graphs, tensors and ONNX models, and whether all of them can be."""
+"""The parts of an artifact, read from its open files: graphs, tensors and ONNX models."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import fx
 
 from ..backends import Translated
 from ..errors import UnsafeArtifactError
-from ..request import Once
-from .folder import Folder, opened
+from .folder import Folder
 from .graphs import graph_of
-from .guarding import guard_of
-from .layouts import Classes, layout_of
-from .manifest import Manifest
 from .manifest import Session as Entry
 from .onnx_files import ONNX_LIMIT, screened
 from .tensors import Stored
 
-__all__ = ["TEXT", "Parts", "check", "try_reading"]
+__all__ = ["TEXT", "Parts"]
 
 TEXT = 256 << 20
 """Bytes that a text of an artifact has at most."""
 _TENSORS = "tensors.safetensors"
-
-
-def check(folder: str | os.PathLike[str]) -> Manifest:
-    """Whether an artifact is whole and holds nothing that no artifact holds; gives its manifest. Nothing is run.
-
-    Raises `ArtifactNotFoundError`, `CorruptArtifactError`, `UnsafeArtifactError`. Cost: a pass over its bytes.
-    """
-    with opened(folder) as files:
-        _read_all(Parts(files))
-        return files.manifest
-
-
-def try_reading(folder: str | os.PathLike[str], types: Sequence[type]) -> None:
-    """Reads all that loading reads but the bytes of tensors, with the classes that loading is given.
-
-    Raises what loading would. Cost: that of reading the graphs.
-    """
-    with opened(folder, verify=False) as files:
-        parts, manifest, where = Parts(files), files.manifest, files.where("manifest.json")
-        _read_all(parts)
-        classes = Classes(types)
-        layout = layout_of(dict(manifest.layout), classes, where)
-        for name, (_, data) in parts.graphs.items():
-            if data is not None:
-                layout_of(data, classes, files.where(f"graphs/{name}.json"))
-        if manifest.guard is not None:
-            computed = None if manifest.computed is None else parts.graph(manifest.computed)[0]
-            features = Once(layout.features, check=manifest.check_request).candidates
-            guard_of(dict(manifest.guard), features, computed, where)
-
-
-def _read_all(parts: Parts) -> None:
-    manifest = parts.files.manifest
-    for name in manifest.files:
-        if name.endswith(".json") and name.startswith("graphs/"):
-            parts.graph(name.removeprefix("graphs/").removesuffix(".json"))
-    for entry in manifest.sessions:
-        parts.translated(entry)
 
 
 class Parts:

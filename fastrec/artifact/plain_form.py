@@ -15,8 +15,8 @@ from ..inputs import Layout
 from ..program import Program
 from ..request import Once
 from .folder import opened
-from .guarding import guard_of
-from .layouts import Classes, layout_of
+from .front import Front
+from .layouts import Classes
 from .parts import Parts
 
 __all__ = ["PlainForm", "read_plain"]
@@ -47,25 +47,13 @@ def read_plain(
     of reading the graphs.
     """
     with opened(folder, verify=verify) as files:
-        parts, manifest, where = Parts(files), files.manifest, files.where("manifest.json")
-        classes = Classes(types)
-        layout = layout_of(dict(manifest.layout), classes, where)
-        once = Once(layout.features, check=manifest.check_request)
+        front, manifest = Front(Parts(files), Classes(types)), files.manifest
         fallback = manifest.fallback
         whole = manifest.program is None
         name = manifest.program or (fallback.graph if fallback.kind == "graph" else None)
         if name is None:
             raise InputError(
-                f"{where}: the artifact holds no graph of what serves: {fallback.why or 'it was not captured'}"
+                f"{files.where('manifest.json')}: the artifact holds no graph of what serves: {fallback.why or 'it was not captured'}"
             )
-        gm, data = parts.graph(name)
-        place = manifest.example.tensors if manifest.example else ()
-        batch = [parts.stored.tensor(dict(one), f"{where}: example") for one in place]
-        if batch and not whole:
-            batch = once.one(batch)
-        guard = None
-        if manifest.guard is not None:
-            computed = None if manifest.computed is None else parts.graph(manifest.computed)[0]
-            guard = guard_of(dict(manifest.guard), once.candidates, computed, where)
-        program = Program(gm, tuple(batch), layout_of(data, classes, files.where(f"graphs/{name}.json")))
-        return PlainForm(program, layout, once, guard, whole, manifest.apart)
+        program = front.program(name, whole=whole)
+        return PlainForm(program, front.layout, front.once, front.guard(), whole, manifest.apart)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ..backends import BACKENDS, Backend, Eager, Session, Source
 from ..errors import FastrecError, InputError, UnsafeArtifactError
-from ..inputs import Layout
 from ..measure import fidelity
 from ..plain import from_plain
 from ..plan import ORIGINAL, Plan
@@ -25,8 +24,8 @@ from ..techniques import TECHNIQUES, Technique
 from .contents import Contents, Loaded
 from .fallback import standing_for
 from .folder import Folder, opened
-from .guarding import guard_of
-from .layouts import Classes, layout_of
+from .front import Front
+from .layouts import Classes
 from .manifest import Session as Entry
 from .modules import check_model, edit
 from .parts import TEXT, Parts
@@ -66,42 +65,32 @@ class _Reading:
     ) -> None:
         self._run = run
         self._files, self._parts, self._manifest = files, Parts(files), files.manifest
-        self._model, self._classes, self._techniques = model, classes, techniques
+        self._front = Front(self._parts, classes)
+        self._model, self._techniques = model, techniques
         self._notes: list[str] = []
-        self._programs: dict[str, Program] = {}
 
     def loaded(self) -> Loaded:
         """Everything."""
-        manifest, where = self._manifest, self._files.where
-        layout = layout_of(dict(manifest.layout), self._classes, where("manifest.json"))
-        self._layout = layout
-        self._once = Once(layout.features, check=manifest.check_request)
-        self._flat = self._example()
-        original = self._original(layout)
-        guard = None
-        if manifest.guard is not None:
-            computed = None if manifest.computed is None else self._parts.graph(manifest.computed)[0]
-            # Batches are checked as one request holds them.
-            features = self._once.candidates
-            guard = guard_of(dict(manifest.guard), features, computed, where("manifest.json"))
+        manifest, front = self._manifest, self._front
+        original, guard = self._original(), front.guard()
         sources, sessions = self._sessions(original)
         plan = None
         if manifest.plan is not None:
             plan = Plan(tuple(rows for rows, _ in manifest.plan), tuple(name for _, name in manifest.plan))
             if not plan.sizes or not set(plan.names) <= {*sources, ORIGINAL}:
                 raise UnsafeArtifactError(
-                    f"{where('manifest.json')}: the plan names sessions that there are not"
+                    f"{self._files.where('manifest.json')}: the plan names sessions that there are not"
                 )
         report = self._report()
         contents = Contents(
-            original, sources, plan, guard, self._once, manifest.apart,
-            None if manifest.program is None else self._program(manifest.program),
+            original, sources, plan, guard, front.once, manifest.apart,
+            None if manifest.program is None else front.program(manifest.program),
             manifest.exact, report, report.recipe, manifest.modules,
         )  # fmt: skip
         answers = self._answers()
         if self._run:
             self._compare(sessions, answers)
-        return Loaded(contents, sessions, tuple(self._notes), self._files.digest, self._flat, answers)
+        return Loaded(contents, sessions, tuple(self._notes), self._files.digest, front.flat, answers)
 
     def _answers(self) -> dict[str, list[Tensor]]:
         """What was answered to the drawn batch where it was saved."""
@@ -113,28 +102,10 @@ class _Reading:
             for name, said in example.answers.items()
         }
 
-    def _example(self) -> list[Tensor] | None:
-        example = self._manifest.example
-        if example is None:
-            return None
-        where = self._files.where("manifest.json")
-        return [self._parts.stored.tensor(dict(place), f"{where}: example") for place in example.tensors]
-
-    def _program(self, name: str, *, whole: bool = False) -> Program:
-        """A graph with its layout, and the drawn batch as it takes it."""
-        if name not in self._programs:
-            gm, data = self._parts.graph(name)
-            where = self._files.where(f"graphs/{name}.json")
-            layout = layout_of(data, self._classes, where)
-            flat = self._flat or []
-            whole = whole or layout.features == self._layout.features
-            batch = tuple(flat if whole or not flat else self._once.one(flat))
-            self._programs[name] = Program(gm, batch, layout)
-        return self._programs[name]
-
-    def _original(self, layout: Layout) -> Program:
+    def _original(self) -> Program:
         """Who serves the rest: the model that was given, or a graph."""
         fallback, modules = self._manifest.fallback, self._manifest.modules
+        front, layout = self._front, self._front.layout
         if self._model is not None:
             module, entry = target_of(self._model)
             if modules is None:
@@ -152,8 +123,8 @@ class _Reading:
                 f"with the tensors it was compressed with: {fallback.why or 'it was not captured'}"
             )
         bare = Program(nn.Module(), None, layout)
-        once = self._once if fallback.kind == "plain" else Once(())
-        return standing_for(bare, once, self._program(fallback.graph, whole=fallback.kind == "graph"))
+        once = front.once if fallback.kind == "plain" else Once(())
+        return standing_for(bare, once, front.program(fallback.graph, whole=fallback.kind == "graph"))
 
     def _sessions(self, original: Program) -> tuple[dict[str, Source], dict[str, Session]]:
         sources: dict[str, Source] = {}
@@ -162,7 +133,7 @@ class _Reading:
             if entry.graph is None:
                 program = self._edited(original)
             else:
-                program = self._program(entry.graph, whole=entry.whole)
+                program = self._front.program(entry.graph, whole=entry.whole)
             sources[entry.name] = Source(self._backend(entry), program, entry.whole)
             if self._run:
                 sessions[entry.name] = self._opened(entry, program)
@@ -217,7 +188,8 @@ class _Reading:
     def _compare(self, sessions: Mapping[str, Session], answers: Mapping[str, Sequence[Tensor]]) -> None:
         """Notes where answers to the drawn batch are other bits than where it was saved."""
         example = self._manifest.example
-        if example is None or self._flat is None:
+        flat, once = self._front.flat, self._front.once
+        if example is None or flat is None:
             return
         if torch.get_num_threads() != self._manifest.threads:
             self._notes.append(
@@ -227,8 +199,8 @@ class _Reading:
             said = example.answers.get(entry.name)
             if said is None:
                 continue
-            flat = self._flat if entry.whole else self._once.one(self._flat)
-            found = [tensor.clone() for tensor in sessions[entry.name](*flat)]
+            given = flat if entry.whole else once.one(flat)
+            found = [tensor.clone() for tensor in sessions[entry.name](*given)]
             if tuple(digest_of(tensor) for tensor in found) != said.sha256:
                 off = fidelity(answers[entry.name], found)
                 self._notes.append(

@@ -23,6 +23,7 @@ from ..plan import ORIGINAL
 from ..program import Program
 from ..version import VERSION
 from .card import card
+from .checking import try_reading
 from .contents import Contents
 from .example import ROWS, drawn
 from .folder import MANIFEST
@@ -43,7 +44,6 @@ from .manifest import (
 from .manifest import Session as Entry
 from .modules import Edits, edits_of
 from .onnx_files import stamped
-from .parts import try_reading
 from .replacing import Writer, replaced
 from .tensors import Tensors, digest_of, dtype_name
 

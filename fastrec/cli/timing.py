@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ..compressed import CompressedModel, load
 from ..errors import InputError
-from ..inputs import tensors_of
 from ..measure import Latency, Ratio, fidelity, machine
 from ..plain import to_plain
 from ..plan import ORIGINAL, WORTH, compared
 from ..report import Report
 from ..sessions import original_call, served_call
+from ..trees import tensors_of
 from ..wording import amount, difference, duration, spans, times
 from .factory import here, model_of
 from .outcome import FAILED, OK, Outcome

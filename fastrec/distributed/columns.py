@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..guards import Bounds
-from ..inputs import Branch, Feature, Layout, Leaf, Tree
+from ..inputs import Feature, Layout
+from ..trees import Branch, Leaf, Tree
 from .numbers import Reasons, lists, tensor_of
 from .tables import Array, column, length, names
 

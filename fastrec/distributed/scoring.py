@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +17,8 @@ from ..artifact.folder import opened, refuse_other
 from ..artifact.layouts import Classes, layout_of
 from ..compressed import load
 from ..errors import FastrecError, InputError
-from ..inputs import Branch, Leaf, Tree, tensors_of
-from ..rows import take_rows
+from ..rows import alike, take_rows
+from ..trees import Branch, Leaf, Tree, tensors_of
 from .columns import Bad, Columns
 from .sifting import sift
 from .tables import Array, length
@@ -151,7 +150,7 @@ class Scoring:
                 bad.setdefault(int(row), ("", f"{one.name} is not a number"))
         return made, bad
 
-    def _requests(self, flat: list[Tensor], rows: Tensor) -> Iterator[Tensor]:
+    def _requests(self, flat: list[Tensor], rows: Tensor) -> list[Tensor]:
         """The rows of each call: all, or those that agree in what is the same in all rows of a call, first rows first."""
         shared = []
         for index, feature in enumerate(self.columns.features):
@@ -159,17 +158,7 @@ class Scoring:
             if feature.role == "rows" and (whole or isinstance(feature.request, tuple)):
                 taken = flat[index].movedim(feature.axis or 0, 0)[rows]
                 shared.append(taken if whole else taken[:, list(feature.request)])  # type: ignore[arg-type]  # columns then
-        if not shared or not len(rows):
-            yield from [rows] if len(rows) else []
-            return
-        keys = [x.reshape(len(rows), -1).contiguous().view(torch.uint8).numpy() for x in shared if x.numel()]
-        key = np.concatenate(keys, 1) if keys else np.zeros((len(rows), 0), np.uint8)
-        starts = np.r_[0, (key[1:] != key[:-1]).any(1).nonzero()[0] + 1, len(rows)]
-        found: dict[bytes, list[Tensor]] = {}
-        for start, stop in itertools.pairwise(starts):
-            found.setdefault(key[start].tobytes(), []).append(rows[start:stop])
-        for parts in found.values():
-            yield torch.cat(parts)
+        return [rows[request] for request in alike(shared, len(rows))]
 
     def _sifted(self, flat: list[Tensor], rows: Tensor, bad: Bad) -> tuple[Tensor, list[Tensor]]:
         """The rows that could be scored, and the answers to them; nothing is checked beforehand, as most calls are clean."""

@@ -13,9 +13,10 @@ from ..as_called import AsCalled
 from ..backends.common import is_reference
 from ..capture import capture
 from ..errors import CaptureError
-from ..inputs import Branch, Layout, Leaf, Tree
+from ..inputs import Layout
 from ..program import Program
 from ..request import ask
+from ..trees import Branch, Leaf, Tree
 
 __all__ = ["ROWS", "Port", "inputs_of", "is_rounded", "outputs_of", "served_graph"]
 

@@ -19,11 +19,11 @@ BINS = 15
 _CLEAR = 4.0  # standard errors beyond which a gap has its sign for sure, in all bins at once
 _EXPECTED = 5.0  # rows of either label that a bin ought to have for that
 
-Found = tuple[float, float, float, float, tuple[float, float]]
+Estimates = tuple[float, float, float, float, tuple[float, float]]
 """Before, after, what was lost, its standard error, its margins."""
 
 
-def ece(labels: Array, before: Array, after: Array, groups: Array | None) -> Found:
+def ece(labels: Array, before: Array, after: Array, groups: Array | None) -> Estimates:
     """sum_b |sum_{i in b} (p_i - y_i)| / N over 15 bins of equal mass, those of each set of scores by itself.
 
     Resamples keep the bins. Cost: O(N log N), and some 0.1 s.
@@ -38,7 +38,7 @@ def ece(labels: Array, before: Array, after: Array, groups: Array | None) -> Fou
     return _found(bins[0], before, sums[0], sums[1], np.bincount(lot), np.array_equal(before, after))
 
 
-def calibration(labels: Array, before: Array, after: Array, groups: Array | None) -> Found:
+def calibration(labels: Array, before: Array, after: Array, groups: Array | None) -> Estimates:
     """|sum p / sum y - 1|: one bin, of which the gap is in parts of the labels. Raises `MeasurementError` where no label is 1."""
     if not labels.any():
         raise MeasurementError("no label is 1: mean prediction / mean label has no value")
@@ -49,7 +49,7 @@ def calibration(labels: Array, before: Array, after: Array, groups: Array | None
     return _found(one, before, first, second, happened, np.array_equal(before, after))
 
 
-def _found(at: Array, scores: Array, before: Array, after: Array, over: Array, same: bool) -> Found:
+def _found(at: Array, scores: Array, before: Array, after: Array, over: Array, same: bool) -> Estimates:
     """What is found of sums of gaps of each lot before and after, (L, bins), over the sums of what they are parts of, (L,).
 
     `at` and `scores` (N,) are the bin of each row and its score, before.

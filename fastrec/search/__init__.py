@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .find import Found, find_recipe, is_asked
+from .find import Searched, find_recipe, is_asked
 from .spread import Worker, Workers
 from .task import Task
 
-__all__ = ["Found", "Task", "Worker", "Workers", "find_recipe", "is_asked"]
+__all__ = ["Searched", "Task", "Worker", "Workers", "find_recipe", "is_asked"]

@@ -6,12 +6,11 @@ import contextlib
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import fx
 
-from ..backends import Backend
 from ..budget import Budget
 from ..certify import Certifier, Evaluate
 from ..errors import MeasurementError
@@ -21,7 +20,6 @@ from ..memo import Memo
 from ..program import Program
 from ..progress import Stages
 from ..recipe import Recipe
-from ..request import Once
 from ..techniques import TECHNIQUES, Technique
 from ..tried import Tried, said
 from .order import Ladder, search
@@ -29,7 +27,7 @@ from .resume import Recorded, fingerprint
 from .spread import Spread, Worker, Workers
 from .task import Task
 
-__all__ = ["Found", "find_recipe", "is_asked"]
+__all__ = ["Searched", "find_recipe", "is_asked"]
 
 _SEARCHING = 0.6
 """The share of the time for trials; the rest is for what they found."""
@@ -38,7 +36,7 @@ _STARTING = 0.3
 
 
 @dataclass(frozen=True)
-class Found:
+class Searched:
     """The best recipe, all that was tried for it, and what judges it on rows that no trial has seen; `certifies` whether losses can be certified at all."""
 
     recipe: Recipe
@@ -62,50 +60,31 @@ def is_asked(budget: Budget | None, evaluate: Evaluate | None) -> bool:
 
 
 def find_recipe(
-    work: Journal,
-    program: Program,
-    once: Once,
-    start: Recipe,
-    evaluate: Evaluate,
-    budget: Budget,
-    backends: Sequence[Backend],
-    sizes: Sequence[int],
-    memo: Memo,
-    show: Stages,
-    resume: Path | None,
-    guarded: bool = True,
-    workers: Workers | None = None,
-) -> Found:
-    """The best recipe from `start` on that is certified on one half of the rows; `start` where there is nothing to certify by.
+    work: Journal, task: Task, memo: Memo, show: Stages, resume: Path | None, workers: Workers | None = None
+) -> Searched:
+    """The best recipe from the task's start on that is certified on one half of its rows; the start where there is nothing to certify by.
 
     Trials that `resume` has are not made again; those that are made `workers` make, where there are any. Raises `InputError` where that is of another search.
     """
+    program, once, start, evaluate, budget = task.program, task.once, task.start, task.evaluate, task.budget
     if not isinstance(evaluate, Evaluator):
         work.notes.append(
             "nothing that approximates was tried: evaluate gives one number per model, which certifies no loss; make it with "
             "fastrec.measure.evaluator"
         )
-        return Found(start, (), Certifier(program, once, evaluate, budget), certifies=False)
+        return Searched(start, (), Certifier(program, once, evaluate, budget), certifies=False)
     try:
         searching, checking = evaluate.split()
     except MeasurementError as error:
         work.notes.append(f"nothing that approximates was tried: the labelled rows cannot be halved: {error}")
-        return Found(start, (), Certifier(program, once, evaluate, budget), certifies=True)
+        return Searched(start, (), Certifier(program, once, evaluate, budget), certifies=True)
     show("compiling what is exact")
-    task = Task(
-        program,
-        tuple(work.calibration),
-        once,
-        searching,
-        budget,
-        tuple(backends),
-        tuple(sizes),
-        guarded,
-        start,
-    )
+    task = replace(task, evaluate=searching)
     trials = task.trials(memo)
     ladders = _ladders(trials.asked or program, budget, start)
-    of = {} if resume is None else fingerprint(program, work.calibration, searching, budget, backends, sizes)
+    of = (
+        {} if resume is None else fingerprint(program, task.calibration, searching, budget, task.backends, task.sizes)
+    )
     here = Recorded(resume, of, trials)
     checker = Certifier(program, once, checking, budget)
     with _opened(workers, task, work, show) as several:
@@ -136,7 +115,7 @@ def find_recipe(
             return judged.holds
 
         recipe, tried = search(start, ladders, timed, late, confirmed, spread.ahead, here.has)
-    return Found(recipe, tried, checker, certifies=True)
+    return Searched(recipe, tried, checker, certifies=True)
 
 
 def _opened(

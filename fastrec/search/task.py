@@ -9,9 +9,8 @@ from torch import Tensor
 
 from ..backends import Backend
 from ..budget import Budget
-from ..certify import Certifier
+from ..certify import Certifier, Evaluate
 from ..journal import Journal
-from ..measure import Evaluator
 from ..memo import Memo
 from ..program import Program
 from ..recipe import Recipe
@@ -28,7 +27,7 @@ class Task:
     program: Program
     calibration: tuple[list[Tensor], ...]
     once: Once
-    evaluate: Evaluator
+    evaluate: Evaluate
     budget: Budget
     backends: tuple[Backend, ...]
     sizes: tuple[int, ...]

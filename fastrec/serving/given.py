@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..inputs import Branch, Feature, Leaf, describe
+from ..inputs import Feature
+from ..trees import Branch, Leaf, describe
 
 __all__ = ["cast", "read_side"]
 

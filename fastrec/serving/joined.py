@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import InputError, RequestMismatchError
 from ..inputs import Feature, Layout
 from ..request import Once
+from ..shapes import fits, misfit
 
 __all__ = ["Joined", "Joiner"]
 
@@ -56,7 +57,7 @@ class Joiner:
         self._checks = once.check
         self.features: tuple[Feature, ...] = once.candidates
         self.axes = layout.output_axes
-        features = layout.features
+        self._given = features = layout.features
         self.whole = {
             i: f.axis or 0 for i, f in enumerate(features) if f.request is True and f.role == "rows"
         }
@@ -88,11 +89,7 @@ class Joiner:
         """The number of candidates of one request."""
         index, axis = next(iter(self.counted.items()))
         if flat[index].dim() <= axis:
-            raise InputError(
-                f"feature {self.features[index].name!r} is {tuple(flat[index].shape)}, in the example it was "
-                f"{self.features[index].shape}",
-                feature=self.features[index].name,
-            )
+            raise misfit(self.features[index], flat[index])
         return flat[index].shape[axis]
 
     def alike(self, flat: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
@@ -102,13 +99,11 @@ class Joiner:
     def fits(self, flat: Sequence[Tensor]) -> bool:
         """Whether a batch has the sizes of the example, but for numbers of rows."""
         rows = self.count(flat)
-        for index, (feature, tensor) in enumerate(zip(self.features, flat, strict=True)):
-            sizes, axis = list(feature.shape), self.whole.get(index, self.counted.get(index))
-            if axis is not None and tensor.dim() == len(sizes):
-                sizes[axis] = rows if index in self.counted else tensor.shape[axis]
-            if list(tensor.shape) != sizes:
-                return False
-        return True
+        # Of whole request features there is a row for each request.
+        return all(
+            fits(feature, tensor, None if index in self.whole else rows)
+            for index, (feature, tensor) in enumerate(zip(self._given, flat, strict=True))
+        )
 
     def join(self, flats: Sequence[Sequence[Tensor]]) -> Joined:
         """The batches of several requests as one. Each has a candidate, and all are alike."""
@@ -127,10 +122,7 @@ class Joiner:
         """
         for feature, tensor in zip(self.features, flat, strict=True):
             if tensor.dim() != len(feature.shape):
-                raise InputError(
-                    f"feature {feature.name!r} is {tuple(tensor.shape)}, in the example it was {feature.shape}",
-                    feature=feature.name,
-                )
+                raise misfit(feature, tensor)
         whole = offsets.dim() == 1 and len(offsets) > 1 and not offsets.is_floating_point()
         rows, counts = self.count(flat), offsets.diff() if whole else offsets
         if not whole or int(offsets[0]) or int(offsets[-1]) != rows or bool((counts < 0).any()):

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ..backends import Backend
 from ..errors import InputError
-from ..inputs import tensors_of
 from ..nonfinite import Apart
+from ..trees import tensors_of
 from .given import cast
 from .joined import Joined, Joiner
 from .ways import choose_way

@@ -18,10 +18,11 @@ from torch import Tensor, fx
 from ..backends.direct import direct
 from ..errors import IdOutOfRangeError, InputError, MeasurementError
 from ..guards import Guard
-from ..inputs import Feature, describe
+from ..inputs import Feature
 from ..program import Program
 from ..retrieval.best_rows import best_rows
 from ..rows import take_rows
+from ..trees import describe
 from .catalogue import Catalogue
 from .sides import Sides, split_sides
 

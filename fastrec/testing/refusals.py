@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..errors import IdOutOfRangeError, InputError
 from ..guards import Bounds
-from ..inputs import Feature, tensors_of
+from ..inputs import Feature
+from ..trees import tensors_of
 from .pair import Flat, Pair
 from .values import alike
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..inputs import tensors_of
+from ..trees import tensors_of
 from .pair import Flat, Pair
 from .values import alike, off
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from ..inputs import tensors_of
+from ..trees import tensors_of
 from .pair import Flat, Pair
 
 __all__ = ["check_threads"]

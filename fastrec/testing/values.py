@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..inputs import describe
 from ..measure import fidelity
+from ..trees import describe
 
 __all__ = ["Allowed", "Answer", "alike", "off", "same_form", "same_values"]
 

@@ -24,7 +24,6 @@ from fastrec.declared import read_request
 from fastrec.errors import IdOutOfRangeError, InputError, RequestMismatchError
 from fastrec.graph import operator_name
 from fastrec.guards import read_guard
-from fastrec.inputs import tensors_of
 from fastrec.plan import Plan
 from fastrec.program import Program
 from fastrec.recipe import Recipe
@@ -34,6 +33,7 @@ from fastrec.serving import Merged
 from fastrec.serving.joined import Joiner
 from fastrec.serving.ragged import ask_several, pick_late
 from fastrec.techniques import Fuse, QuantizeTables, Technique
+from fastrec.trees import tensors_of
 from tests.checks import assert_same_structure
 from tests.zoo import ZOO, make
 

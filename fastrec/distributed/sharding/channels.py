@@ -22,7 +22,7 @@ from torch import Tensor, fx
 from ...errors import IdOutOfRangeError
 from ...graph import value
 from .plan import Placed
-from .tables import Found, Lookup, decoded
+from .tables import LookedUpTable, Lookup, decoded
 
 __all__ = ["Asked", "Channel", "Held", "Rows", "Sums", "channels_of", "hold"]
 
@@ -47,7 +47,7 @@ class Asked:
     kept: Mapping[str, Any] = field(default_factory=dict)
 
 
-def hold(table: Found, placed: Placed, rank: int, *, copied: bool) -> Held:
+def hold(table: LookedUpTable, placed: Placed, rank: int, *, copied: bool) -> Held:
     """What a rank has of a table; views of it, unless they are to be copied so that the rest can go."""
     part, tensor = placed.part(rank), table.tensor.detach()
     piece = tensor[part.start : part.stop]
@@ -57,7 +57,7 @@ def hold(table: Found, placed: Placed, rank: int, *, copied: bool) -> Held:
     )
 
 
-def channels_of(tables: Sequence[tuple[Found, Placed]], world: int) -> list[tuple[Channel, int]]:
+def channels_of(tables: Sequence[tuple[LookedUpTable, Placed]], world: int) -> list[tuple[Channel, int]]:
     """The channels of these tables, each with the number of its table: in this order on every rank."""
     made: list[tuple[Channel, int]] = []
     for number, (table, placed) in enumerate(tables):

@@ -75,14 +75,18 @@ class Group:
         self.timeout, self.lost = timeout, ""
         name = f"fastrec/{'-'.join(map(str, members))}"
         try:
-            store = _c10d._get_default_store()
-            # The same on every rank: they meet as often.
-            meeting = store.add(f"{name}/{me}", 1)
-            store = _c10d.PrefixStore(f"{name}/meeting {meeting}", store)
-            self._ranks = _c10d.ProcessGroupGloo(store, self.rank, self.world, timedelta(seconds=timeout))
+            store, over = _c10d._get_default_store(), f"{name}/meetings that are over"
+            number = store.add(over, 0)
+            place = _c10d.PrefixStore(f"{name}/meeting {number}", store)
+            try:
+                self._ranks = _c10d.ProcessGroupGloo(place, self.rank, self.world, timedelta(seconds=timeout))
+            finally:
+                # It is over for all as soon as one rank has met all others, or has given up: who comes then goes to the next.
+                store.compare_set(over, str(number), str(number + 1))
         except RuntimeError as error:
             raise PeerLostError(
-                f"not every one of {self.world} ranks came within {timeout:g} s: {_said(error)}"
+                f"not every one of {self.world} ranks came within {timeout:g} s: {_said(error)}. "
+                "Call it again on all of them, all within that time"
             ) from error
 
     def all_to_all(self, parts: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:

@@ -21,7 +21,7 @@ from .channels import Channel, Values, channels_of
 from .graphs import front_of
 from .plan import Form, Piece, Placed, ShardPlan
 from .sources import Entrance, Shardable, Source, source_of
-from .tables import Found, find_tables
+from .tables import LookedUpTable, find_tables
 
 __all__ = ["plan_shards"]
 
@@ -79,12 +79,12 @@ def plan_shards(
 class _Seen:
     """What traffic looks up: the values that lookups take, for each batch, and how many samples there were."""
 
-    tables: Sequence[Found]
+    tables: Sequence[LookedUpTable]
     values: Sequence[Values]
     samples: int
 
     @classmethod
-    def of(cls, source: Source, tables: Sequence[Found], traffic: Iterable[Any] | None) -> _Seen:
+    def of(cls, source: Source, tables: Sequence[LookedUpTable], traffic: Iterable[Any] | None) -> _Seen:
         """The batches, run as far as ids go."""
         entrance = Entrance(source.form)
         if traffic is None:
@@ -107,7 +107,7 @@ class _Seen:
             values = [dict(zip(wanted, front(*flat), strict=True)) for flat in batches]
         return cls(tables, values, sum(source.samples(flat) for flat in batches))
 
-    def ids(self, table: Found) -> Tensor:
+    def ids(self, table: LookedUpTable) -> Tensor:
         """All ids (n,) that reach a table."""
         every = [lookup.ids(values).reshape(-1) for values in self.values for lookup in table.lookups]
         return torch.cat([ids.long() for ids in every])
@@ -123,11 +123,11 @@ class _Seen:
         return asked * others, answered * others
 
 
-def _whole(table: Found) -> Placed:
+def _whole(table: LookedUpTable) -> Placed:
     return Placed(table.name, "whole", table.rows, table.row_bytes, reason=table.reason)
 
 
-def _hottest(seen: _Seen, table: Found, share: float) -> Placed:
+def _hottest(seen: _Seen, table: LookedUpTable, share: float) -> Placed:
     """A table with its hot rows, not placed yet."""
     ids, counts = torch.unique(seen.ids(table), return_counts=True)
     order = counts.argsort(descending=True, stable=True)[: int(share * table.rows)]
@@ -144,14 +144,14 @@ def _hottest(seen: _Seen, table: Found, share: float) -> Placed:
 class _Places:
     """Where each table goes."""
 
-    def __init__(self, world: int, room: int | None, tables: Mapping[Found, Placed], seen: _Seen) -> None:
+    def __init__(self, world: int, room: int | None, tables: Mapping[LookedUpTable, Placed], seen: _Seen) -> None:
         self._world, self._room, self._tables, self._seen = world, room, tables, seen
         self._bytes = sum(table.nbytes for table in tables) or 1
         self._traffic = sum(map(_traffic, tables.values())) or 1.0
         self._held = [0] * world
         self._load = [0.0] * world
 
-    def placed(self, place: Placing) -> dict[Found, Placed]:
+    def placed(self, place: Placing) -> dict[LookedUpTable, Placed]:
         """All tables, in their order."""
         if self._room is not None and self._room * self._world < sum(table.nbytes for table in self._tables):
             self._refuse()
@@ -160,7 +160,7 @@ class _Places:
             for table, placed in self._tables.items()
         }
         fair = _MOST_LOADED * sum(loads.values()) / self._world
-        found: dict[Found, Placed] = {}
+        found: dict[LookedUpTable, Placed] = {}
         for table in sorted(self._tables, key=lambda table: -loads[table]):
             rank = self._rank_for(table)
             whole = place == "table" or (place == "best" and loads[table] <= fair)
@@ -178,7 +178,7 @@ class _Places:
                 self._load[piece.rank] += part * loads[table]
         return {table: found[table] for table in self._tables}
 
-    def _rank_for(self, table: Found) -> int | None:
+    def _rank_for(self, table: LookedUpTable) -> int | None:
         """The rank with the least load among those with room for the table."""
         fit = [rank for rank in range(self._world) if self._left(rank) >= table.nbytes]
         return min(fit, key=lambda rank: self._load[rank], default=None)
@@ -186,7 +186,7 @@ class _Places:
     def _left(self, rank: int) -> float:
         return float("inf") if self._room is None else self._room - self._held[rank]
 
-    def _cut(self, table: Found) -> tuple[Piece, ...]:
+    def _cut(self, table: LookedUpTable) -> tuple[Piece, ...]:
         """A piece for each rank of about the same load; where a rank has no room for its, by what room there is."""
         ends = self._even_ends(table)
         sizes = [(end - start) * table.row_bytes for start, end in zip([0, *ends], ends, strict=False)]
@@ -202,7 +202,7 @@ class _Places:
             if end > start
         )
 
-    def _even_ends(self, table: Found) -> list[int]:
+    def _even_ends(self, table: LookedUpTable) -> list[int]:
         """Where pieces end that have the same sum of rows / all rows and reads / all reads that are not of hot rows."""
         ids = self._seen.ids(table)
         hot = torch.tensor(self._tables[table].hot, dtype=torch.int64)
@@ -234,7 +234,7 @@ def _traffic(placed: Placed) -> float:
     return placed.reads * (1 - placed.hot_reads) * placed.row_bytes
 
 
-def _formed(seen: _Seen, table: Found, placed: Placed, world: int, form: Literal["best", "rows"]) -> Placed:
+def _formed(seen: _Seen, table: LookedUpTable, placed: Placed, world: int, form: Literal["best", "rows"]) -> Placed:
     """With the form of each lookup, and what travels for it."""
     forms: list[Form] = ["rows"] * len(table.lookups)
     best = _travels(seen, table, placed, world, forms)
@@ -250,7 +250,7 @@ def _formed(seen: _Seen, table: Found, placed: Placed, world: int, form: Literal
 
 
 def _travels(
-    seen: _Seen, table: Found, placed: Placed, world: int, forms: Sequence[Form]
+    seen: _Seen, table: LookedUpTable, placed: Placed, world: int, forms: Sequence[Form]
 ) -> tuple[float, float]:
     """What is asked and answered for a table with these forms, a sample."""
     channels = channels_of([(table, replace(placed, forms=tuple(forms)))], world)
@@ -258,7 +258,7 @@ def _travels(
     return sum(asked for asked, _ in found), sum(answered for _, answered in found)
 
 
-def _other_bytes(gm: fx.GraphModule, tables: Sequence[Found]) -> int:
+def _other_bytes(gm: fx.GraphModule, tables: Sequence[LookedUpTable]) -> int:
     """Bytes of constants that are none of these tables."""
     known = {identity(table.tensor) for table in tables}
     held = {

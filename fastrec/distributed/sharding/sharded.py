@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...errors import InputError, PeerError, PeerLostError
 from .exchange import OUT_OF_STEP, Exchange, Group, Traffic
-from .parts import Parts
+from .local import LocalPart
 from .plan import ShardPlan
 from .sources import Entrance, Shardable, Source, source_of
 
@@ -37,7 +37,7 @@ class Sharded:
         source: Source,
         exchange: Exchange,
         group: Group,
-        parts: Parts,
+        parts: LocalPart,
     ) -> None:
         self.plan, self.rank = plan, group.rank
         self.traffic = self.last = Traffic()
@@ -162,10 +162,10 @@ def shard(
 
 def _made(
     what: Shardable, plan: ShardPlan, group: Group, types: Sequence[type], verify: bool
-) -> tuple[Entrance, Source, Parts]:
+) -> tuple[Entrance, Source, LocalPart]:
     if plan.world != group.world:
         raise InputError(
             f"the plan is for {plan.world} ranks, the group has {group.world}: plan_shards(..., world={group.world})"
         )
     source = source_of(what, types=types, verify=verify)
-    return Entrance(source.form), source, Parts(source.graph, plan, group.rank, copied=not source.mapped)
+    return Entrance(source.form), source, LocalPart(source.graph, plan, group.rank, copied=not source.mapped)

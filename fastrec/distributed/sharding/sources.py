@@ -20,6 +20,7 @@ from ...program import Program
 from ...request import Once
 from ...rows import count_rows
 from ...serving.given import cast
+from ...shapes import fits, misfit
 
 __all__ = ["Entrance", "Shardable", "Source", "source_of"]
 
@@ -119,15 +120,6 @@ class Entrance:
     def _fitting(self, index: int, tensor: Tensor, rows: int | None) -> Tensor:
         """The tensor as the graph takes it. Raises `InputError` where it has another type or shape."""
         feature = self._layout.features[index]
-        sizes: list[int | None] = list(feature.shape)
-        axis = feature.growing
-        if axis is not None and tensor.ndim == len(sizes):
-            free = feature.role != "rows" or (feature.request is True and tensor.shape[axis] == 1)
-            sizes[axis] = tensor.shape[axis] if free else rows
-        if list(tensor.shape) != sizes:
-            raise InputError(
-                f"feature {feature.name!r} is {tuple(tensor.shape)}, in the example it was {feature.shape}"
-                + ("" if rows is None else f", and the batch has {rows} rows"),
-                feature=feature.name,
-            )
+        if not fits(feature, tensor, rows):
+            raise misfit(feature, tensor, "" if rows is None else f", and the batch has {rows} rows")
         return cast(feature, tensor)

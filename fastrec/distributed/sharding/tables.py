@@ -20,11 +20,12 @@ from torch import Tensor, fx
 from ...artifact import path_of
 from ...graph import constant, is_call, is_random, operator_name, value
 from ...ops import INT4, INT8
+from ...subgraphs import past
 from ...techniques.fusion.id_columns import identity
 from ...techniques.fusion.lookup_tables import mutated
 from .quick import quick
 
-__all__ = ["Found", "Lookup", "Sums", "decoded", "find_tables"]
+__all__ = ["LookedUpTable", "Lookup", "Reduction", "decoded", "find_tables"]
 
 aten = torch.ops.aten
 _BAGS = (aten.embedding_bag.default, aten.embedding_bag.padding_idx)
@@ -38,7 +39,7 @@ _ADDED = (torch.float32, torch.float64)
 
 
 @dataclass(frozen=True, eq=False)
-class Sums:
+class Reduction:
     """That only sums of a lookup's rows are read: `result` is their node, `mean` says that they are divided by their number."""
 
     result: fx.Node
@@ -51,7 +52,7 @@ class Lookup:
 
     call: fx.Node
     result: fx.Node
-    sums: Sums | None = None
+    sums: Reduction | None = None
 
     @property
     def operands(self) -> list[fx.Node]:
@@ -106,7 +107,7 @@ class Lookup:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class LookedUpTable:
     """A table (V, ...), its name, its lookups, and why it stays whole on every rank, if it does."""
 
     name: str
@@ -139,7 +140,7 @@ def decoded(lookup: Lookup, table: Tensor, ids: Tensor) -> Tensor:
     return table.index_select(0, ids).to(value(lookup.sums.result).dtype)
 
 
-def find_tables(gm: fx.GraphModule, least_bytes: int = 0, only: Container[str] | None = None) -> list[Found]:
+def find_tables(gm: fx.GraphModule, least_bytes: int = 0, only: Container[str] | None = None) -> list[LookedUpTable]:
     """Every table that the graph looks rows up in, in its order, those that stay whole with the reason.
 
     Smaller ones than `least_bytes`, and those that are not among `only` (None: all are), stay whole. So do tables that are read by more than lookups, tables that are written to, and those whose ids
@@ -158,20 +159,20 @@ def find_tables(gm: fx.GraphModule, least_bytes: int = 0, only: Container[str] |
     made = []
     for table in read:
         if table in apart:
-            before = _past([node for one in table.lookups for node in one.operands])
+            before = past(node for one in table.lookups for node in one.operands)
             elsewhere = {one.call for other in apart for one in other.lookups}
             if any(is_random(node) or node in written for node in before):
                 apart.discard(table)
                 table = _whole(table, "its ids are drawn, or written to")
-            elif before & elsewhere:
+            elif not elsewhere.isdisjoint(before):
                 apart.discard(table)
                 table = _whole(table, "its ids come from other lookups")
         made.append(table)
     return made
 
 
-def _whole(table: Found, reason: str) -> Found:
-    return Found(table.name, table.tensor, table.lookups, reason)
+def _whole(table: LookedUpTable, reason: str) -> LookedUpTable:
+    return LookedUpTable(table.name, table.tensor, table.lookups, reason)
 
 
 def _table(
@@ -180,7 +181,7 @@ def _table(
     written: set[fx.Node],
     least_bytes: int,
     only: Container[str] | None,
-) -> Found | None:
+) -> LookedUpTable | None:
     """The table that these nodes are, None where no row of it is looked up."""
     tensor = constant(gm, same[0])
     assert tensor is not None
@@ -196,7 +197,7 @@ def _table(
                 reason = reason or found
     if not lookups:
         return None
-    made = Found(path_of(gm, str(same[0].target)), tensor, tuple(lookups), reason)
+    made = LookedUpTable(path_of(gm, str(same[0].target)), tensor, tuple(lookups), reason)
     if reason:
         return made
     if only is not None and made.name not in only:
@@ -222,10 +223,10 @@ def _lookup(user: fx.Node, table: fx.Node) -> Lookup | str:
         return "more than the result of its bags is read"
     given = (*user.args, *_BAG_DEFAULTS[len(user.args) :])
     plain = given[_MODE] in (0, 1) and given[_WEIGHTS] is None and value(parts[0]).dtype in _ADDED
-    return Lookup(user, parts[0], Sums(parts[0], bool(given[_MODE] == 1)) if plain else None)
+    return Lookup(user, parts[0], Reduction(parts[0], bool(given[_MODE] == 1)) if plain else None)
 
 
-def _added_up(call: fx.Node) -> Sums | None:
+def _added_up(call: fx.Node) -> Reduction | None:
     """The sum or mean of looked-up rows over the last dimension of their ids, where nothing else reads them."""
     if is_call(call, aten.index_select.default):
         return None
@@ -239,17 +240,5 @@ def _added_up(call: fx.Node) -> Sums | None:
         dims, axes = node.args[1], value(call).ndim
         over = [int(dim) % axes for dim in dims] if isinstance(dims, (list, tuple)) else []
         fit = axes >= 2 and over == [axes - 2] and value(node).dtype in _ADDED
-        return Sums(node, is_call(node, aten.mean.dim)) if fit else None
+        return Reduction(node, is_call(node, aten.mean.dim)) if fit else None
     return None
-
-
-def _past(nodes: Sequence[fx.Node]) -> set[fx.Node]:
-    """These nodes and all that they come from."""
-    found: set[fx.Node] = set()
-    left = list(nodes)
-    while left:
-        node = left.pop()
-        if node not in found:
-            found.add(node)
-            left.extend(node.all_input_nodes)
-    return found

@@ -46,18 +46,16 @@ to weighted bags and bags of the largest; to the gates of `gru` and `lstm`, whic
 from __future__ import annotations
 
 import math
-import operator
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from ...earlier import Origin, Piece, digest_of, earlier_of, origin_of, set_origin, side_by_side
-from ...graph import add_constant, constant, emit, is_call, operator_name, value
+from ...earlier import Origin, Region, digest_of, earlier_of, origin_of, set_origin, side_by_side
+from ...graph import add_constant, constant, emit, is_call, value
 from ..base import Change
-from .id_columns import Column, IdReader, pack_ids
-from .once import dimension
+from .id_columns import pack_ids
+from .linear_parts import LinearPart, PartReader
 from .purity import writes
 
 __all__ = ["FOLD_BYTES", "fold_lookups"]
@@ -72,23 +70,6 @@ _CALLS, _SUM = 8000.0, 3000.0
 _MULTIPLY_ADD, _WEIGHT, _ROW = 0.025, 0.05, 10.0
 _FLOAT = ((2**20, 0.13), (2**24, 0.45), (math.inf, 0.8))
 _BLOCK = 1 << 14
-_FLAT = ("view", "reshape", "flatten")
-
-
-@dataclass
-class _Part:
-    """Some of the columns of a linear map's argument: those of looked-up rows, or, without a table, of `node`.
-
-    `column` is the id of each row where there is one; else `chain` are the calls from the lookup on, to be made again.
-    `times` rows are looked up for one row of the argument.
-    """
-
-    node: fx.Node
-    width: int
-    table: fx.Node | None = None
-    column: Column | None = None
-    chain: tuple[fx.Node, ...] = ()
-    times: float = 1.0
 
 
 def fold_lookups(gm: fx.GraphModule, limit: int = FOLD_BYTES) -> list[Change]:
@@ -115,7 +96,7 @@ def _fold(gm: fx.GraphModule, node: fx.Node, left: int) -> Change | None:
     x, weight = node.args[0], constant(gm, node.args[1])
     if weight is None or weight.ndim != 2 or not isinstance(x, fx.Node) or not weight.is_floating_point():
         return None
-    parts = _Reader(gm).parts(x)
+    parts = PartReader(gm).parts(x)
     chosen = _choose(gm, node, parts, weight, left)
     if not chosen:
         return None
@@ -131,7 +112,7 @@ def _fold(gm: fx.GraphModule, node: fx.Node, left: int) -> Change | None:
     return Change("fold lookups", node.name, detail, added)
 
 
-def _choose(gm: fx.GraphModule, node: fx.Node, parts: list[_Part], weight: Tensor, left: int) -> list[int]:
+def _choose(gm: fx.GraphModule, node: fx.Node, parts: list[LinearPart], weight: Tensor, left: int) -> list[int]:
     """The parts to fold: the smallest tables first, as many as gain most within the memory that is left."""
     row = len(weight) * weight.element_size()
     held = {k: table for k, part in enumerate(parts) if (table := constant(gm, part.table)) is not None}
@@ -153,7 +134,7 @@ def _choose(gm: fx.GraphModule, node: fx.Node, parts: list[_Part], weight: Tenso
     return order[:found]
 
 
-def _gain(taken: list[_Part], height: int, rows: int, new: int, old: int | None) -> float:
+def _gain(taken: list[LinearPart], height: int, rows: int, new: int, old: int | None) -> float:
     """Nanoseconds that folding these parts gains; `new` and `old` bytes of tables, None where those are still read."""
     columns = sum(part.width for part in taken)
     saved = columns * height * (_WEIGHT + _MULTIPLY_ADD * rows)
@@ -178,128 +159,11 @@ def _read_only_by(node: fx.Node, reader: fx.Node) -> bool:
     return all(user is reader or _read_only_by(user, reader) for user in node.users) and bool(node.users)
 
 
-class _Reader:
-    """Reads the arguments of linear maps as parts side by side."""
-
-    def __init__(self, gm: fx.GraphModule) -> None:
-        self._gm = gm
-        self._ids = IdReader(gm)
-
-    def parts(self, x: fx.Node) -> list[_Part]:
-        """The parts of x (..., D) along its last dimension."""
-        name, last = operator_name(x), value(x).ndim - 1
-        if name in ("cat", "concat") and dimension(x, 1) % (last + 1) == last:
-            operands: Any = x.args[0]
-            return [part for operand in operands for part in self.parts(operand) if part.width]
-        if name in _FLAT and last == 1 and isinstance(x.args[0], fx.Node):
-            source = x.args[0]
-            before, after = value(source).shape, value(x).shape
-            if len(before) == 3 and str(before[0]) == str(after[0]) and isinstance(before[1], int):
-                vectors = self._vectors(source)
-                if vectors is not None:
-                    return vectors
-        found = self._looked_up(x)
-        return [found or _Part(x, int(value(x).shape[-1]))]
-
-    def _vectors(self, x: fx.Node) -> list[_Part] | None:
-        """The parts of x (n, k, d) laid flat; None where it is none of lookups."""
-        name = operator_name(x)
-        if name in ("stack", "cat", "concat") and dimension(x, 1) % 3 == 1:
-            operands: Any = x.args[0]
-            found = []
-            for operand in operands:
-                inner = self.parts(operand) if name == "stack" else self._vectors(operand)
-                found += inner or [_Part(operand, math.prod(value(operand).shape[1:]))]
-            return found
-        if name == "unsqueeze" and dimension(x, 1) % 3 == 1 and isinstance(x.args[0], fx.Node):
-            return self.parts(x.args[0])
-        if self._table(x) is None:
-            return None
-        ids, width = x.args[1], int(value(x).shape[2])
-        assert isinstance(ids, fx.Node)
-        columns = self._ids.read(ids).columns
-        if len(columns) != value(x).shape[1]:
-            return None
-        assert isinstance(x.args[0], fx.Node)
-        return [_Part(x, width, x.args[0], column) for column in columns]
-
-    def _looked_up(self, x: fx.Node) -> _Part | None:
-        """The part of a lookup, or of calls on one that treat all its columns alike."""
-        table = self._table(x)
-        if table is not None:
-            node: Any = x.args[1]
-            ids = self._ids.read(node)
-            # (N, 1) ids give (N, 1, d): their rows are not the argument's own, but the call can be made again.
-            column = ids.columns[0] if len(ids.shape) == 1 else None
-            return _Part(x, int(value(x).shape[-1]), table, column, (x,))
-        if x.op != "call_function" or not isinstance(x.args[0], fx.Node):
-            return None
-        if is_call(x.args[0], aten.embedding_bag.default, aten.embedding_bag.padding_idx):
-            return self._bag(x, x.args[0])
-        times = self._alike(x, x.args[0])
-        inner = self._looked_up(x.args[0]) if times else None
-        if inner is None:
-            return None
-        return replace(inner, node=x, column=None, chain=(*inner.chain, x), times=inner.times * times)
-
-    def _alike(self, x: fx.Node, source: fx.Node) -> int:
-        """Rows of the source that the call makes one of, each column like the others; 0 for other calls."""
-        if (
-            not isinstance(source.meta.get("val"), Tensor)
-            or value(x).dtype != value(source).dtype
-            or x.kwargs
-        ):
-            return 0
-        name, before, ndim = operator_name(x), value(source).shape, value(x).ndim
-        if name in ("sum", "mean") and len(x.args) in (2, 3):
-            dims: Any = x.args[1]
-            away = {k % len(before) for k in dims} if isinstance(dims, (list, tuple)) else set()
-            known = away and all(isinstance(before[k], int) for k in away)
-            return math.prod(int(before[k]) for k in away) if known and len(before) - 1 not in away else 0
-        if name == "unsqueeze":
-            return int(dimension(x, 1) % ndim < ndim - 1)
-        return int(name in ("mul", "div") and isinstance(x.args[1], (int, float)))
-
-    def _bag(self, x: fx.Node, bag: fx.Node) -> _Part | None:
-        """The part of a bag's sums or means, of a known number of ids on average."""
-        args: tuple[Any, ...] = (*bag.args, *(None, None, None, False, 0, False, None)[len(bag.args) :])
-        table = self._constant(bag)
-        if table is None or x.target is not operator.getitem or x.args[1] != 0 or bag.kwargs:
-            return None
-        if args[4] not in (0, 1) or args[6] is not None or args[1] is table or args[2] is table:
-            return None
-        ids, bags = value(args[1]).shape, value(x).shape[0]
-        if len(ids) != 1:
-            return None
-        times = _ratio(ids[0], bags)
-        return _Part(x, int(value(x).shape[1]), table, None, (bag, x), times) if times else None
-
-    def _table(self, x: fx.Node) -> fx.Node | None:
-        """The constant table that a lookup reads."""
-        return (
-            self._constant(x) if is_call(x, aten.embedding.default) and x.args[1] is not x.args[0] else None
-        )
-
-    def _constant(self, x: fx.Node) -> fx.Node | None:
-        node = x.args[0]
-        table = constant(self._gm, node)
-        if table is None or type(table) not in (Tensor, nn.Parameter) or table.layout != torch.strided:
-            return None
-        return node if isinstance(node, fx.Node) and table.ndim == 2 and table.is_floating_point() else None
-
-
-def _ratio(more: Any, fewer: Any) -> float | None:
-    """The ratio of two sizes where it is the same for all batches."""
-    one, other = (n.node.expr if isinstance(n, torch.SymInt) else n for n in (more, fewer))
-    ratio: Any = one / other if other != 0 else None
-    return float(ratio) if isinstance(ratio, float) or getattr(ratio, "is_number", False) else None
-
-
 class _Folding:
     """Writes what stands for a linear map with some of its parts folded."""
 
     def __init__(
-        self, gm: fx.GraphModule, node: fx.Node, parts: list[_Part], chosen: list[int], weight: Tensor
+        self, gm: fx.GraphModule, node: fx.Node, parts: list[LinearPart], chosen: list[int], weight: Tensor
     ) -> None:
         self._gm, self._node = gm, node
         starts = [sum(part.width for part in parts[:k]) for k in range(len(parts))]
@@ -366,7 +230,7 @@ class _Folding:
         rows = emit(gm, aten.embedding.default, (self._constant("table", torch.cat(tables), origin), ids))
         return emit(gm, aten.sum.dim_IntList, (rows, [1]))
 
-    def _again(self, part: _Part, table: Tensor, origin: Origin | None) -> fx.Node:
+    def _again(self, part: LinearPart, table: Tensor, origin: Origin | None) -> fx.Node:
         """The calls from the lookup on, of another table."""
         gm, (lookup, *calls) = self._gm, part.chain
         made = emit(
@@ -376,7 +240,7 @@ class _Folding:
             made = emit(gm, call.target, (made, *call.args[1:]))
         return made
 
-    def _table(self, part: _Part, columns: Tensor, bias: Tensor | None) -> tuple[Tensor, Origin | None]:
+    def _table(self, part: LinearPart, columns: Tensor, bias: Tensor | None) -> tuple[Tensor, Origin | None]:
         """E W^T + b, block by block, as float64 takes twice the memory, and where its rows come from."""
         table = constant(self._gm, part.table)
         assert table is not None
@@ -388,21 +252,21 @@ class _Folding:
             starts = range(0, len(table), _BLOCK)
             known = [False for _ in starts]
             if earlier is not None and origin is not None:
-                known = earlier.folded_blocks(origin.pieces[0], _BLOCK, folded)
+                known = earlier.folded_blocks(origin.regions[0], _BLOCK, folded)
             for start in (start for start, done in zip(starts, known, strict=True) if not done):
                 block = table[start : start + _BLOCK].double() @ wide
                 folded[start : start + _BLOCK] = block if bias is None else block + bias.double()
         return folded, origin
 
-    def _origin(self, part: _Part, table: Tensor, columns: Tensor, bias: Tensor | None) -> Origin | None:
+    def _origin(self, part: LinearPart, table: Tensor, columns: Tensor, bias: Tensor | None) -> Origin | None:
         """Where the rows of a folded table come from, if they are folded rows of a table of the model's own."""
         source = origin_of(self._gm, str(part.table.target), table) if part.table is not None else None
-        if source is None or source.form or len(source.pieces) != 1 or source.pieces[0].how:
+        if source is None or source.form or len(source.regions) != 1 or source.regions[0].how:
             return None
-        (piece,) = source.pieces
-        whole = (piece.row, piece.column) == (0, 0) and (piece.rows, piece.columns) == tuple(table.shape)
+        (region,) = source.regions
+        whole = (region.row, region.column) == (0, 0) and (region.rows, region.columns) == tuple(table.shape)
         how = f"folded {digest_of(columns, bias)}"
-        return Origin((Piece(0, len(table), 0, len(columns), piece.path, how),)) if whole else None
+        return Origin((Region(0, len(table), 0, len(columns), region.path, how),)) if whole else None
 
     def _constant(self, name: str, tensor: Tensor, origin: Origin | None = None) -> fx.Node:
         self._added += tensor.nbytes

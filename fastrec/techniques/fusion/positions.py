@@ -73,7 +73,7 @@ class Part:
 NOTHING = object()
 """In the place of a part: the argument is not read at all."""
 
-Parts = list[Any]
+PartsRead = list[Any]
 """For each node among the arguments, in order: the `Part` read, None for all of it, or `NOTHING`."""
 
 
@@ -84,7 +84,7 @@ def arguments(node: fx.Node) -> list[fx.Node]:
     return found
 
 
-def parts_read(node: fx.Node, part: Part) -> Parts | None:
+def parts_read(node: fx.Node, part: Part) -> PartsRead | None:
     """What is read of the node's arguments where only `part` of its result is; None where that is not known."""
     if not is_pure(node):
         return None
@@ -102,7 +102,7 @@ def _broadcast(argument: fx.Node, part: Part) -> Part | None:
     return None if -axis > len(shape) or shape[axis] == 1 else part
 
 
-def _aligned(node: fx.Node, part: Part) -> Parts:
+def _aligned(node: fx.Node, part: Part) -> PartsRead:
     return [_broadcast(argument, part) for argument in arguments(node)]
 
 
@@ -115,37 +115,37 @@ def _moved(part: Part, move: Callable[[Place], Place | None]) -> Part | None:
     return None if rows is None else replace(part, place=place, at=replace(part.at, place=rows))
 
 
-def _first(node: fx.Node, part: Part | None, count: int = 1) -> Parts | None:
+def _first(node: fx.Node, part: Part | None, count: int = 1) -> PartsRead | None:
     """The part is read of the first arguments, and all of the others."""
     return None if part is None else [part] * count + [None] * (len(arguments(node)) - count)
 
 
-def _kept(node: fx.Node, part: Part) -> Parts | None:
+def _kept(node: fx.Node, part: Part) -> PartsRead | None:
     return _first(node, part)
 
 
-def _linear(node: fx.Node, part: Part) -> Parts | None:
+def _linear(node: fx.Node, part: Part) -> PartsRead | None:
     return _first(node, part) if part.place.axis != -1 else None
 
 
-def _prelu(node: fx.Node, part: Part) -> Parts | None:
+def _prelu(node: fx.Node, part: Part) -> PartsRead | None:
     """A slope for all, or one for each channel: dimension 1."""
     found = arguments(node)
     channels = value(found[1]).numel() > 1 and part.place.axis == 1 - value(found[0]).ndim
     return None if channels else _first(node, part)
 
 
-def _layer_norm(node: fx.Node, part: Part) -> Parts | None:
+def _layer_norm(node: fx.Node, part: Part) -> PartsRead | None:
     return _first(node, part) if -part.place.axis > len(_listed(node.args[1])) else None
 
 
-def _along(node: fx.Node, part: Part) -> Parts | None:
+def _along(node: fx.Node, part: Part) -> PartsRead | None:
     """Along one axis: softmax."""
     return _first(node, part) if part.place.axis != _from_right(node.args[1], value(node).ndim) else None
 
 
-def _reduced(first: int) -> Callable[[fx.Node, Part], Parts | None]:
-    def rule(node: fx.Node, part: Part) -> Parts | None:
+def _reduced(first: int) -> Callable[[fx.Node, Part], PartsRead | None]:
+    def rule(node: fx.Node, part: Part) -> PartsRead | None:
         """Sums and the like along other axes, which are kept with size 1 or not at all."""
         argument = arguments(node)[0]
         rank = value(argument).ndim
@@ -164,12 +164,12 @@ def _reduced(first: int) -> Callable[[fx.Node, Part], Parts | None]:
     return rule
 
 
-def _embedding(_: fx.Node, part: Part) -> Parts | None:
+def _embedding(_: fx.Node, part: Part) -> PartsRead | None:
     moved = _moved(part, lambda place: replace(place, axis=place.axis + 1) if place.axis != -1 else None)
     return None if moved is None else [None, moved]
 
 
-def _matmul(node: fx.Node, part: Part) -> Parts | None:
+def _matmul(node: fx.Node, part: Part) -> PartsRead | None:
     left, right = arguments(node)[-2:]
     if min(value(left).ndim, value(right).ndim) < 2:
         return None
@@ -182,7 +182,7 @@ def _matmul(node: fx.Node, part: Part) -> Parts | None:
     return [*first, *parts]
 
 
-def _attention(node: fx.Node, part: Part) -> Parts | None:
+def _attention(node: fx.Node, part: Part) -> PartsRead | None:
     """Queries are rows of the result, channels of it come from the values, and batches from all."""
     found = arguments(node)
     if any(key == "enable_gqa" and given for key, given in node.kwargs.items()) or len(node.args) > 7:
@@ -197,7 +197,7 @@ def _attention(node: fx.Node, part: Part) -> Parts | None:
     return [_broadcast(argument, part) for argument in found]
 
 
-def _flat(node: fx.Node, part: Part) -> Parts | None:
+def _flat(node: fx.Node, part: Part) -> PartsRead | None:
     """Views: elements keep their order, so a dimension is what lies `outer` before and `inner` after it."""
     argument = arguments(node)[0]
     new, old = shape_of(node), shape_of(argument)
@@ -228,7 +228,7 @@ def _flat(node: fx.Node, part: Part) -> Parts | None:
     return _first(node, moved)
 
 
-def _transposed(node: fx.Node, part: Part) -> Parts | None:
+def _transposed(node: fx.Node, part: Part) -> PartsRead | None:
     rank = value(node).ndim
     order = list(range(rank))
     if is_call(node, aten.permute.default):
@@ -240,14 +240,14 @@ def _transposed(node: fx.Node, part: Part) -> Parts | None:
     return _first(node, _moved(part, lambda place: replace(place, axis=order[place.axis] - rank)))
 
 
-def _expand(node: fx.Node, part: Part) -> Parts | None:
+def _expand(node: fx.Node, part: Part) -> PartsRead | None:
     """To sizes, or to those of another tensor."""
     like = part if is_call(node, aten.expand_as.default) else None
     found = arguments(node)
     return [_broadcast(found[0], part), *(like for _ in found[1:])]
 
 
-def _cat(node: fx.Node, part: Part) -> Parts | None:
+def _cat(node: fx.Node, part: Part) -> PartsRead | None:
     """Joined along the position's own axis, only the tensor that holds the position is read."""
     found = arguments(node)
     axis = _from_right(_given(node, 1, 0), value(node).ndim)
@@ -266,7 +266,7 @@ def _cat(node: fx.Node, part: Part) -> Parts | None:
     return parts
 
 
-def _stack(node: fx.Node, part: Part) -> Parts | None:
+def _stack(node: fx.Node, part: Part) -> PartsRead | None:
     axis = _from_right(_given(node, 1, 0), value(node).ndim)
     found = arguments(node)
     if part.place.axis == axis:
@@ -289,24 +289,24 @@ def _with(place: Place, axis: int) -> Place:
     return place if place.axis > axis else replace(place, axis=place.axis - 1)
 
 
-def _select(node: fx.Node, part: Part) -> Parts | None:
+def _select(node: fx.Node, part: Part) -> PartsRead | None:
     axis = _from_right(node.args[1], value(arguments(node)[0]).ndim)
     return _first(node, _moved(part, lambda place: _with(place, axis)))
 
 
-def _unbind(node: fx.Node, part: Part) -> Parts | None:
+def _unbind(node: fx.Node, part: Part) -> PartsRead | None:
     dim = _given(node, 1, 0)
     axis = _from_right(dim, value(arguments(node)[0]).ndim)
     return _first(node, _moved(part, lambda place: _with(place, axis)))
 
 
-def _split(node: fx.Node, part: Part) -> Parts | None:
+def _split(node: fx.Node, part: Part) -> PartsRead | None:
     dim = _given(node, 2, 0)
     axis = _from_right(dim, value(arguments(node)[0]).ndim)
     return _first(node, part) if axis != part.place.axis else None
 
 
-def _slice(node: fx.Node, part: Part) -> Parts | None:
+def _slice(node: fx.Node, part: Part) -> PartsRead | None:
     """Another axis is cut, or the position counts from where this one is."""
     source = value(arguments(node)[0])
     dim, start, stride = _given(node, 1, 0), _given(node, 2, None), _given(node, 4, 1)
@@ -346,7 +346,7 @@ MOVES = frozenset(
 )
 """Operators that compute nothing, and so are worth nothing to spare."""
 
-_RULES: dict[Any, Callable[[fx.Node, Part], Parts | None]] = {
+_RULES: dict[Any, Callable[[fx.Node, Part], PartsRead | None]] = {
     **dict.fromkeys(
         (aten.masked_fill.Tensor, aten.where.Scalar, aten.where.ScalarSelf, aten.where.ScalarOther), _aligned
     ),

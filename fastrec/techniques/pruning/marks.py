@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...inputs import Tree
 from ...program import Program
 from ...quiet import reason_of
+from ...trees import Tree
 
 __all__ = ["Marks", "Reach"]
 

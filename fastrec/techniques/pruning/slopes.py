@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, fx
 
 from ...errors import TechniqueError
-from ...inputs import describe
 from ...program import Program
 from ...quiet import reason_of
+from ...trees import describe
 from ..quantization.calibration import evenly, rows_kept
 from ..quantization.linear_modules import flat_batches
 from .heard import hear

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from fastrec.capture import capture
 from fastrec.distributed.sharding import ShardPlan
 from fastrec.distributed.sharding.channels import Asked
-from fastrec.distributed.sharding.parts import Parts
+from fastrec.distributed.sharding.local import LocalPart
 from fastrec.program import Program
 from fastrec.techniques import Fuse, QuantizeTables, Technique
 
@@ -72,7 +72,7 @@ class Loopback:
 
     def __init__(self, program: Program, plan: ShardPlan) -> None:
         assert isinstance(program.model, fx.GraphModule)
-        self.ranks = [Parts(program.model, plan, rank, copied=True) for rank in range(plan.world)]
+        self.ranks = [LocalPart(program.model, plan, rank, copied=True) for rank in range(plan.world)]
         self.travelled = 0
 
     def __call__(self, rank: int, *flat: Tensor) -> tuple[Tensor, ...]:

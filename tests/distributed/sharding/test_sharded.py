@@ -284,6 +284,20 @@ def test_a_rank_that_does_not_answer_is_a_named_error_and_may_come_back(
     assert ranks.call(answers, sizes) == alone(fast, sizes)
 
 
+def test_ranks_that_did_not_meet_meet_at_the_next_call(
+    ranks: Ranks, fast: CompressedModel, folder: Path
+) -> None:
+    plan, sizes = planned(fast, 4, form="rows"), [4, 4, 4, 4]
+    for only in ((0, 1, 2), (0,)):
+        ranks.begin(anew, folder, plan, 1.0, only=only)
+        for rank in only:
+            error = ranks.error(rank)
+            assert error.kind == "PeerLostError" and "not every one of 4 ranks came within 1 s" in error.text
+            assert "Call it again on all of them" in error.text
+    ranks.call(sharded, folder, plan, 4, True)
+    assert ranks.call(answers, sizes) == alone(fast, sizes)
+
+
 def test_a_rank_that_is_killed_is_a_named_error_of_all_others(
     ranks: Ranks, fast: CompressedModel, folder: Path
 ) -> None:

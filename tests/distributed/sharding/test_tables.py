@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fastrec.capture import capture
-from fastrec.distributed.sharding.tables import Found, find_tables
+from fastrec.distributed.sharding.tables import LookedUpTable, find_tables
 from fastrec.program import Program
 
 from .models import captured
 
 
-def tables_of(model: nn.Module, *batch: Tensor, least: int = 0, only: set[str] | None = None) -> list[Found]:
+def tables_of(model: nn.Module, *batch: Tensor, least: int = 0, only: set[str] | None = None) -> list[LookedUpTable]:
     gm = capture(Program.read(model.eval(), batch)).model
     assert isinstance(gm, fx.GraphModule)
     return find_tables(gm, least, only)

@@ -15,12 +15,12 @@ from .channels import Asked, Held, channels_of, hold
 from .graphs import front_of, rest_of
 from .plan import Placed, ShardPlan
 from .quick import Quick
-from .tables import Found, find_tables
+from .tables import LookedUpTable, find_tables
 
-__all__ = ["Parts"]
+__all__ = ["LocalPart"]
 
 
-class Parts:
+class LocalPart:
     """What a rank computes by itself: which rows are looked up, what is asked and answered, and the rest."""
 
     def __init__(self, gm: fx.GraphModule, plan: ShardPlan, rank: int, *, copied: bool) -> None:
@@ -72,7 +72,7 @@ class Parts:
         return self._rest(*flat, *(looked_up[node] for node in self._given))
 
 
-def _matched(gm: fx.GraphModule, plan: ShardPlan) -> list[tuple[Found, Placed]]:
+def _matched(gm: fx.GraphModule, plan: ShardPlan) -> list[tuple[LookedUpTable, Placed]]:
     """The tables of the graph with their places. Raises `InputError` where the plan is for others."""
     only = {placed.name for placed in plan.sharded}
     found = {table.name: table for table in find_tables(gm, only=only)}

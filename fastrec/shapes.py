@@ -1,0 +1,47 @@
+"""Which sizes a flat tensor may have beside the example's, and the errors for others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .errors import InputError
+from .inputs import Feature
+
+__all__ = ["fits", "misfit", "refusal"]
+
+
+def fits(feature: Feature, tensor: Tensor, rows: int | None) -> bool:
+    """Whether a tensor has the sizes of the example, but for the dimension that grows.
+
+    Where that counts rows there are `rows` of them (None: any number), or of a whole feature of the request one; what
+    offsets or lengths cut has any size there.
+    """
+    sizes, axis = list(feature.shape), feature.growing
+    if axis is not None and tensor.ndim == len(sizes):
+        given = tensor.shape[axis]
+        free = rows is None or feature.role != "rows" or (feature.request is True and given == 1)
+        sizes[axis] = given if free else rows
+    return list(tensor.shape) == sizes
+
+
+def misfit(feature: Feature, tensor: Tensor, more: str = "") -> InputError:
+    """The error for a tensor of other sizes; `more` goes behind what was got and expected."""
+    return InputError(f"feature {_sizes(feature, tensor)}{more}", feature=feature.name)
+
+
+def refusal(features: Sequence[Feature], flat: Sequence[Tensor], error: Exception) -> InputError:
+    """The error for a batch that a model does not take, with what it says: which features are of other sizes."""
+    odd = [(f, t) for f, t in zip(features, flat, strict=True) if not fits(f, t, None)]
+    what = ", ".join(_sizes(f, t) for f, t in odd)
+    sizes = ", ".join(f"{f.name!r} {tuple(t.shape)}" for f, t in zip(features, flat, strict=True))
+    return InputError(
+        f"the model does not take this batch: {what or 'sizes do not agree: ' + sizes}. "
+        f"It says: {type(error).__name__}: {error}",
+        feature=odd[0][0].name if odd else "",
+    )
+
+
+def _sizes(feature: Feature, tensor: Tensor) -> str:
+    return f"{feature.name!r} is {tuple(tensor.shape)}, in the example it was {feature.shape}"
