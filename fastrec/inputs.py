@@ -28,9 +28,11 @@ __all__ = [
     "Tree",
     "batch_call",
     "build",
+    "child_name",
     "collect",
     "describe",
     "flat_layout",
+    "in_words",
     "read_layout",
     "tensors_of",
 ]
@@ -180,12 +182,27 @@ class Layout:
                 )
         for name in self.parameters:
             if name not in given:
+                self._refuse_whole(args, kwargs)
                 raise InputError(
                     f"missing feature {name!r}: got {', '.join(given) or 'nothing'}, "
                     f"expected {', '.join(self.parameters)}.",
                     feature=name,
                 )
         return [given[name] for name in self.parameters]
+
+    def _refuse_whole(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Raises `InputError` where all that was given is one thing that the first argument is not: none is missing then."""
+        if kwargs or len(args) != 1 or _is_like(self.trees[0], args[0]):
+            return
+        spread = {"dict": "model(**batch)", "tuple": "model(*batch)", "list": "model(*batch)"}
+        expected = (
+            f"{name!r} ({in_words(tree):.80})"
+            for name, tree in zip(self.parameters, self.trees, strict=True)
+        )
+        raise InputError(
+            f"got one argument, {_got(args[0])}, expected {len(self.parameters)}: {', '.join(expected)}. Call it as the example batch "
+            f"was: {spread.get(_kind(args[0]) or '', 'each by position or by name')}."
+        )
 
     def _default(self, name: str) -> Any:
         parameters = self.signature.parameters if self.signature else {}
@@ -259,7 +276,7 @@ def describe(value: Any, name: str, flat: list[tuple[str, Tensor]]) -> Tree:
         return Fixed(value, opaque=not isinstance(value, _PLAIN))
     keys, children, extra = _open(kind, value)
     trees = tuple(
-        describe(child, _join(name, kind, key), flat) for key, child in zip(keys, children, strict=True)
+        describe(child, child_name(name, kind, key), flat) for key, child in zip(keys, children, strict=True)
     )
     branch = Branch(kind, type(value), tuple(keys), trees, extra)
     if kind in ("tuple", "namedtuple", "dataclass", "dict", "interaction", "jagged"):
@@ -275,7 +292,7 @@ def collect(tree: Tree, value: Any, name: str, flat: list[Tensor]) -> None:
     if isinstance(tree, Leaf):
         if not isinstance(value, Tensor):
             raise InputError(
-                f"feature {name!r}: got {type(value).__name__}, expected a tensor.", feature=name
+                f"feature {name!r}: got {_got(value)}, expected a tensor.", feature=name
             )
         flat.append(value)
     elif isinstance(tree, Fixed):
@@ -289,13 +306,13 @@ def collect(tree: Tree, value: Any, name: str, flat: list[Tensor]) -> None:
     else:
         if _kind(value) != tree.kind:
             raise InputError(
-                f"{name!r}: got {type(value).__name__}, expected {tree.type.__name__}.", feature=name
+                f"{name!r}: got {_got(value)}, expected {in_words(tree):.200}.", feature=name
             )
         keys, children, _ = _open(tree.kind, value)
         if tuple(keys) != tree.keys:
             children = _reorder(tree, name, keys, children)
         for key, child_tree, child in zip(tree.keys, tree.children, children, strict=True):
-            collect(child_tree, child, _join(name, tree.kind, key), flat)
+            collect(child_tree, child, child_name(name, tree.kind, key), flat)
 
 
 def build(tree: Tree, tensors: Sequence[Tensor]) -> Any:
@@ -305,6 +322,41 @@ def build(tree: Tree, tensors: Sequence[Tensor]) -> Any:
     if isinstance(tree, Fixed):
         return tree.value
     return _rebuild(tree, [build(child, tensors) for child in tree.children])
+
+
+def in_words(tree: Tree) -> str:
+    """A structure, as errors show it.
+
+    Example:
+        >>> in_words(describe({"id": torch.ones(2), "rest": (torch.ones(2), 0.5)}, "batch", []))
+        "a dict of 'id' (a tensor), 'rest' (a tuple of a tensor, 0.5)"
+    """
+    if isinstance(tree, Leaf):
+        return "a tensor"
+    if isinstance(tree, Fixed):
+        return "an object" if tree.opaque else f"{tree.value!r:.80}"
+    parts = [in_words(child) for child in tree.children]
+    if tree.kind not in ("tuple", "list"):
+        parts = [f"{key!r} ({part})" for key, part in zip(tree.keys, parts, strict=True)]
+    if tree.extra:
+        parts.append(f"keys {', '.join(map(repr, tree.extra))}")
+    return f"a {tree.type.__name__} of {', '.join(parts) or 'nothing'}"
+
+
+def _got(value: Any) -> str:
+    """What was given, as errors show it."""
+    kind = type(value).__name__
+    if isinstance(value, Tensor):
+        return "a tensor"
+    # Whatever else there is may be long, or not to be shown.
+    return f"{kind} {value!r:.80}" if isinstance(value, _PLAIN) and value is not None else kind
+
+
+def _is_like(tree: Tree, value: Any) -> bool:
+    """Whether a value may be meant as what has this structure."""
+    if isinstance(tree, Branch):
+        return _kind(value) == tree.kind
+    return isinstance(tree, Fixed) or isinstance(value, Tensor)
 
 
 def _kind(value: Any) -> str | None:
@@ -364,7 +416,7 @@ def _reorder(tree: Branch, name: str, keys: Sequence[Any], children: Sequence[An
     extra = [key for key in given if key not in tree.keys]
     if missing or extra:
         what = f"missing {missing[0]!r}" if missing else f"unexpected {extra[0]!r}"
-        feature = _join(name, tree.kind, missing[0] if missing else extra[0])
+        feature = child_name(name, tree.kind, missing[0] if missing else extra[0])
         raise InputError(
             f"{name!r}: {what}; got {', '.join(map(str, keys))}, expected {', '.join(map(str, tree.keys))}.",
             feature=feature,
@@ -372,7 +424,8 @@ def _reorder(tree: Branch, name: str, keys: Sequence[Any], children: Sequence[An
     return [given[key] for key in tree.keys]
 
 
-def _join(name: str, kind: str, key: Any) -> str:
+def child_name(name: str, kind: str, key: Any) -> str:
+    """What a part of a container is called."""
     return f"{name}[{key}]" if kind in ("tuple", "list") else f"{name}.{key}"
 
 
