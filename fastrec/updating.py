@@ -42,6 +42,7 @@ from .updated import Updated
 __all__ = ["update"]
 
 _SECONDS, _ALL = 1.0, 3600.0
+_NAMED = 3  # tables that an error names
 _MODEL = "model."  # what stands before the names of tensors in a captured graph
 
 
@@ -258,11 +259,13 @@ class _Update:
             **dict(model.named_buffers(remove_duplicate=False)),
             **dict(model.named_parameters(remove_duplicate=False)),
         }
-        return ", ".join(
+        shorter = [
             f"the table {name!r} has {len(now[name]):,} rows, it had {count:,}"
             for path, count in rows.items()
             if (name := path.removeprefix(_MODEL)) in now and now[name].ndim and len(now[name]) < count
-        )
+        ]
+        more = f" (and {len(shorter) - _NAMED} others are shorter)" if len(shorter) > _NAMED else ""
+        return f"{', '.join(shorter[:_NAMED])}{more}"
 
     def _rewritten(self, program: Program, memo: Memo) -> Rewritten:
         """The new checkpoint after the recipe, what has not changed taken over."""

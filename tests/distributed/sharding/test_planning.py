@@ -89,7 +89,9 @@ def test_with_little_room_tables_are_cut_and_none_has_too_much() -> None:
 @pytest.mark.parametrize("place", ["best", "table", "rows"])
 @pytest.mark.parametrize("hot", [0, 0.05])
 def test_with_too_little_room_it_says_what_is_needed_and_that_is_enough(place: str, hot: float) -> None:
-    for limit in (1, planned(hot=hot).dense_bytes + 2000):
+    usual = planned(hot=hot)
+    every = usual.dense_bytes + sum(len(table.hot) * table.row_bytes for table in usual.sharded)
+    for limit in (1, every + 2000):
         with pytest.raises(InputError, match=rf"^limit_bytes={limit} .*too little for 4 ranks") as caught:
             planned(place=place, hot=hot, limit_bytes=limit)
         said = str(caught.value)
