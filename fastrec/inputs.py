@@ -291,9 +291,7 @@ def collect(tree: Tree, value: Any, name: str, flat: list[Tensor]) -> None:
     """Append the tensors of `value`, which must have the structure `tree`, to `flat`."""
     if isinstance(tree, Leaf):
         if not isinstance(value, Tensor):
-            raise InputError(
-                f"feature {name!r}: got {_got(value)}, expected a tensor.", feature=name
-            )
+            raise InputError(f"feature {name!r}: got {_got(value)}, expected a tensor.", feature=name)
         flat.append(value)
     elif isinstance(tree, Fixed):
         same = tree.opaque or value is tree.value or (type(value) is type(tree.value) and value == tree.value)
@@ -305,9 +303,7 @@ def collect(tree: Tree, value: Any, name: str, flat: list[Tensor]) -> None:
             )
     else:
         if _kind(value) != tree.kind:
-            raise InputError(
-                f"{name!r}: got {_got(value)}, expected {in_words(tree):.200}.", feature=name
-            )
+            raise InputError(f"{name!r}: got {_got(value)}, expected {in_words(tree):.200}.", feature=name)
         keys, children, _ = _open(tree.kind, value)
         if tuple(keys) != tree.keys:
             children = _reorder(tree, name, keys, children)
