@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, fx
 
 from .errors import InputError
 from .inputs import Feature, Layout
 from .rows import Run, count_rows
-from .trees import Branch, Fixed, Tree
+from .trees import Branch, Fixed, Tree, in_words
 
-__all__ = ["answer_types", "as_before", "differing"]
+__all__ = ["answer_types", "as_before", "differing", "other_arguments"]
 
 
 def as_before(
@@ -49,6 +51,8 @@ def as_before(
 
 def differing(one: Layout, other: Layout) -> str:
     """How the calls of two models differ, in words, or nothing."""
+    if one.parameters != other.parameters:
+        return f"its arguments are {', '.join(other.parameters)}, expected {', '.join(one.parameters)}"
     names, others = ([feature.name for feature in layout.features] for layout in (one, other))
     if names != others:
         return f"it takes {', '.join(others)}, expected {', '.join(names)}"
@@ -56,13 +60,29 @@ def differing(one: Layout, other: Layout) -> str:
         axis = feature.growing
         if feature.dtype is not now.dtype or _free(feature, axis) != _free(now, axis):
             return f"feature {feature.name!r} is {_said(now, axis)}, expected {_said(feature, axis)}"
-    if one.parameters != other.parameters or one.positional != other.positional:
-        return f"its arguments are {', '.join(other.parameters)}, expected {', '.join(one.parameters)}, given alike"
+    if one.positional != other.positional:
+        return f"{other.positional} of its arguments are given by position, expected {one.positional}"
     for name, tree, found in zip(one.parameters, one.trees, other.trees, strict=True):
         if _plain(tree) != _plain(found):
-            return f"argument {name!r} is {found!r:.80}, expected {tree!r:.80}"
+            return f"argument {name!r} is {in_words(found):.200}, expected {in_words(tree):.200}"
     if _plain(one.outputs) != _plain(other.outputs):
-        return f"its answer is {other.outputs!r:.80}, expected {one.outputs!r:.80}"
+        return f"its answer is {in_words(other.outputs):.200}, expected {in_words(one.outputs):.200}"
+    return ""
+
+
+def other_arguments(
+    before: Layout, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> str:
+    """Which arguments a function has in place of those of a call that it does not take, in words, or nothing."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # built-in callables have none
+        return ""
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        names = ", ".join(signature.parameters) or "none"
+        return f"its arguments are {names}, expected {', '.join(before.parameters)} ({error})"
     return ""
 
 

@@ -32,7 +32,9 @@ def read_request(features: Sequence[Feature], declared: Declared) -> tuple[Featu
     for name, columns in wanted.items():
         places = _places(features, name)
         for place in places:
-            made[place] = replace(made[place], request=_columns(made[place], columns))
+            mine = _columns(made[place], columns)
+            # A single number has no rows that could differ: it is the same in all of them anyway.
+            made[place] = replace(made[place], request=mine if made[place].shape else False)
     return tuple(made)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .trees import Branch, Leaf, Tree, build, collect, describe, opaque
+from .trees import Branch, Leaf, Tree, build, collect, describe, got, in_words, is_like, kind_of, opaque
 
 __all__ = ["Feature", "Layout", "batch_call", "flat_layout", "read_layout"]
 
@@ -135,12 +135,27 @@ class Layout:
                 )
         for name in self.parameters:
             if name not in given:
+                self._refuse_whole(args, kwargs)
                 raise InputError(
                     f"missing feature {name!r}: got {', '.join(given) or 'nothing'}, "
                     f"expected {', '.join(self.parameters)}.",
                     feature=name,
                 )
         return [given[name] for name in self.parameters]
+
+    def _refuse_whole(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Raises `InputError` where all that was given is one thing that the first argument is not: none is missing then."""
+        if kwargs or len(args) != 1 or is_like(self.trees[0], args[0]):
+            return
+        spread = {"dict": "model(**batch)", "tuple": "model(*batch)", "list": "model(*batch)"}
+        expected = (
+            f"{name!r} ({in_words(tree):.80})"
+            for name, tree in zip(self.parameters, self.trees, strict=True)
+        )
+        raise InputError(
+            f"got one argument, {got(args[0])}, expected {len(self.parameters)}: {', '.join(expected)}. Call it as the example batch "
+            f"was: {spread.get(kind_of(args[0]) or '', 'each by position or by name')}."
+        )
 
     def _default(self, name: str) -> Any:
         parameters = self.signature.parameters if self.signature else {}

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .errors import InputError
 from .inputs import Feature, Layout
-from .program import Answers
+from .program import Answers, Program
 
-__all__ = ["Apart", "spoilt"]
+__all__ = ["Apart", "spoilt", "spoilt_notes"]
 
 
 class Apart:
@@ -72,9 +73,39 @@ def _rows(bad: Tensor, feature: Feature) -> Tensor | None:
 def spoilt(model: nn.Module) -> str:
     """The name of the first tensor that no training should give, or nothing: NaN in floats, infinity in a parameter (masks may hold it)."""
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not bool(parameter.isfinite().all()):
+        if _is_dense(parameter) and not bool(parameter.isfinite().all()):
             return name
     for name, buffer in model.named_buffers():
-        if buffer.is_floating_point() and bool(buffer.isnan().any()):
+        if _is_dense(buffer) and bool(buffer.isnan().any()):
             return name
     return ""
+
+
+def spoilt_notes(program: Program) -> list[str]:
+    """What is no number in a model's weights, and so in its answers to the example, in words, or nothing.
+
+    Raises `InputError` where all that it answers is NaN: any graph answers that, so none could be checked. Cost: a pass over the
+    tensors, and a run.
+    """
+    odd, flat = spoilt(program.model), program.flat(program.batch)
+    private = program.with_model(program.draft(private_buffers=True).eval())
+    answers = private.answers(flat)
+    given = any(_is_dense(tensor) and bool(tensor.isnan().any()) for tensor in flat)
+    numbers = sum(answer.numel() for answer in answers)
+    bad = sum(int(answer.isnan().sum()) for answer in answers if _is_dense(answer))
+    why = f"{odd!r} of the model holds NaN or infinity: look at how it was trained"
+    if bad and bad == numbers:
+        other = "the batch holds NaN: give one without" if given else "look at what it computes"
+        raise InputError(
+            f"the model answers the example batch with NaN alone ({bad:,} of {numbers:,} numbers), which says of no graph whether it is right: "
+            f"{why if odd else other}"
+        )
+    told = f"{bad:,} of {numbers:,} numbers in its answers to the example are NaN"
+    if odd:
+        return [f"{why}. {told}" if bad else f"{why}. No answer to the example is NaN, others may be"]
+    return [f"{told}, though the batch and its weights hold none"] if bad and not given else []
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether a tensor holds floats that torch looks through: not every kind of sparse ones, nor of one byte each."""
+    return tensor.is_floating_point() and tensor.layout is torch.strided and tensor.element_size() > 1

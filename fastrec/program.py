@@ -15,7 +15,7 @@ from .inputs import Feature, Layout, read_layout
 from .rows import Run, find_rows
 from .trees import describe
 
-__all__ = ["Answers", "Program", "target_of"]
+__all__ = ["Answers", "Program", "read_batch", "target_of"]
 
 Answers = Callable[[list[Tensor]], Sequence[Tensor]]
 """Flat outputs for flat inputs."""
@@ -52,11 +52,7 @@ class Program:
         Raises `InputError` where the batch holds no tensor or the model does not take it.
         """
         model, entry = target_of(target)
-        layout, tensors = read_layout(getattr(model, entry), batch)
-        if not tensors:
-            raise InputError(f"the batch holds no tensor: got {type(batch).__name__}. Give one real batch.")
-        if not any(tensor.numel() for tensor in tensors):
-            raise InputError("the batch is empty: every tensor has 0 elements. Give one real batch.")
+        layout, tensors = read_batch(getattr(model, entry), batch)
         _check_devices(model, layout.features, tensors)
         program = cls(model, batch, layout, entry, tuple(calibration))
         private = program.with_model(program.draft(private_buffers=True).eval())
@@ -120,6 +116,16 @@ class Program:
         found: list[tuple[str, Tensor]] = []
         tree = describe(answer, "output", found)
         return [tensor for _, tensor in found], tree
+
+
+def read_batch(function: Callable[..., Any], batch: Any) -> tuple[Layout, list[Tensor]]:
+    """How `function` is called with a batch, and its flat tensors. Raises `InputError` where there is nothing in it."""
+    layout, tensors = read_layout(function, batch)
+    if not tensors:
+        raise InputError(f"the batch holds no tensor: got {type(batch).__name__}. Give one real batch.")
+    if not any(tensor.numel() for tensor in tensors):
+        raise InputError("the batch is empty: every tensor has 0 elements. Give one real batch.")
+    return layout, tensors
 
 
 def target_of(target: Any) -> tuple[nn.Module, str]:

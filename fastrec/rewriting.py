@@ -24,6 +24,7 @@ from .inputs import Layout
 from .journal import Journal
 from .measure import fidelity
 from .memo import Memo
+from .nonfinite import spoilt_notes
 from .plan import Batches
 from .program import Program, target_of
 from .progress import Stages
@@ -34,7 +35,16 @@ from .rows import take_rows
 from .sessions import Form
 from .techniques import Skip, Technique
 
-__all__ = ["Rewritten", "apply_recipe", "captured", "fresh_batches", "read", "rewritten"]
+__all__ = [
+    "Rewritten",
+    "apply_recipe",
+    "batches_of",
+    "captured",
+    "fresh_batches",
+    "read",
+    "rewritten",
+    "with_calibration",
+]
 
 _BATCHES = 64
 
@@ -81,33 +91,20 @@ def read(
         work.notes.append(
             "the model was in training mode: it was measured, and is served, in evaluation mode"
         )
-    if calibration is not None and (
-        isinstance(calibration, Mapping) or not isinstance(calibration, Iterable)
-    ):
-        raise InputError(
-            f"calibration takes batches, each as the model takes it, in a list or loader: got a {type(calibration).__name__}"
-        )
-    batches = list(itertools.islice(() if calibration is None else calibration, _BATCHES))
-    if calibration is not None and not batches:
-        raise InputError(
-            "calibration has no batches: leave it out, or give some (a generator is empty once it was read)"
-        )
+    batches = batches_of(calibration)
     try:
         if before is None:
-            program = read_program(target, batch, batches, request or ())
+            program = read_program(target, batch, (), request or ())
         else:
-            program = Program.read(target, batch, batches, partial(as_before, before))
+            program = Program.read(target, batch, (), partial(as_before, before))
     except FastrecError:
         raise
     except Exception as error:  # noqa: BLE001 - a stranger's module may refuse to be copied in any way
         work.skipped.append(Skip("copy", type(model).__name__, f"{type(error).__name__}: {error}"[:300]))
         return None
-    for index, other in enumerate(batches):
-        try:
-            flat = Once(program.layout.features).all(program.flat(other))
-            work.calibration.append(as_example(program.layout.features, flat))
-        except InputError as error:
-            raise InputError(f"calibration batch {index}: {error}", feature=error.feature) from error
+    program = with_calibration(work, program, batches)
+    if before is None:
+        work.notes += spoilt_notes(program)
     if program.layout.rows is None:
         work.notes.append(
             "no dimension of the batch was found to count rows: only the example's own shapes are served fast"
@@ -117,6 +114,33 @@ def read(
     if request or (before is not None and Once(before.features)):
         work.notes += request_notes(program)
     return program
+
+
+def batches_of(calibration: Iterable[Any] | None) -> list[Any]:
+    """The first batches of what is given as calibration. Raises `InputError` for what holds none."""
+    if calibration is None:
+        return []
+    if isinstance(calibration, (str, Mapping)) or not isinstance(calibration, Iterable):
+        raise InputError(
+            f"calibration takes batches, each as the model takes it, in a list or loader: got a {type(calibration).__name__}"
+        )
+    batches = list(itertools.islice(calibration, _BATCHES))
+    if not batches:
+        raise InputError(
+            "calibration has no batches: leave it out, or give some (a generator is empty once it was read)"
+        )
+    return batches
+
+
+def with_calibration(work: Journal, program: Program, batches: Sequence[Any]) -> Program:
+    """The program with these batches beside its example. Raises `InputError` for one that is not called as that."""
+    for index, other in enumerate(batches):
+        try:
+            flat = Once(program.layout.features).all(program.flat(other))
+            work.calibration.append(as_example(program.layout.features, flat))
+        except InputError as error:
+            raise InputError(f"calibration batch {index}: {error}", feature=error.feature) from error
+    return replace(program, calibration=tuple(batches))
 
 
 def apply_recipe(

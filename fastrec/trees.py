@@ -12,7 +12,22 @@ from torch import Tensor
 
 from .errors import InputError
 
-__all__ = ["Branch", "Fixed", "Leaf", "Tree", "build", "collect", "describe", "opaque", "tensors_of"]
+__all__ = [
+    "Branch",
+    "Fixed",
+    "Leaf",
+    "Tree",
+    "build",
+    "child_name",
+    "collect",
+    "describe",
+    "got",
+    "in_words",
+    "is_like",
+    "kind_of",
+    "opaque",
+    "tensors_of",
+]
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 
@@ -58,12 +73,12 @@ def describe(value: Any, name: str, flat: list[tuple[str, Tensor]]) -> Tree:
     if isinstance(value, Tensor):
         flat.append((name, value))
         return Leaf(len(flat) - 1)
-    kind = _kind(value)
+    kind = kind_of(value)
     if kind is None:
         return Fixed(value, opaque=not isinstance(value, _PLAIN))
     keys, children, extra = _open(kind, value)
     trees = tuple(
-        describe(child, _join(name, kind, key), flat) for key, child in zip(keys, children, strict=True)
+        describe(child, child_name(name, kind, key), flat) for key, child in zip(keys, children, strict=True)
     )
     branch = Branch(kind, type(value), tuple(keys), trees, extra)
     if kind in ("tuple", "namedtuple", "dataclass", "dict", "interaction", "jagged"):
@@ -78,9 +93,7 @@ def collect(tree: Tree, value: Any, name: str, flat: list[Tensor]) -> None:
     """Append the tensors of `value`, which must have the structure `tree`, to `flat`."""
     if isinstance(tree, Leaf):
         if not isinstance(value, Tensor):
-            raise InputError(
-                f"feature {name!r}: got {type(value).__name__}, expected a tensor.", feature=name
-            )
+            raise InputError(f"feature {name!r}: got {got(value)}, expected a tensor.", feature=name)
         flat.append(value)
     elif isinstance(tree, Fixed):
         same = tree.opaque or value is tree.value or (type(value) is type(tree.value) and value == tree.value)
@@ -91,15 +104,13 @@ def collect(tree: Tree, value: Any, name: str, flat: list[Tensor]) -> None:
                 feature=name,
             )
     else:
-        if _kind(value) != tree.kind:
-            raise InputError(
-                f"{name!r}: got {type(value).__name__}, expected {tree.type.__name__}.", feature=name
-            )
+        if kind_of(value) != tree.kind:
+            raise InputError(f"{name!r}: got {got(value)}, expected {in_words(tree):.200}.", feature=name)
         keys, children, _ = _open(tree.kind, value)
         if tuple(keys) != tree.keys:
             children = _reorder(tree, name, keys, children)
         for key, child_tree, child in zip(tree.keys, tree.children, children, strict=True):
-            collect(child_tree, child, _join(name, tree.kind, key), flat)
+            collect(child_tree, child, child_name(name, tree.kind, key), flat)
 
 
 def build(tree: Tree, tensors: Sequence[Tensor]) -> Any:
@@ -120,7 +131,43 @@ def opaque(tree: Tree) -> Iterator[str]:
             yield from opaque(child)
 
 
-def _kind(value: Any) -> str | None:
+def in_words(tree: Tree) -> str:
+    """A structure, as errors show it.
+
+    Example:
+        >>> in_words(describe({"id": torch.ones(2), "rest": (torch.ones(2), 0.5)}, "batch", []))
+        "a dict of 'id' (a tensor), 'rest' (a tuple of a tensor, 0.5)"
+    """
+    if isinstance(tree, Leaf):
+        return "a tensor"
+    if isinstance(tree, Fixed):
+        return "an object" if tree.opaque else f"{tree.value!r:.80}"
+    parts = [in_words(child) for child in tree.children]
+    if tree.kind not in ("tuple", "list"):
+        parts = [f"{key!r} ({part})" for key, part in zip(tree.keys, parts, strict=True)]
+    if tree.extra:
+        parts.append(f"keys {', '.join(map(repr, tree.extra))}")
+    return f"a {tree.type.__name__} of {', '.join(parts) or 'nothing'}"
+
+
+def got(value: Any) -> str:
+    """What was given, as errors show it."""
+    kind = type(value).__name__
+    if isinstance(value, Tensor):
+        return "a tensor"
+    # Whatever else there is may be long, or not to be shown.
+    return f"{kind} {value!r:.80}" if isinstance(value, _PLAIN) and value is not None else kind
+
+
+def is_like(tree: Tree, value: Any) -> bool:
+    """Whether a value may be meant as what has this structure."""
+    if isinstance(tree, Branch):
+        return kind_of(value) == tree.kind
+    return isinstance(tree, Fixed) or isinstance(value, Tensor)
+
+
+def kind_of(value: Any) -> str | None:
+    """How a container is opened, None for what is none."""
     if isinstance(value, tuple):
         return "namedtuple" if hasattr(value, "_fields") else "tuple"
     if isinstance(value, list):
@@ -177,7 +224,7 @@ def _reorder(tree: Branch, name: str, keys: Sequence[Any], children: Sequence[An
     extra = [key for key in given if key not in tree.keys]
     if missing or extra:
         what = f"missing {missing[0]!r}" if missing else f"unexpected {extra[0]!r}"
-        feature = _join(name, tree.kind, missing[0] if missing else extra[0])
+        feature = child_name(name, tree.kind, missing[0] if missing else extra[0])
         raise InputError(
             f"{name!r}: {what}; got {', '.join(map(str, keys))}, expected {', '.join(map(str, tree.keys))}.",
             feature=feature,
@@ -185,5 +232,6 @@ def _reorder(tree: Branch, name: str, keys: Sequence[Any], children: Sequence[An
     return [given[key] for key in tree.keys]
 
 
-def _join(name: str, kind: str, key: Any) -> str:
+def child_name(name: str, kind: str, key: Any) -> str:
+    """What a part of a container is called."""
     return f"{name}[{key}]" if kind in ("tuple", "list") else f"{name}.{key}"

@@ -13,12 +13,12 @@ from torch import fx, nn
 from .accounts import account, status_of, work_of
 from .arguments import check_budget, own_random_state, read_seconds
 from .artifact import Loaded, read
-from .artifact.before import earlier_in
+from .artifact.before import earlier_in, shorter_than
 from .artifact.folder import folder_digest
 from .as_called import AsCalled
 from .assembly import Checks, assemble, judge_each, serving
 from .budget import Budget
-from .calls import answer_types
+from .calls import answer_types, other_arguments
 from .certify import Certifier, Evaluate, Judgement, most
 from .compressed import CompressedModel
 from .earlier import Earlier
@@ -29,11 +29,11 @@ from .limits import tables_of
 from .memo import Memo
 from .nonfinite import spoilt
 from .plan import ORIGINAL, Batches, Plan, as_original, confirm
-from .program import Program
+from .program import Program, read_batch, target_of
 from .progress import Stages, stages
 from .report import Report, SizeResult
 from .request import Once
-from .rewriting import Rewritten, apply_recipe, captured, fresh_batches
+from .rewriting import Rewritten, apply_recipe, batches_of, captured, fresh_batches, with_calibration
 from .rewriting import read as read_model
 from .sessions import Form, Made, compile_pairs, label_of, original_call, served_call
 from .techniques import TECHNIQUES, Technique
@@ -219,20 +219,34 @@ class _Update:
     def _program(self, model: Any, calibration: Iterable[Any] | None, batch: Any) -> Program:
         """The new checkpoint, called as the old one was. Raises `UpdateRefused` where it is called otherwise."""
         old = self._parts.original.layout
+        owner, entry = target_of(model)
+        function, traffic = getattr(owner, entry), batches_of(calibration)
+        otherwise = "the model is not called as the one before: "
         if batch is None:
             assert self._old.example is not None
             args, kwargs = old.arguments(self._old.example)
+            if odd := other_arguments(old, function, args, kwargs):
+                raise self.refused(
+                    f"{otherwise}{odd}", "call its arguments as before, or compress the model anew"
+                )
             batch = kwargs or args
+        else:
+            read_batch(function, batch)
         cure = "give the same architecture, or batch=... in the form of the first example; compress another model anew"
         try:
-            program = read_model(self._work, model, batch, None, calibration, old)
+            program = read_model(self._work, model, batch, None, None, old)
         except InputError as error:
-            raise self.refused(f"the model is not called as the one before: {error}", cure) from error
+            if isinstance(error.__cause__, IndexError) and (shorter := shorter_than(self._parts, owner)):
+                raise self.refused(
+                    f"{shorter}, and the example looks up later ones",
+                    "keep the rows that were there (tables may grow), or give batch=... with ids that the new tables have",
+                ) from error
+            raise self.refused(f"{otherwise}{error}", cure) from error
         if program is None:
             raise self.refused("the model cannot be copied to be looked at", "compress it anew")
         if odd := spoilt(program.model):
             raise self.refused(f"{odd} holds what is not a number", "look at how it was trained")
-        return program
+        return with_calibration(self._work, program, traffic)
 
     def _rewritten(self, program: Program, memo: Memo) -> Rewritten:
         """The new checkpoint after the recipe, what has not changed taken over."""

@@ -80,3 +80,30 @@ def test_nested_keys_are_named() -> None:
     assert caught.value.feature == "batch.user.id"
     # The order of a dict's keys is not part of the call.
     assert len(layout.flatten(({"items": [X, Y], "user": {"id": X}},), {})) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (
+            None,
+            r"one argument, NoneType, expected 2: 'a' \(a tensor\), 'b' \(a tensor\).*by position or by name",
+        ),
+        ("abc", "one argument, str 'abc', expected 2"),
+        ({"a": X, "b": Y}, r"one argument, dict, .*model\(\*\*batch\)"),
+        ([X, Y], r"one argument, list, .*model\(\*batch\)"),
+    ],
+)
+def test_one_thing_in_place_of_all_arguments_is_no_missing_feature(given: Any, words: str) -> None:
+    layout, _ = read_layout(positional, (X, Y))
+    with pytest.raises(InputError, match=words):
+        layout.flatten((given,), {})
+
+
+def test_what_is_no_batch_is_shown_beside_what_is_expected() -> None:
+    layout, _ = read_layout(single, {"user": {"id": X}, "items": [X, Y]})
+    for given, got in ((None, "NoneType"), ("abc", "str 'abc'"), (X, "a tensor"), ([X], "list")):
+        with pytest.raises(InputError, match=f"'batch': got {got}, expected a dict of 'user'"):
+            layout.flatten(*layout.call_of(given))
+    with pytest.raises(InputError, match=r"'batch\.user\.id': got int 3, expected a tensor"):
+        layout.flatten(({"user": {"id": 3}, "items": [X, Y]},), {})

@@ -174,6 +174,21 @@ def test_wrong_calls_say_so(wrong: dict[str, object], words: str) -> None:
         compress(**arguments)  # type: ignore[arg-type]
 
 
+def test_weights_that_are_no_numbers_are_told_and_a_model_of_none_is_refused() -> None:
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(8, 1)).eval()
+    with torch.no_grad():
+        model[0].weight[3] = torch.nan
+    ids = torch.tensor([[0, 1], [3, 4], [5, 6], [7, 8]])
+    made = compress(model, ids, seconds=0.5, batch_sizes=(4,), backends=[Eager()], progress=False)
+    (note,) = [note for note in made.report.notes if "NaN" in note]
+    assert note.startswith("'0.weight' of the model holds NaN") and "1 of 4 numbers" in note
+    assert made(ids).isnan().flatten().tolist() == [False, True, False, False]
+    with torch.no_grad():
+        model[2].bias[0] = torch.nan
+    with pytest.raises(InputError, match=r"NaN alone .*'0\.weight' of the model"):
+        compress(model, ids, seconds=0.5, batch_sizes=(4,), backends=[Eager()], progress=False)
+
+
 def test_a_recipe_for_a_model_that_cannot_be_captured() -> None:
     entry = next(entry for entry in ZOO if entry.name == "unreadable")
     with pytest.raises(TechniqueError, match="cannot be captured"):

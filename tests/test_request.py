@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fastrec import compress
+from fastrec.backends import Eager
 from fastrec.capture import capture
 from fastrec.declared import Declared, read_program, read_request
 from fastrec.errors import InputError, RequestMismatchError
@@ -322,3 +324,34 @@ def test_a_single_candidate_is_not_compared() -> None:
     assert once.several([torch.zeros(1, 3), torch.zeros(2, 3)])
     assert once.several([torch.zeros(2, 3), torch.zeros(2, 3)])
     assert not Once(names("x", request=(0, 2)), check=False).several([torch.zeros(2, 3)])
+
+
+class Hourly(nn.Module):
+    """A user, an item, and one number for the whole batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.users, self.items = nn.Embedding(9, 4), nn.Embedding(9, 4)
+
+    def forward(self, user: Tensor, item: Tensor, hour: Tensor) -> Tensor:
+        return (self.users(user) * self.items(item)).sum(1) * hour.sin()
+
+
+@pytest.mark.parametrize("declared", [["user", "hour"], ["hour"], {"user": True, "hour": True}])
+def test_a_single_number_is_the_requests_anyway(declared: Declared) -> None:
+    model = Hourly().eval()
+    batch = {"user": torch.full((8,), 3), "item": torch.arange(8), "hour": torch.tensor(3.0)}
+    fast = compress(
+        model, batch, request_features=declared, seconds=0.5, batch_sizes=(8,), backends=[Eager()], progress=False
+    )  # fmt: skip
+    given = {**batch, "hour": torch.tensor(5.0)}
+    torch.testing.assert_close(fast(**given), model(**given).detach())
+    if "user" in declared:
+        scorer = fast.precompute({"item": torch.arange(9)})
+        got = scorer({"user": torch.tensor([3]), "hour": torch.tensor(5.0)}, list(range(8)))
+        torch.testing.assert_close(got, model(**given).detach())
+
+
+def test_a_single_number_has_no_columns() -> None:
+    with pytest.raises(InputError, match="'hour' is .*only a matrix"):
+        read_request((Feature("hour", torch.float32, ()),), {"hour": [0]})

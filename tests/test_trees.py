@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastrec.trees import build, collect, describe, opaque, tensors_of
+from fastrec.trees import build, collect, describe, in_words, opaque, tensors_of
 
 X, Y = torch.arange(3), torch.arange(6.0).reshape(3, 2)
 
@@ -46,3 +46,11 @@ def test_what_is_neither_a_tensor_nor_a_plain_value_is_named() -> None:
     assert list(opaque(describe(value, "batch", []))) == ["object", "set"]
     (only,) = tensors_of(value)
     assert only is X
+
+
+def test_structures_in_words() -> None:
+    value = {"id": X, "pair": Pair(X, Y), "rest": (None, [X], "fast"), "none": {}}
+    assert in_words(describe(value, "batch", [])) == (
+        "a dict of 'id' (a tensor), 'pair' (a Pair of 'a' (a tensor), 'b' (a tensor)), "
+        "'rest' (a tuple of None, a list of a tensor, 'fast'), 'none' (a dict of nothing)"
+    )

@@ -379,8 +379,8 @@ class Bare(nn.Module):
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        (Renamed, "it takes ids, cost, expected ids, price"),
-        (Paired, "its answer is"),
+        (Renamed, "its arguments are ids, cost, expected ids, price"),
+        (Paired, "its answer is a tuple of a tensor, a tensor, expected a tensor"),
         (Leaning, "depends on its neighbours|answers differ"),
         (Deciding, "the model was not captured"),
         (Bare, "its recipe cannot be applied|the recipe gives no"),
@@ -397,6 +397,49 @@ def test_another_model_is_refused_and_the_folder_stays(
     with pytest.raises(UpdateRefused, match=reason) as caught:
         updated(tmp_path / "a", kind().eval())
     assert "was not updated" in str(caught.value) and "Cure: " in str(caught.value)
+    assert digests(tmp_path / "a") == before
+
+
+def test_arguments_that_are_called_otherwise_are_named_where_they_are_given_by_name(tmp_path: Path) -> None:
+    ids, price = batch(64)
+    made(ranker(), {"ids": ids, "price": price}, (Fuse(),)).save(tmp_path / "a")
+    with pytest.raises(UpdateRefused, match=r"its arguments are ids, cost, expected ids, price .*Cure: call"):
+        updated(tmp_path / "a", Renamed().eval())
+
+
+@pytest.mark.parametrize("settings", [{}, {"keep_original": False}], ids=["", "without the original"])
+def test_a_table_with_fewer_rows_than_the_example_asks_for_is_named(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    made(ranker(), batch(64), INT8, **settings).save(tmp_path / "a")
+    with pytest.raises(
+        UpdateRefused, match=r"table 'tables\.0\.weight' has 20 rows, it had 300.*Cure: keep the rows"
+    ):
+        updated(tmp_path / "a", ranker(rows=20))
+    got = updated(tmp_path / "a", ranker(rows=20), batch=batch(64, ids=20))
+    with pytest.raises(IdOutOfRangeError):
+        got(*batch(64))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"model": 3}, "expected a torch module"),
+        ({"calibration": 3}, "calibration takes batches, .*got a int"),
+        ({"calibration": "x"}, "calibration takes batches, .*got a str"),
+        ({"calibration": []}, "calibration has no batches"),
+        ({"calibration": ["x"]}, "calibration batch 0: "),
+        ({"batch": "x"}, "the batch holds no tensor: got str"),
+        ({"batch": (torch.zeros(0, 6).long(), torch.zeros(0))}, "the batch is empty"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_errors_of_the_call(
+    wrong: dict[str, Any], words: str, artifacts: Artifacts, tmp_path: Path
+) -> None:
+    shutil.copytree(artifacts["exact"], tmp_path / "a")
+    before = digests(tmp_path / "a")
+    with pytest.raises(InputError, match=words):
+        updated(tmp_path / "a", **({"model": ranker()} | wrong))
     assert digests(tmp_path / "a") == before
 
 

@@ -5,15 +5,43 @@ from __future__ import annotations
 from torch import Tensor, fx, nn
 
 from ..as_called import AsCalled
-from ..earlier import Earlier, origins_of
+from ..earlier import Earlier, Origin, origins_of
 from .contents import Contents
 from .graphs import constants_of, path_of
 
-__all__ = ["earlier_in"]
+__all__ = ["earlier_in", "shorter_than"]
+
+
+_NAMED = 3  # tables that an error names
+_MODEL = "model."  # what stands before the names of tensors in a captured graph
 
 
 def earlier_in(parts: Contents, graph: fx.GraphModule) -> Earlier:
     """The tables that an artifact holds and what they were made of, for the new checkpoint's plain `graph`."""
+    before, made = _held(parts)
+    return Earlier(before, _by_path(graph), made)
+
+
+def shorter_than(parts: Contents, model: nn.Module) -> str:
+    """Which tables of a model have fewer rows than an artifact holds, in words, or nothing."""
+    before, made = _held(parts)
+    rows = {one.path: one.rows for origin, _ in made for one in origin.regions}
+    rows |= {path: len(table) for path, table in before.items()}
+    now = {
+        **dict(model.named_buffers(remove_duplicate=False)),
+        **dict(model.named_parameters(remove_duplicate=False)),
+    }
+    shorter = [
+        f"the table {name!r} has {len(now[name]):,} rows, it had {count:,}"
+        for path, count in rows.items()
+        if (name := path.removeprefix(_MODEL)) in now and now[name].ndim and len(now[name]) < count
+    ]
+    more = f" (and {len(shorter) - _NAMED} others are shorter)" if len(shorter) > _NAMED else ""
+    return f"{', '.join(shorter[:_NAMED])}{more}"
+
+
+def _held(parts: Contents) -> tuple[dict[str, Tensor], list[tuple[Origin, Tensor]]]:
+    """The model's own tables, by where they were in it, and what was made of them."""
     original = parts.original.model
     source = original.source if isinstance(original, AsCalled) else None
     programs = [source.program for source in parts.sources.values()]
@@ -25,8 +53,7 @@ def earlier_in(parts: Contents, graph: fx.GraphModule) -> Earlier:
         for name, origin in origins_of(gm).items()
         if name in held
     ]
-    before = {} if source is None else _by_path(_graph(source.model))
-    return Earlier(before, _by_path(graph), made)
+    return {} if source is None else _by_path(_graph(source.model)), made
 
 
 def _by_path(gm: fx.GraphModule) -> dict[str, Tensor]:

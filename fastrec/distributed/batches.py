@@ -69,6 +69,21 @@ class BatchScorer:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise InputError(f"{name}: got {value!r:.40}, expected a whole number from 1")
+        if not isinstance(self.folder, (str, os.PathLike)):
+            cure = ": save the model into one first" if isinstance(self.folder, torch.nn.Module) else ""
+            raise InputError(f"folder takes the path of an artifact, got a {type(self.folder).__name__}{cure}")
+        if isinstance(self.keep, str) or not isinstance(self.keep, Iterable | None):
+            cure = f": keep=({self.keep!r:.80},)" if isinstance(self.keep, str) else ", as ('id',)"
+            raise InputError(f"keep takes names of columns, got a {type(self.keep).__name__}{cure}")
+        if not isinstance(self.columns, Mapping):
+            raise InputError(
+                f"columns takes a mapping of features to columns, as {{'user': 'user_id'}}, got a {type(self.columns).__name__}"
+            )
+        for name, one in self.columns.items():
+            if not isinstance(one, Iterable):
+                raise InputError(
+                    f"columns: feature {name!r:.80} takes a name, or one for each entry of a row, as ('user', 'film'), got {one!r:.80}"
+                )
         # Absolute, for processes that are somewhere else.
         object.__setattr__(self, "folder", str(Path(os.fspath(self.folder)).absolute()))
         object.__setattr__(self, "digest", self.digest or folder_digest(self.folder))

@@ -66,9 +66,11 @@ class Columns:
     def read(self, table: Any) -> tuple[list[Tensor], Bad]:
         """The flat batch of all rows, zeros or nothing in the rows that are bad, and these.
 
-        Raises `InputError` where the table has no column for a feature.
+        Raises `InputError` where the table has no column for a feature, or two of its name.
         """
         rows, given, bad = length(table), names(table), Bad()
+        if not given:
+            raise InputError(f"the table has no columns, expected {', '.join(self.names())}")
         made: list[Tensor | None] = [None] * len(self.features)
         for index, feature in enumerate(self.features):
             if feature.role == "rows":
@@ -168,6 +170,11 @@ class Columns:
                 raise InputError(
                     f"the table has no column {name!r} for feature {feature.name!r}: it has {', '.join(map(str, given))}. "
                     f"Name the column: columns={{{feature.name!r}: ...}}",
+                    feature=feature.name,
+                )
+            if given.count(name) > 1:
+                raise InputError(
+                    f"the table has {given.count(name)} columns {name!r}, and feature {feature.name!r} reads one: rename the others",
                     feature=feature.name,
                 )
         return names

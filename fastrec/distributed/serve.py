@@ -7,6 +7,7 @@ error. A replica opens the artifact in its own process, by the path and digest o
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -55,8 +56,25 @@ def deployment(
     Example: `serve.run(deployment("ranker", num_replicas=2), name="ranker").remote(batch).result()`.
     """
     where = os.path.abspath(os.fspath(folder))
-    opening = partial(open_folder, where, folder_digest(where), tuple(types), dict(merging or {}))
+    settings = _merging(merging)
+    opening = partial(open_folder, where, folder_digest(where), tuple(types), settings)
     return served(opening, max_batch_size=max_batch_size, wait_ms=wait_ms, threads=threads, **options)
+
+
+def _merging(given: object) -> dict[str, Any]:
+    """Settings of merging, by name. Raises `InputError` at once: a replica would say it where nobody looks."""
+    if given is None:
+        return {}
+    known = [name for name in inspect.signature(CompressedModel.merged).parameters if name != "self"]
+    if not isinstance(given, Mapping):
+        raise InputError(
+            f"merging takes settings by name, as merging={{'way': 'whole batch'}}, got a {type(given).__name__}"
+        )
+    if strange := [name for name in given if name not in known]:
+        raise InputError(
+            f"merging has no setting {strange[0]!r:.80}, it takes those of CompressedModel.merged: {', '.join(known)}"
+        )
+    return dict(given)
 
 
 def served(

@@ -6,6 +6,7 @@ No library of tables is imported: one that a table comes from is there already.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -125,15 +126,21 @@ def with_columns(
 ) -> Any:  # fmt: skip
     """The columns `keep` of a table (None: all), and behind them numbers (n, ...) and texts, in the same form.
 
-    Of more than two dimensions each row is one flat list, but in a dict of arrays. Raises `InputError` where a name is taken.
+    Of more than two dimensions each row is one flat list, but in a dict of arrays. Raises `InputError` where a name is taken, not there or
+    that of two columns.
     """
-    form, kept = form_of(table), names(table) if keep is None else list(keep)
+    form, given = form_of(table), names(table)
+    kept = given if keep is None else list(keep)
     if taken := sorted({*added, *texts} & set(kept)):
         raise InputError(
             f"the table has a column {taken[0]!r} already: name the outputs otherwise (output=...)"
         )
-    if gone := sorted(set(kept) - set(names(table))):
-        raise InputError(f"the table has no column {gone[0]!r} to keep: it has {', '.join(names(table))}")
+    if gone := sorted(set(kept) - set(given)):
+        raise InputError(f"the table has no column {gone[0]!r} to keep: it has {', '.join(given)}")
+    if twice := sorted(name for name, count in Counter(given).items() if count > 1 and name in kept):
+        raise InputError(
+            f"the table has {given.count(twice[0])} columns {twice[0]!r}: rename them, or name those to keep (keep=...)"
+        )
     if form == "arrays":
         return (
             {name: table[name] for name in kept}

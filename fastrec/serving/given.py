@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..inputs import Feature
-from ..trees import Branch, Leaf, describe
+from ..trees import Branch, Leaf, Tree, child_name, describe, in_words
 
 __all__ = ["cast", "read_side"]
 
@@ -27,7 +27,7 @@ def read_side(given: Any, features: Sequence[Feature], wanted: Sequence[int], si
     tree = describe(given, "", found)
     if isinstance(tree, Leaf) or (isinstance(tree, Branch) and tree.kind in ("tuple", "list")):
         if len(found) != len(wanted):
-            raise InputError(f"the {side} has {len(wanted)} features ({names}), got {len(found)} tensors.")
+            raise InputError(f"the {side} has {len(wanted)} features ({names}), got {len(found)} tensors: it was {in_words(tree):.200}.")
         return {i: cast(features[i], tensor) for i, (_, tensor) in zip(wanted, found, strict=True)}
     if not isinstance(tree, Branch):
         raise InputError(f"the {side} is a mapping or a tuple of {names}, got {type(given).__name__}.")
@@ -45,13 +45,30 @@ def read_side(given: Any, features: Sequence[Feature], wanted: Sequence[int], si
             )
         taken[index] = cast(features[index], tensor)
     for index in wanted:
-        if index not in taken:
-            raise InputError(
-                f"missing feature {features[index].name!r} of the {side}: got "
-                f"{', '.join(name.removeprefix('.') for name, _ in found) or 'nothing'}, expected {names}.",
-                feature=features[index].name,
-            )
+        if index in taken:
+            continue
+        name = features[index].name
+        for other, said in _no_tensors(tree, ""):
+            if name == other or name.endswith(f".{other}"):
+                raise InputError(
+                    f"feature {name!r} of the {side}: got {said}, expected a tensor.", feature=name
+                )
+        raise InputError(
+            f"missing feature {name!r} of the {side}: got "
+            f"{', '.join(one.removeprefix('.') for one, _ in found) or 'nothing'}, expected {names}.",
+            feature=name,
+        )
     return taken
+
+
+def _no_tensors(tree: Tree, name: str) -> Iterator[tuple[str, str]]:
+    """What is no tensor, by its name, in words."""
+    if isinstance(tree, Leaf):
+        return
+    yield name.removeprefix("."), f"{in_words(tree):.80}"
+    if isinstance(tree, Branch):
+        for key, child in zip(tree.keys, tree.children, strict=True):
+            yield from _no_tensors(child, child_name(name, tree.kind, key))
 
 
 def _find(name: str, features: Sequence[Feature], side: str) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -104,7 +104,13 @@ class Merged:
                 f"these requests cannot be given as one batch, call score_many: {self._joiner.unable}"
             )
         flat = self._flat(batch)
-        joined = self._joiner.read(flat, torch.as_tensor(offsets))
+        try:
+            ends = torch.as_tensor(offsets)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"offsets are whole numbers, one more than there are requests: got {type(offsets).__name__}"
+            ) from error
+        joined = self._joiner.read(flat, ends)
         if joined.sizes and self._merges(joined.flat):
             guard = self._fast.guard
             if guard is not None and guard.computed is None:
@@ -122,8 +128,14 @@ class Merged:
         """The answer to each of several requests, given as the model takes one.
 
         Raises the error of the first request that does not fit; with `return_errors` that request's answer is the error, and the
-        others have theirs.
+        others have theirs. Raises `InputError` for what is no list of requests.
         """
+        if isinstance(requests, (str, Mapping, Tensor)) or not isinstance(requests, Iterable):
+            raise InputError(
+                f"score_many takes a list of requests, each as the model takes one, got one {type(requests).__name__}: "
+                "give [request], or call the model itself"
+            )
+        requests = list(requests)
         answers: dict[int, Any] = {}
         merged: dict[int, list[Tensor]] = {}
         for place, request in enumerate(requests):

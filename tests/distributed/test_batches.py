@@ -281,6 +281,48 @@ def test_a_number_of_rows_is_a_whole_one(folder: Path, batch: Any) -> None:
         BatchScorer(str(folder)).score(rows(3), batch=batch)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"folder": None}, "folder takes the path of an artifact, got a NoneType"),
+        ({"folder": nn.Identity()}, "got a Identity: save the model into one first"),
+        ({"keep": "row"}, r"keep takes names of columns, got a str: keep=\('row',\)"),
+        ({"keep": 3}, r"keep takes names of columns, got a int, as \('id',\)"),
+        ({"columns": ["user"]}, r"columns takes a mapping .*\{'user': 'user_id'\}, got a list"),
+        ({"columns": {"ids": 3}}, "columns: feature 'ids' takes a name, or one for each entry.*got 3"),
+    ],
+)
+def test_settings_of_another_kind_are_refused(folder: Path, wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        BatchScorer(**{"folder": str(folder), **wrong})
+
+
+@pytest.mark.parametrize(
+    "table", [{}, pd.DataFrame(), pd.DataFrame(index=range(3)), pa.table({})], ids=lambda t: type(t).__name__
+)
+def test_a_table_without_columns_is_refused(table: Any, folder: Path) -> None:
+    with pytest.raises(InputError, match="the table has no columns, expected ids, history, price"):
+        BatchScorer(str(folder)).score(table, progress=False)
+
+
+@pytest.mark.parametrize("form", ["pandas", "arrow"])
+def test_columns_of_one_name_are_refused_where_they_are_read_or_kept(form: str, folder: Path) -> None:
+    def twice(name: str) -> Any:
+        table = FORMS[form](rows(5))
+        if form == "pandas":
+            return pd.concat([table, table[[name]]], axis=1)
+        return table.append_column(name, table.column(name))
+
+    scorer = BatchScorer(str(folder))
+    with pytest.raises(InputError, match="2 columns 'price', and feature 'price' reads one") as caught:
+        scorer.score(twice("price"), progress=False)
+    assert caught.value.feature == "price"
+    with pytest.raises(InputError, match="2 columns 'row': rename them, or name those to keep"):
+        scorer.score(twice("row"), progress=False)
+    found = BatchScorer(str(folder), keep=("price",)).score(twice("row"), progress=False).table
+    assert list(reasons(found)) == [None] * 5
+
+
 def test_what_fails_whichever_rows_there_are_is_raised(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forward = CompressedModel.forward
 

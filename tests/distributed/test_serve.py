@@ -101,6 +101,22 @@ def test_settings_out_of_range_are_refused(
         deployment(saved[1], **setting)
 
 
+@pytest.mark.parametrize(
+    ("merging", "words"),
+    [
+        ({"foo": 1}, r"no setting 'foo', it takes .*: at, backends, seconds, way$"),
+        ({"way": "whole batch", 3: 1}, "no setting 3"),
+        (["way"], "settings by name, .*got a list"),
+        ("whole batch", "settings by name, .*got a str"),
+    ],
+)
+def test_settings_of_merging_that_there_are_not_are_refused_at_once(
+    saved: tuple[CompressedModel, Path], merging: Any, words: str
+) -> None:
+    with pytest.raises(fastrec.InputError, match=words):
+        deployment(saved[1], merging=merging)
+
+
 def test_without_ray_it_says_what_to_install(
     saved: tuple[CompressedModel, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,14 @@ def test_one_tensor_and_items_of_lists() -> None:
         (IDS, "2 features", ""),
         ("user", "got str", ""),
         (None, "got NoneType", ""),
+        (
+            {"user": {"id": None, "age": AGES}},
+            r"'batch\.user\.id' of the request: got None, expected a tensor",
+            "batch.user.id",
+        ),
+        ({"user": {"id": [1, 2], "age": AGES}}, "got a list of 1, 2, expected a tensor", "batch.user.id"),
+        ({"id": "abc", "age": AGES}, "got 'abc', expected a tensor", "batch.user.id"),
+        ((None, AGES), "got 1 tensors: it was a tuple of None, a tensor", ""),
     ],
 )
 def test_what_does_not_fit(given: Any, text: str, feature: str) -> None:

@@ -241,7 +241,9 @@ def test_no_candidates_at_all() -> None:
     assert case.merged.score_many([]) == []
 
 
-@pytest.mark.parametrize("offsets", [[0, 2], [0, 3, 2, 7], [1, 7], [0], [0.0, 7.0], [[0, 7]], 7])
+@pytest.mark.parametrize(
+    "offsets", [[0, 2], [0, 3, 2, 7], [1, 7], [0], [0.0, 7.0], [[0, 7]], 7, None, "abc", ["a"]]
+)
 def test_offsets_that_do_not_fit_are_refused(offsets: Any) -> None:
     with pytest.raises(InputError, match="offsets"):
         reading().merged((torch.tensor([3]), torch.zeros(7, 2)), offsets)
@@ -283,6 +285,21 @@ def test_what_is_wrong_with_one_request_is_its_own() -> None:
         with pytest.raises(kind) as caught:
             case.merged.score_many([good[0], one])
         assert caught.value.__notes__ == ["in request 1 of 2"]
+
+
+def test_what_is_no_request_says_what_was_given() -> None:
+    case = reading()
+    good = (torch.tensor([1]), torch.randn(3, 2))
+    none, text, answer = case.merged.score_many([None, "abc", good], return_errors=True)
+    torch.testing.assert_close(answer, case.fast(*good))
+    for error, got in ((none, "NoneType"), (text, "str 'abc'")):
+        assert isinstance(error, InputError) and f"got one argument, {got}, expected 2: 'user'" in str(error)
+
+
+@pytest.mark.parametrize("given", [None, 3, "abc", {"user": torch.tensor([1])}, torch.tensor([1])])
+def test_one_request_is_no_list_of_requests(given: Any) -> None:
+    with pytest.raises(InputError, match=f"a list of requests.*got one {type(given).__name__}"):
+        reading().merged.score_many(given)
 
 
 def test_what_no_guard_finds_is_its_own_too() -> None:

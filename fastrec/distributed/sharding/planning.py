@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
@@ -66,7 +66,12 @@ def plan_shards(
     apart = {table: _hottest(seen, table, hot) for table in seen.tables if not table.reason}
     every = dense + sum(placed.rows * placed.row_bytes for placed in left)
     every += sum(len(placed.hot) * placed.row_bytes for placed in apart.values())
-    where = _Places(world, None if limit_bytes is None else limit_bytes - every, apart, seen).placed(place)
+    places = _Places(world, apart, seen)
+    where = places.placed(place, None if limit_bytes is None else limit_bytes - every)
+    if where is None:
+        assert limit_bytes is not None
+        hot_rows = any(placed.hot for placed in apart.values())
+        raise _too_little(limit_bytes, world, every, places.needed(place), place, hot_rows)
     formed = {table: _formed(seen, table, placed, world, form) for table, placed in where.items()}
     by_name = {placed.name: placed for placed in (*left, *formed.values())}
     tables = tuple(by_name[table.name] for table in seen.tables)
@@ -142,21 +147,24 @@ def _hottest(seen: _Seen, table: LookedUpTable, share: float) -> Placed:
 
 
 class _Places:
-    """Where each table goes."""
+    """Where each table goes. With `room` bytes on each rank for them (None: any) there may be none for all."""
 
-    def __init__(self, world: int, room: int | None, tables: Mapping[LookedUpTable, Placed], seen: _Seen) -> None:
-        self._world, self._room, self._tables, self._seen = world, room, tables, seen
-        self._bytes = sum(table.nbytes for table in tables) or 1
+    def __init__(self, world: int, tables: Mapping[LookedUpTable, Placed], seen: _Seen) -> None:
+        self._world, self._tables, self._seen = world, tables, seen
+        self.bytes = sum(table.nbytes for table in tables)
         self._traffic = sum(map(_traffic, tables.values())) or 1.0
-        self._held = [0] * world
-        self._load = [0.0] * world
+        self._even: dict[LookedUpTable, list[int]] = {}
+        self._room: int | None = None
+        self._held: list[int] = []
+        self._load: list[float] = []
 
-    def placed(self, place: Placing) -> dict[LookedUpTable, Placed]:
-        """All tables, in their order."""
-        if self._room is not None and self._room * self._world < sum(table.nbytes for table in self._tables):
-            self._refuse()
+    def placed(self, place: Placing, room: int | None) -> dict[LookedUpTable, Placed] | None:
+        """All tables, in their order; None where there is too little room."""
+        self._room, self._held, self._load = room, [0] * self._world, [0.0] * self._world
+        if room is not None and room * self._world < self.bytes:
+            return None
         loads = {
-            table: table.nbytes / self._bytes + _traffic(placed) / self._traffic
+            table: table.nbytes / (self.bytes or 1) + _traffic(placed) / self._traffic
             for table, placed in self._tables.items()
         }
         fair = _MOST_LOADED * sum(loads.values()) / self._world
@@ -164,12 +172,13 @@ class _Places:
         for table in sorted(self._tables, key=lambda table: -loads[table]):
             rank = self._rank_for(table)
             whole = place == "table" or (place == "best" and loads[table] <= fair)
+            pieces: tuple[Piece, ...] | None = None
             if whole and rank is not None:
-                pieces: tuple[Piece, ...] = (Piece(0, table.rows, rank),)
-            elif place == "table":
-                self._refuse()
-            else:
+                pieces = (Piece(0, table.rows, rank),)
+            elif place != "table":
                 pieces = self._cut(table)
+            if pieces is None:
+                return None
             way: Literal["table", "rows"] = "table" if len(pieces) == 1 else "rows"
             found[table] = replace(self._tables[table], way=way, pieces=pieces)
             for piece in pieces:
@@ -177,6 +186,14 @@ class _Places:
                 self._held[piece.rank] += (piece.stop - piece.start) * table.row_bytes
                 self._load[piece.rank] += part * loads[table]
         return {table: found[table] for table in self._tables}
+
+    def needed(self, place: Placing) -> int:
+        """Bytes on each rank with which there is room, within a thousandth of the least there are."""
+        low, high = self.bytes // self._world - 1, self.bytes
+        while high - low > max(1, low // 1000):
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.placed(place, middle) is None else (low, middle)
+        return high
 
     def _rank_for(self, table: LookedUpTable) -> int | None:
         """The rank with the least load among those with room for the table."""
@@ -186,14 +203,16 @@ class _Places:
     def _left(self, rank: int) -> float:
         return float("inf") if self._room is None else self._room - self._held[rank]
 
-    def _cut(self, table: LookedUpTable) -> tuple[Piece, ...]:
-        """A piece for each rank of about the same load; where a rank has no room for its, by what room there is."""
-        ends = self._even_ends(table)
+    def _cut(self, table: LookedUpTable) -> tuple[Piece, ...] | None:
+        """A piece for each rank of about the same load; where a rank has no room for its, by what room there is, None if too little."""
+        if table not in self._even:
+            self._even[table] = self._even_ends(table)
+        ends = self._even[table]
         sizes = [(end - start) * table.row_bytes for start, end in zip([0, *ends], ends, strict=False)]
         if any(size > self._left(rank) for rank, size in enumerate(sizes)):
             rooms = [max(0, int(self._left(rank) // table.row_bytes)) for rank in range(self._world)]
             if sum(rooms) < table.rows:
-                self._refuse()
+                return None
             ends = [int(table.rows * sum(rooms[: rank + 1]) / sum(rooms)) for rank in range(self._world)]
         starts = [0, *ends[:-1]]
         return tuple(
@@ -220,13 +239,22 @@ class _Places:
             high, low = torch.where(enough, middle, high), torch.where(enough, low, middle + 1)
         return [*high[:-1].tolist(), table.rows]
 
-    def _refuse(self) -> NoReturn:
-        needed = sum(table.nbytes for table in self._tables)
-        room = "none" if self._room is None else amount(self._room)
-        raise InputError(
-            f"the tables take {amount(needed)}, and each of {self._world} ranks has {room} left for them besides what is on every rank: "
-            "take more ranks, a larger limit_bytes, fewer hot rows, or place='best'"
-        )
+
+def _too_little(
+    limit: int, world: int, every: int, tables: int, place: Placing, hot_rows: bool
+) -> InputError:
+    """The error where ranks with a limit have too little room: what is on every rank takes `every` bytes, tables so many on each."""
+    cures = [f"give limit_bytes={every + tables}"]
+    if every < limit:
+        cures.append("take more ranks")
+    if hot_rows:
+        cures.append("have fewer hot rows (hot=...)")
+    if place == "table":
+        cures.append("let tables be cut into rows (place='best')")
+    return InputError(
+        f"limit_bytes={limit} ({amount(limit)}) is too little for {world} ranks: what is on every rank takes {amount(every)}, and the tables "
+        f"{amount(tables)} on each besides, {amount(every + tables)} together. Cure: {', or '.join(cures)}"
+    )
 
 
 def _traffic(placed: Placed) -> float:

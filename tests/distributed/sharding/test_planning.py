@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -83,6 +84,26 @@ def test_with_little_room_tables_are_cut_and_none_has_too_much() -> None:
         planned(hot=0, limit_bytes=dense + everything // 4 - 96)
     with pytest.raises(InputError, match="take more ranks"):
         planned(hot=0, limit_bytes=limit, place="table")
+
+
+@pytest.mark.parametrize("place", ["best", "table", "rows"])
+@pytest.mark.parametrize("hot", [0, 0.05])
+def test_with_too_little_room_it_says_what_is_needed_and_that_is_enough(place: str, hot: float) -> None:
+    usual = planned(hot=hot)
+    every = usual.dense_bytes + sum(len(table.hot) * table.row_bytes for table in usual.sharded)
+    for limit in (1, every + 2000):
+        with pytest.raises(InputError, match=rf"^limit_bytes={limit} .*too little for 4 ranks") as caught:
+            planned(place=place, hot=hot, limit_bytes=limit)
+        said = str(caught.value)
+        assert "-" not in said.partition("Cure")[0] and ("place='best'" in said) == (place == "table")
+        assert ("hot=..." in said) == bool(hot) and ("more ranks" in said) == (limit > 1)
+        found = re.search(r"give limit_bytes=(\d+)", said)
+        assert found is not None
+        enough = int(found[1])
+        plan = planned(place=place, hot=hot, limit_bytes=enough)
+        assert max(plan.bytes_on(rank) for rank in range(4)) <= enough
+        with pytest.raises(InputError, match="too little"):
+            planned(place=place, hot=hot, limit_bytes=int(enough * 0.998) - 1)
 
 
 def test_one_rank_sends_nothing() -> None:
