@@ -317,10 +317,12 @@ class CompressedModel(nn.Module):
         features = self._layout.features
         given = tuple([(tensor.shape, tensor.dtype) for tensor in flat])
         rows = count_rows(self._once.candidates, flat) if self._layout.rows is not None else 1
+        if rows is None:
+            return None
         for index, (feature, (_, dtype)) in enumerate(zip(features, given, strict=True)):
             if dtype is not feature.dtype:
                 flat[index] = cast(feature, flat[index])
-            if rows is None or not fits(feature, flat[index], rows):
+            if not fits(feature, flat[index], rows):
                 return None
         chosen = self.session(rows), self._once.several(flat)
         if len(self._routes) < _SHAPES and all(

@@ -149,8 +149,7 @@ class Layout:
             return
         spread = {"dict": "model(**batch)", "tuple": "model(*batch)", "list": "model(*batch)"}
         expected = (
-            f"{name!r} ({in_words(tree):.80})"
-            for name, tree in zip(self.parameters, self.trees, strict=True)
+            f"{name!r} ({in_words(tree):.80})" for name, tree in zip(self.parameters, self.trees, strict=True)
         )
         raise InputError(
             f"got one argument, {got(args[0])}, expected {len(self.parameters)}: {', '.join(expected)}. Call it as the example batch "

@@ -21,8 +21,8 @@ def fits(feature: Feature, tensor: Tensor, rows: int | None) -> bool:
     sizes, axis = list(feature.shape), feature.growing
     if axis is not None and tensor.ndim == len(sizes):
         given = tensor.shape[axis]
-        free = rows is None or feature.role != "rows" or (feature.request is True and given == 1)
-        sizes[axis] = given if free else rows
+        one = feature.role != "rows" or (feature.request is True and given == 1)
+        sizes[axis] = given if rows is None or one else rows
     return list(tensor.shape) == sizes
 
 

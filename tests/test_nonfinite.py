@@ -109,8 +109,7 @@ def spoilt_at(*places: int, value: float = NAN) -> nn.Module:
             spoilt_at(2, 3),
             range(8),
             [
-                "'table.weight' of the model holds NaN or infinity: look at how it was trained. 2 of 8 numbers in its answers to the example "
-                "are NaN"
+                "'table.weight' of the model holds NaN or infinity: look at how it was trained. 2 of 8 numbers in its answers to the example are NaN"
             ],
         ),
     ],

@@ -353,5 +353,5 @@ def test_a_single_number_is_the_requests_anyway(declared: Declared) -> None:
 
 
 def test_a_single_number_has_no_columns() -> None:
-    with pytest.raises(InputError, match="'hour' is .*only a matrix"):
+    with pytest.raises(InputError, match=r"'hour' is .*only a matrix"):
         read_request((Feature("hour", torch.float32, ()),), {"hour": [0]})

@@ -46,7 +46,9 @@ def test_errors_name_the_feature_and_both_sizes() -> None:
     error = misfit(feature("rows", 0), torch.zeros(7, 4), ", and so on")
     assert str(error) == "feature 'x' is (7, 4), in the example it was (4, 3), and so on"
     assert error.feature == "x"
-    said = refusal([feature("fixed"), feature("rows", 0)], [torch.zeros(4, 3), torch.zeros(7, 2)], ValueError("no"))
+    said = refusal(
+        [feature("fixed"), feature("rows", 0)], [torch.zeros(4, 3), torch.zeros(7, 2)], ValueError("no")
+    )
     assert "batch: 'x' is (7, 2), in the example it was (4, 3). It says: ValueError: no" in str(said)
     assert said.feature == "x"
     said = refusal([feature("rows", 0)], [torch.zeros(7, 3)], ValueError("no"))

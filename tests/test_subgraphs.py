@@ -32,7 +32,9 @@ def outputs_of(gm: fx.GraphModule) -> list[fx.Node]:
     return list(gm.graph.output_node().args[0])  # type: ignore[arg-type]
 
 
-def test_the_past_of_nodes_is_in_the_order_of_the_graph_and_ends_where_it_is_given(gm: fx.GraphModule) -> None:
+def test_the_past_of_nodes_is_in_the_order_of_the_graph_and_ends_where_it_is_given(
+    gm: fx.GraphModule,
+) -> None:
     weighted, moved, both = outputs_of(gm)
     assert [node.name for node in past([weighted])] == ["x", "add", "weight", "mul"]
     assert [node.name for node in past([both, weighted], [weighted])] == ["y", "neg", "add_1"]

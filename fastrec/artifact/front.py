@@ -51,5 +51,7 @@ class Front:
             layout = layout_of(data, self._classes, self._parts.files.where(f"graphs/{name}.json"))
             flat = self.flat or []
             whole = whole or layout.features == self.layout.features
-            self._programs[name] = Program(gm, tuple(flat if whole or not flat else self.once.one(flat)), layout)
+            self._programs[name] = Program(
+                gm, tuple(flat if whole or not flat else self.once.one(flat)), layout
+            )
         return self._programs[name]

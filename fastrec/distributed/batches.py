@@ -71,7 +71,9 @@ class BatchScorer:
                 raise InputError(f"{name}: got {value!r:.40}, expected a whole number from 1")
         if not isinstance(self.folder, (str, os.PathLike)):
             cure = ": save the model into one first" if isinstance(self.folder, torch.nn.Module) else ""
-            raise InputError(f"folder takes the path of an artifact, got a {type(self.folder).__name__}{cure}")
+            raise InputError(
+                f"folder takes the path of an artifact, got a {type(self.folder).__name__}{cure}"
+            )
         if isinstance(self.keep, str) or not isinstance(self.keep, Iterable | None):
             cure = f": keep=({self.keep!r:.80},)" if isinstance(self.keep, str) else ", as ('id',)"
             raise InputError(f"keep takes names of columns, got a {type(self.keep).__name__}{cure}")

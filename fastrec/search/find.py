@@ -83,7 +83,9 @@ def find_recipe(
     trials = task.trials(memo)
     ladders = _ladders(trials.asked or program, budget, start)
     of = (
-        {} if resume is None else fingerprint(program, task.calibration, searching, budget, task.backends, task.sizes)
+        {}
+        if resume is None
+        else fingerprint(program, task.calibration, searching, budget, task.backends, task.sizes)
     )
     here = Recorded(resume, of, trials)
     checker = Certifier(program, once, checking, budget)

@@ -27,7 +27,9 @@ def read_side(given: Any, features: Sequence[Feature], wanted: Sequence[int], si
     tree = describe(given, "", found)
     if isinstance(tree, Leaf) or (isinstance(tree, Branch) and tree.kind in ("tuple", "list")):
         if len(found) != len(wanted):
-            raise InputError(f"the {side} has {len(wanted)} features ({names}), got {len(found)} tensors: it was {in_words(tree):.200}.")
+            raise InputError(
+                f"the {side} has {len(wanted)} features ({names}), got {len(found)} tensors: it was {in_words(tree):.200}."
+            )
         return {i: cast(features[i], tensor) for i, (_, tensor) in zip(wanted, found, strict=True)}
     if not isinstance(tree, Branch):
         raise InputError(f"the {side} is a mapping or a tuple of {names}, got {type(given).__name__}.")

@@ -262,7 +262,9 @@ def _traffic(placed: Placed) -> float:
     return placed.reads * (1 - placed.hot_reads) * placed.row_bytes
 
 
-def _formed(seen: _Seen, table: LookedUpTable, placed: Placed, world: int, form: Literal["best", "rows"]) -> Placed:
+def _formed(
+    seen: _Seen, table: LookedUpTable, placed: Placed, world: int, form: Literal["best", "rows"]
+) -> Placed:
     """With the form of each lookup, and what travels for it."""
     forms: list[Form] = ["rows"] * len(table.lookups)
     best = _travels(seen, table, placed, world, forms)

@@ -140,7 +140,9 @@ def decoded(lookup: Lookup, table: Tensor, ids: Tensor) -> Tensor:
     return table.index_select(0, ids).to(value(lookup.sums.result).dtype)
 
 
-def find_tables(gm: fx.GraphModule, least_bytes: int = 0, only: Container[str] | None = None) -> list[LookedUpTable]:
+def find_tables(
+    gm: fx.GraphModule, least_bytes: int = 0, only: Container[str] | None = None
+) -> list[LookedUpTable]:
     """Every table that the graph looks rows up in, in its order, those that stay whole with the reason.
 
     Smaller ones than `least_bytes`, and those that are not among `only` (None: all are), stay whole. So do tables that are read by more than lookups, tables that are written to, and those whose ids

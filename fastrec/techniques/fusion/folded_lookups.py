@@ -112,7 +112,9 @@ def _fold(gm: fx.GraphModule, node: fx.Node, left: int) -> Change | None:
     return Change("fold lookups", node.name, detail, added)
 
 
-def _choose(gm: fx.GraphModule, node: fx.Node, parts: list[LinearPart], weight: Tensor, left: int) -> list[int]:
+def _choose(
+    gm: fx.GraphModule, node: fx.Node, parts: list[LinearPart], weight: Tensor, left: int
+) -> list[int]:
     """The parts to fold: the smallest tables first, as many as gain most within the memory that is left."""
     row = len(weight) * weight.element_size()
     held = {k: table for k, part in enumerate(parts) if (table := constant(gm, part.table)) is not None}

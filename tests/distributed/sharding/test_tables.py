@@ -15,7 +15,9 @@ from fastrec.program import Program
 from .models import captured
 
 
-def tables_of(model: nn.Module, *batch: Tensor, least: int = 0, only: set[str] | None = None) -> list[LookedUpTable]:
+def tables_of(
+    model: nn.Module, *batch: Tensor, least: int = 0, only: set[str] | None = None
+) -> list[LookedUpTable]:
     gm = capture(Program.read(model.eval(), batch)).model
     assert isinstance(gm, fx.GraphModule)
     return find_tables(gm, least, only)
