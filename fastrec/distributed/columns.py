@@ -41,7 +41,7 @@ class Columns:
             for f in layout.features
         )
         self.fixed = frozenset(i for i, f in enumerate(layout.features) if f.role == "fixed")
-        self._bounds = tuple(bounds)
+        self._exact = [_exact(f, bound) for f, bound in zip(self.features, bounds, strict=True)]
         known = {f.name for f in self.features if f.role not in _CUTTERS}
         if strange := sorted(set(wanted) - known):
             raise InputError(
@@ -83,7 +83,7 @@ class Columns:
 
     def _rows(self, index: int, table: Any, given: Sequence[str], rows: int, bad: Bad) -> Tensor:
         feature, found = self.features[index], self._columns(self.features[index], given)
-        shape, exact = _row_shape(feature), self._exact(index, rows)
+        shape, exact = _row_shape(feature), self._exact[index]
         seen = Reasons()
         if len(found) == 1:
             values, missing = column(table, found[0])
@@ -95,7 +95,7 @@ class Columns:
                     f"columns: {len(found)} columns for feature {feature.name!r}, whose rows hold {int(np.prod(shape, dtype=int))}",
                     feature=feature.name,
                 )
-            flat = None if exact is None else exact.reshape(rows, -1)
+            flat = None if exact is None else exact.reshape(1, -1)
             parts = []
             for place, name in enumerate(found):
                 values, missing = column(table, name)
@@ -143,21 +143,12 @@ class Columns:
             ]
             flat = np.concatenate(kept) if kept else np.zeros((0, *feature.shape[1:]), np.int64)
             seen = Reasons()
-            yield i, tensor_of(flat, None, feature.shape[1:], feature.dtype, seen, self._exact(i, len(flat)))
+            yield i, tensor_of(flat, None, feature.shape[1:], feature.dtype, seen, self._exact[i])
             _tell(bad, {int(owner[place]): said for place, said in reversed(seen.items())}, feature.name, "")
         lengths = torch.from_numpy(sizes.ravel())
         ends = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         made = lengths if cutter.role == "lengths" else ends[:-1] if cutter.role == "starts" else ends
         yield index, made.to(cutter.dtype)
-
-    def _exact(self, index: int, rows: int) -> Array | None:
-        """Where a feature's numbers are ids, rows first."""
-        bound, feature = self._bounds[index], self.features[index]
-        if bound is None or not np.isfinite(bound.high).any():
-            return None
-        shape = list(feature.shape)
-        shape[feature.growing or 0] = rows
-        return np.moveaxis(np.broadcast_to(np.isfinite(bound.high), shape), feature.growing or 0, 0).copy()
 
     def _columns(self, feature: Feature, given: Sequence[str]) -> tuple[str, ...]:
         short = feature.name.rpartition(".")[2]
@@ -199,3 +190,12 @@ def _keys_of(trees: Sequence[Tree], features: Sequence[Feature]) -> Iterator[tup
         if tree.kind == "jagged" and isinstance(tree.children[0], Leaf):
             yield features[tree.children[0].index].name, tuple(map(str, tree.extra))
         yield from _keys_of(tree.children, features)
+
+
+def _exact(feature: Feature, bound: Bounds | None) -> Array | None:
+    """Where a feature's numbers are ids (1, ...), the same in every row."""
+    if bound is None or not np.isfinite(bound.high).any():
+        return None
+    shape, axis = list(feature.shape), feature.growing or 0
+    shape[axis] = 1
+    return np.moveaxis(np.broadcast_to(np.isfinite(bound.high), shape), axis, 0).copy()

@@ -26,7 +26,7 @@ def tensor_of(
     """A column of n rows as a tensor (n, *shape), zeros in rows that are bad; `bad` is told of these.
 
     Whole numbers may become wider or narrower, and floats whole numbers, where the value stays what it is; floats are rounded to
-    the model's, but not where `exact` (n, *shape) says so, as of ids. Rows of other sizes, nothing, texts and what is lost are bad.
+    the model's, but not where `exact` (1, *shape) says so, as of ids. Rows of other sizes, nothing, texts and what is lost are bad.
     """
     given = values
     if values.dtype == object:
