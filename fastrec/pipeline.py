@@ -13,6 +13,7 @@ from typing import Any, Literal
 from torch import nn
 
 from .accounts import account, status_of, work_of
+from .answered import answered
 from .arguments import (
     check_budget,
     check_workers,
@@ -131,6 +132,8 @@ def compress(
         (torch.Size([3, 1]), 'unchanged')
     """
     began = time.perf_counter()
+    if isinstance(getattr(model, "__self__", model), CompressedModel):
+        raise InputError("the model is compressed already: give the one that it was made of")
     chosen, sizes = read_backends(backends), read_sizes(batch_sizes)
     if on_nonfinite not in ("raise", "propagate"):
         raise InputError(f"on_nonfinite is 'raise' or 'propagate', got {on_nonfinite!r}")
@@ -145,6 +148,7 @@ def compress(
         program = read(work, model, batch, request_features, calibration)
         if program is None:
             return _unreadable(work, model, batch, steps)
+        sizes = answered(work, program, sizes)
         once = Once(program.layout.features, check=check_request)
         memo = Memo()
         best: Searched | None = None

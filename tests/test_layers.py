@@ -15,7 +15,7 @@ FLOORS = {
     **dict.fromkeys(("recipe", "losses"), 3),
     **dict.fromkeys(("report", "tried", "updated"), 4),
     **dict.fromkeys(("plan", "render", "arguments", "journal"), 5),
-    **dict.fromkeys(("accounts", "breakdowns", "compressed", "verify", "sessions", "undeclared", "pipeline", "serving", "retrieval", "certify", "limits", "rewriting", "calibration", "memo", "search", "artifact", "exports", "moved", "assembly", "updating", "following"), 6),
+    **dict.fromkeys(("accounts", "answered", "breakdowns", "compressed", "verify", "sessions", "undeclared", "pipeline", "serving", "retrieval", "certify", "limits", "rewriting", "calibration", "memo", "search", "artifact", "exports", "moved", "assembly", "updating", "following"), 6),
     **dict.fromkeys(("cli", "distributed", "integrations", "testing", "pytest_plugin"), 7),
 }  # fmt: skip
 

@@ -189,6 +189,14 @@ def test_weights_that_are_no_numbers_are_told_and_a_model_of_none_is_refused() -
         compress(model, ids, seconds=0.5, batch_sizes=(4,), backends=[Eager()], progress=False)
 
 
+def test_what_is_compressed_already() -> None:
+    made = compress(
+        nn.Linear(4, 2), torch.randn(3, 4), batch_sizes=(3,), seconds=0.5, backends=[], progress=False
+    )
+    with pytest.raises(InputError, match="compressed already"):
+        compress(made, torch.randn(3, 4))
+
+
 def test_a_recipe_for_a_model_that_cannot_be_captured() -> None:
     entry = next(entry for entry in ZOO if entry.name == "unreadable")
     with pytest.raises(TechniqueError, match="cannot be captured"):

@@ -85,7 +85,9 @@ def graph_data(gm: fx.GraphModule, tensors: Tensors) -> Graph:
     nodes = []
     for number, node in enumerate(gm.graph.nodes):
         numbers[node] = number
-        one: dict[str, Any] = {"name": node.name, "op": node.op}
+        # A name that begins as Python's own do (`__and__`) is none that is read.
+        name = node.name.lstrip("_") if node.name.startswith("__") else node.name
+        one: dict[str, Any] = {"name": name, "op": node.op}
         if node.op in ("placeholder", "get_attr"):
             one["target"] = str(node.target)
         elif node.op == "call_function":

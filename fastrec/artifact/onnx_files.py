@@ -25,7 +25,10 @@ _MADE = 2**28
 _DOMAINS = frozenset(["", "ai.onnx"])
 _OURS = frozenset([("com.microsoft", "MatMulIntegerToFloat")])
 # Operators that give as many numbers as a constant tells them.
-_FACTORIES = frozenset(["ConstantOfShape", "Expand", "Tile", "Range", "Pad", "Resize", "EyeLike"])
+# Which inputs of an operator say how much it makes.
+_FACTORIES = {
+    "ConstantOfShape": (0,), "Expand": (1,), "Tile": (1,), "Range": (0, 1, 2), "Pad": (1,), "Resize": (3,),
+}  # fmt: skip
 _GRAPH = 7
 
 
@@ -132,10 +135,10 @@ def _check_graph(graph: Any, where: str, depth: int) -> None:
             for inner in (attribute.g, *attribute.graphs):
                 if len(inner.node):
                     _check_graph(inner, where, depth + 1)
-        if node.op_type in _FACTORIES:
-            for name in node.input:
-                if name in numbers:
-                    _check_sizes(numbers[name], where, node.op_type)
+        for place in _FACTORIES.get(node.op_type, ()):
+            name = node.input[place] if place < len(node.input) else ""
+            if name in numbers:
+                _check_sizes(numbers[name], where, node.op_type)
 
 
 def _check_constant(tensor: Any, where: str) -> None:

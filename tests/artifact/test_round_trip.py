@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fastrec import CompressedModel, Fuse, IdOutOfRangeError, InputError, RequestMismatchError, compress, load
 from fastrec.artifact import check, write
+from fastrec.artifact.graphs import graph_data, graph_of
 from fastrec.backends import Backend, Eager, Inductor, OnnxRuntime, OpenVino
 from fastrec.techniques import QuantizeLinears, QuantizeTables
 from tests.zoo import ZOO, Entry, make
@@ -282,3 +283,39 @@ def test_features_of_other_numbers_of_rows_are_told_as_such(tmp_path: Path) -> N
     fast.save(tmp_path / "a")
     with pytest.raises(InputError, match=r"other numbers of rows than one another: 'user' 3, 'item' 8"):
         load(tmp_path / "a")(user[:3], item)
+
+
+class Positions(nn.Module):
+    """Some libraries make masks of as many numbers as a list has places, repeated for each row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.tower = nn.Embedding(100, 8), nn.Linear(8, 1)
+
+    def forward(self, bought: Tensor, length: Tensor) -> Tensor:
+        rows, places = bought.shape
+        mask = torch.arange(places).repeat(rows, 1) < length
+        mask = mask & (bought != 7)
+        return self.tower((self.table(bought) * mask.unsqueeze(-1)).sum(1))
+
+
+@pytest.mark.usefixtures("served_anyway")
+def test_what_an_operator_repeats_is_not_how_often(tmp_path: Path) -> None:
+    given = torch.randint(100, (6, 30)), torch.randint(1, 31, (6, 1))
+    fast = compress(
+        Positions().eval(), given, backends=[OnnxRuntime()], batch_sizes=(6,), seconds=1, progress=False
+    )
+    fast.save(tmp_path / "model")
+    assert torch.equal(load(tmp_path / "model")(*given), fast(*given))
+
+
+def test_names_of_nodes_are_never_those_of_python() -> None:
+    graph = fx.Graph()
+    masks = graph.placeholder("a"), graph.placeholder("b")
+    both = graph.call_function(torch.ops.aten.__and__.Tensor, masks)
+    graph.output((both,))
+    assert both.name.startswith("__")
+    data = graph_data(fx.GraphModule(nn.Module(), graph), None)  # type: ignore[arg-type]  # there are no tensors
+    again = graph_of(data, None, "here")  # type: ignore[arg-type]
+    (answer,) = again(torch.tensor([True, True]), torch.tensor([True, False]))
+    assert answer.tolist() == [True, False]
