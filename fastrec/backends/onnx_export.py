@@ -11,6 +11,7 @@ from ..errors import BackendError
 from ..quiet import quiet
 from .base import Translated
 from .common import GIB, export_free, failure, tensor_bytes
+from .onnx_numbers import with_kept_numbers
 from .onnx_ops import standard_translations, translations
 from .onnx_standard import in_standard_operators
 from .onnx_tables import is_lent
@@ -39,7 +40,10 @@ def export_onnx(gm: fx.GraphModule, backend: str, *, outside: bool) -> Translate
     with quiet():
         try:
             program = torch.onnx.export(
-                export_free(gm, backend), dynamo=True, verbose=False, custom_translation_table=translations()
+                export_free(with_kept_numbers(gm), backend),
+                dynamo=True,
+                verbose=False,
+                custom_translation_table=translations(),
             )
         except Exception as error:  # whatever a foreign library raises, named
             raise failure(error, "cannot be written as ONNX", backend) from error
@@ -66,7 +70,7 @@ def standard_model(gm: fx.GraphModule, backend: str, *, everywhere: bool) -> Any
             from onnxscript import optimizer
 
             program = torch.onnx.export(
-                export_free(gm, backend),
+                export_free(with_kept_numbers(gm), backend),
                 dynamo=True,
                 verbose=False,
                 custom_translation_table=standard_translations(everywhere=everywhere),
