@@ -229,14 +229,15 @@ def read_guard(
     high = [np.full(tuple(t.shape), np.inf) for t in tensors]
     computed: list[fx.Node] = []
     sizes: list[tuple[int, int]] = []
-    for ids, least, size in _lookups(gm):
+    for ids, least, size, of_table in _lookups(gm):
         sources = [node for node in past([ids]) if node.op == "placeholder"]
         if not any(isinstance(node.meta["val"], Tensor) and _reads(node, ids) for node in sources):
             continue
         traced = _trace(gm, ids, tensors) if _is_affine(ids) else None
         if traced is None:
-            computed.append(ids)
-            sizes.append((least, size))
+            if of_table:
+                computed.append(ids)
+                sizes.append((least, size))
             continue
         for index, positions, shifts in traced:
             np.maximum.at(low[index].reshape(-1), positions, least - shifts)
@@ -285,20 +286,31 @@ def _small(captured: Program) -> list[Tensor]:
     return tensors if rows is None else take_rows(captured.layout.features, tensors, torch.arange(2) % rows)
 
 
-def _lookups(gm: fx.GraphModule) -> Iterator[tuple[fx.Node, int, int]]:
-    """The ids of each lookup in a constant table, and the range they must lie in."""
+def _lookups(gm: fx.GraphModule) -> Iterator[tuple[fx.Node, int, int, bool]]:
+    """The ids of each lookup, the range they must lie in, and whether it is one in a constant table.
+
+    Of what is computed for each call, as the last place of a history, those are given whose number of places is known.
+    """
     for node in gm.graph.nodes:
         if is_call(node, aten.embedding.default, aten.embedding_bag.default, aten.embedding_bag.padding_idx):
-            table, ids, least = node.args[0], node.args[1], 0
-        elif is_call(node, aten.index_select.default) and node.args[1] == 0:
-            table, ids, least = node.args[0], node.args[2], 0
-        elif is_call(node, aten.index.Tensor) and len(node.args[1]) == 1:
-            table, ids, least = node.args[0], node.args[1][0], -1
+            found = [(node.args[0], node.args[1], 0, 0)]
+        elif is_call(node, aten.index_select.default, aten.gather.default):
+            found = [(node.args[0], node.args[2], node.args[1], 0)]
+        elif is_call(node, aten.index.Tensor):
+            # A mask takes as many axes as it has.
+            several = [] if any(map(_is_mask, node.args[1])) else node.args[1]
+            found = [(node.args[0], ids, axis, -1) for axis, ids in enumerate(several)]
         else:
             continue
-        tensor = constant(gm, table)
-        if tensor is not None and isinstance(ids, fx.Node) and ids.meta["val"].dtype != torch.bool:
-            yield ids, least * tensor.shape[0], tensor.shape[0]
+        for held, ids, axis, least in found:
+            size = held.meta["val"].shape[axis]
+            if isinstance(ids, fx.Node) and isinstance(size, int):
+                table = constant(gm, held) is not None and axis == 0 and len(found) == 1
+                yield ids, least * size, size, table
+
+
+def _is_mask(ids: fx.Node | None) -> bool:
+    return ids is not None and ids.meta["val"].dtype == torch.bool
 
 
 def _reads(source: fx.Node, ids: fx.Node) -> bool:

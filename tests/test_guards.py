@@ -87,6 +87,50 @@ def test_computed_ids() -> None:
         guard([torch.tensor([-1])])
 
 
+class Place(nn.Module):
+    """One vector of a history, where its length says, found in one of several ways."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.table, self.way = nn.Embedding(30, 4), way
+
+    def forward(self, history: Tensor, length: Tensor) -> Tensor:
+        rows, last = self.table(history), length - 1
+        if self.way == "gather":
+            return rows.gather(1, last.view(-1, 1, 1).expand(-1, -1, 4)).squeeze(1)
+        if self.way == "index":
+            return rows[torch.arange(len(rows)), last]
+        return (
+            rows.gather(1, rows.sum(2).argmax(1).view(-1, 1, 1).expand(-1, -1, 4)).squeeze(1)
+            + length[:, None]
+        )
+
+
+@pytest.mark.parametrize(("way", "least"), [("gather", 1), ("index", -4)])
+def test_places_of_what_is_computed(way: str, least: int) -> None:
+    batch = torch.randint(30, (3, 5)), torch.tensor([1, 3, 5])
+    model = Place(way)
+    guard, program = guard_of(model, batch)
+    for length in (least, 5):
+        good = batch[0], torch.tensor([1, length, 5])
+        guard(program.flat(good))
+        model(*good)
+    for length in (least - 1, 6, 10**6):
+        wrong = batch[0], torch.tensor([1, length, 5])
+        with pytest.raises((IndexError, RuntimeError)):
+            model(*wrong)
+        with pytest.raises(
+            IdOutOfRangeError, match=f"'length', row 1: got id {length}, expected {least} <= id < 6"
+        ):
+            guard(program.flat(wrong))
+
+
+def test_places_that_the_model_finds_itself_are_not_checked() -> None:
+    guard, program = guard_of(Place("itself"), (torch.randint(30, (3, 5)), torch.tensor([1, 3, 5])))
+    assert guard.computed is None
+    guard(program.flat((torch.randint(30, (3, 5)), torch.tensor([-1, 30, 500]))))
+
+
 def test_float_ids_too_large_to_be_told_apart() -> None:
     class Big(nn.Module):
         def __init__(self) -> None:
