@@ -5,6 +5,7 @@
     W expand(x)             =  expand(W x)
     W x[..., order]         =  W[:, order^-1] x
     W cat([u, c], k)        =  cat([W u, W c], k)                   joined along another dimension: u's positions once
+    W view(x)              =  view(W x)                      rows end to end, as many libraries give them to a tower
     W cat([q, k, q - k, q * k])  =  (W_q + W_m) q + (W_k - W_m) k + W_p (q * k)      q (N, 1, d), k (1, T, d)
 
 The argument is opened into terms as long as that makes less of it: each term is a tensor no larger than it must be
@@ -74,6 +75,7 @@ def _split(gm: fx.GraphModule, joins: Joins, node: fx.Node) -> Change | None:
     bias: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
     if weight is None or weight.ndim != 2 or not isinstance(x, fx.Node) or not weight.is_floating_point():
         return None
+    x, rows = _end_to_end(x)
     terms = _merged(_Opening(joins, _full(x)).terms(x, weight.double(), 1))
     if (len(terms) < 2 and (not terms or terms[0].leaf is x)) or not _pays(terms, x):
         return None
@@ -87,11 +89,13 @@ def _split(gm: fx.GraphModule, joins: Joins, node: fx.Node) -> Change | None:
             total, bytes_ = _product(gm, node, members, weight.dtype, bias if total is None else None, total)
             added += bytes_
         assert total is not None
-        sizes = _sizes(total, node)
+        sizes = _sizes(total, (*value(x).shape[:-1], len(weight)))
         if sizes is None:
             return None
         if sizes != [-1] * len(sizes):
             total = emit(gm, aten.expand.default, (total, sizes))
+        if rows is not None:
+            total = emit(gm, aten.reshape.default, (total, [*rows, len(weight)]))
     node.replace_all_uses_with(total)
     gm.graph.erase_node(node)
     shapes = ", ".join(f"{tuple(value(t.leaf).shape)}" for t in terms)
@@ -128,9 +132,20 @@ def _positions(gm: fx.GraphModule, joins: Joins, node: fx.Node) -> Change | None
     return Change("split linears", node.name, f"{join.width} of {len(join.order)} positions once")
 
 
-def _sizes(made: fx.Node, node: fx.Node) -> list[int] | None:
+def _end_to_end(x: fx.Node) -> tuple[fx.Node, list[Any] | None]:
+    """What an argument is a view of, all its rows end to end, and the sizes of the view in front of the last; itself and None of others."""
+    if not is_call(x, aten.view.default, aten.reshape.default, aten._unsafe_view.default):
+        return x, None
+    source, sizes = x.args
+    assert isinstance(source, fx.Node) and isinstance(sizes, list | tuple)
+    held, made = value(source).shape, value(x).shape
+    same = isinstance(made[-1], int) and str(held[-1:]) == str(made[-1:])
+    return (source, list(sizes[:-1])) if same and len(made) < len(held) else (x, None)
+
+
+def _sizes(made: fx.Node, after: tuple[Any, ...]) -> list[int] | None:
     """What the result is expanded to: -1 where it has its size, None where it would need a size of the batch."""
-    before, after = value(made).shape, value(node).shape
+    before = value(made).shape
     if len(before) != len(after):
         return None
     sizes = [-1 if str(a) == str(b) else b for a, b in zip(before, after, strict=True)]

@@ -51,3 +51,40 @@ def test_a_small_part_of_the_request_stays_where_it_is() -> None:
     _, changes = rewritten_request([split_linears], Plain(), ["y"], torch.randn(5, 40), torch.randn(5, 4))
     assert not changes
     assert not split_linears(graph_of(Plain(), torch.randn(5, 40), torch.randn(5, 4)))
+
+
+class Unit(nn.Module):
+    """Some libraries lay the events of all rows end to end in front of the tower that weighs them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tower = nn.Sequential(nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 1))
+
+    def forward(self, item: Tensor, events: Tensor) -> Tensor:
+        query = item.unsqueeze(1).expand(-1, events.shape[1], -1)
+        joined = torch.cat([query, events, query - events, query * events], 2)
+        weights = self.tower(joined.view(-1, 64)).view(-1, events.shape[1])
+        return (events * weights.unsqueeze(2)).sum(1)
+
+
+def test_rows_that_are_laid_end_to_end() -> None:
+    items, history = torch.randn(5, 16), torch.randn(5, 30, 16)
+    graph, changes = rewritten_request([split_linears], Unit(), ["events"], items, history)
+    assert [change.rule for change in changes] == ["split linears"]
+    # The product of both is what is left to be computed for each candidate and event.
+    sizes = [tuple(value(node.args[0]).shape) for node in graph.graph.nodes if operator_name(node) == "linear"]
+    assert sum(len(size) == 3 and size[0] != 1 and size[1] == 30 and size[2] == 16 for size in sizes) == 1
+
+
+def test_a_view_that_mends_the_last_dimension_is_no_such() -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(60, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.head(torch.cat([x, x * x], 2).view(-1, 60))
+            return out
+
+    assert not split_linears(graph_of(Flat(), torch.randn(5, 10, 3)))
