@@ -27,6 +27,7 @@ class Pictured(nn.Module):
         self.eye = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.user = nn.Sequential(nn.Linear(WIDTH, 128), nn.ReLU(), nn.Linear(128, 64))
         self.item = nn.Sequential(nn.Linear(before + WIDTH + 2, 128), nn.ReLU(), nn.Linear(128, 64))
+        self.popular = nn.Linear(64, 1)
 
     @torch.no_grad()
     def grow(self, count: int) -> None:
@@ -41,7 +42,7 @@ class Pictured(nn.Module):
         taste = self.user((self.items(history) * real).sum(1) / real.sum(1).clamp(min=1))
         looks = self.eye(picture.float() / 255)
         shown = self.item(torch.cat([looks, self.items(item), about], 1))
-        return torch.sigmoid((taste * shown).sum(1))
+        return torch.sigmoid((taste * shown).sum(1) / 8 + self.popular(shown).squeeze(1))
 
 
 def shelf(shop: Shop, pictures: dict[int, Tensor]) -> Tensor:

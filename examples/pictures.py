@@ -26,7 +26,7 @@ from fastrec.measure import interleaved
 from fastrec.techniques import Fuse, QuantizeLinears, QuantizeTables
 from fastrec.wording import amount
 
-TRAINED, WEEKS = 20, 4
+TRAINED, WEEKS = 36, 4
 """The first week that is not trained on, and the weeks of each round from there on."""
 LEAST = 10
 """What a customer has bought, at the least, to be learned from."""
