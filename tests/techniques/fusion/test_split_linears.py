@@ -73,11 +73,13 @@ def test_rows_that_are_laid_end_to_end() -> None:
     graph, changes = rewritten_request([split_linears], Unit(), ["events"], items, history)
     assert [change.rule for change in changes] == ["split linears"]
     # The product of both is what is left to be computed for each candidate and event.
-    sizes = [tuple(value(node.args[0]).shape) for node in graph.graph.nodes if operator_name(node) == "linear"]
+    sizes = [
+        tuple(value(node.args[0]).shape) for node in graph.graph.nodes if operator_name(node) == "linear"
+    ]
     assert sum(len(size) == 3 and size[0] != 1 and size[1] == 30 and size[2] == 16 for size in sizes) == 1
 
 
-def test_a_view_that_mends_the_last_dimension_is_no_such() -> None:
+def test_a_view_with_another_last_dimension_is_no_such() -> None:
     class Flat(nn.Module):
         def __init__(self) -> None:
             super().__init__()
