@@ -24,7 +24,7 @@ from fastrec.distributed.batches import BatchScorer
 from fastrec.measure import Machine, evaluator, machine, resident_bytes
 from fastrec.plain import from_plain, loads
 from fastrec.techniques import Fuse, QuantizeLinears, QuantizeTables
-from fastrec.wording import amount, share, times
+from fastrec.wording import amount, times
 
 from .engines import BATCH, FEWEST, WORKERS, Engine, Few, engines, plain, rate
 from .marks import put
@@ -218,7 +218,7 @@ def memory(found: Workers) -> str:
     """The page's first table."""
     lines = [f"{found.machine}", "", "| tables | workers | uncompressed, all together | fastrec | of it |", "|--:|--:|--:|--:|--:|"]  # fmt: skip
     lines += [
-        f"| {amount(one.tables)} | {one.workers} | {amount(one.uncompressed)} | {amount(one.compressed)} | {share(one.compressed / one.uncompressed)} |"
+        f"| {amount(one.tables)} | {one.workers} | {amount(one.uncompressed)} | {amount(one.compressed)} | {one.compressed / one.uncompressed:.0%} |"
         for one in found.held
     ]
     return "\n".join(lines)
