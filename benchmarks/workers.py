@@ -171,13 +171,16 @@ def measure(seconds: float, only: Sequence[str]) -> Workers:
 
 
 def _rates(table: pa.Table, home: str, seconds: float) -> Iterator[Rate]:
-    """Rounds in which they take turns, long enough that a worker scores for these seconds."""
+    """All of them in every engine, of so many rows that the uncompressed model takes about these seconds with one worker."""
     ways: Mapping[str, Any] = {
         "uncompressed": Original(home),
     } | {name: BatchScorer(str(Path(home, name)), keep=["row"]) for name in ("exact", "int8")}
+    once = _numbered(table, 4 * FEWEST * BATCH)
+    batches = int(seconds * rate(plain(once, ways["uncompressed"], 1), len(once)) // BATCH)
+    rows = max(4 * FEWEST, batches) * BATCH
     for engine, score in engines():
         for workers in WORKERS:
-            one = _rate(engine, score, table, ways, workers, seconds)
+            one = _rate(engine, score, table, ways, workers, rows)
             print(one, flush=True)
             yield one
 
@@ -188,13 +191,9 @@ def _rate(
     table: pa.Table,
     ways: Mapping[str, Any],
     workers: int,
-    seconds: float,
+    rows: int,
 ) -> Rate:
-    """All of them in one engine, of so many rows that the uncompressed model takes about these seconds with one worker; twice as many where that was too few."""
-    once = _numbered(table, 4 * FEWEST * BATCH)
-    rows = (
-        max(4 * FEWEST, int(seconds * rate(plain(once, ways["uncompressed"], 1), len(once)) // BATCH)) * BATCH
-    )
+    """Rounds in which they take turns in one engine; of twice as many rows where these were too few."""
     while True:
         given, seen = _numbered(table, rows), {name: list[float]() for name in ways}
         try:

@@ -155,7 +155,7 @@ def compress(
         certifier: Certifier | None = None
         if searching and budget is not None and evaluate is not None:
             task = Task(
-                program, tuple(work.calibration), once, evaluate, budget, tuple(chosen), tuple(sizes), guards, steps
+                program, tuple(work.calibration), once, evaluate, budget, tuple(chosen), sizes, guards, steps
             )  # fmt: skip
             best = find_recipe(work, task, memo, show, trials, workers)
             steps, certifier = best.recipe, best.certifier

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .errors import InputError
 from .inputs import Feature, Layout, read_layout
@@ -65,6 +65,12 @@ class Program:
             ) from error
         layout = replace(layout, outputs=answer)
         return replace(program, layout=rows(layout, private.answers, tensors, outputs))
+
+    @property
+    def graph(self) -> fx.GraphModule:
+        """The model of a captured program."""
+        assert isinstance(self.model, fx.GraphModule)
+        return self.model
 
     def draft(self, *, private_buffers: bool = False) -> nn.Module:
         """A structural copy of the model that shares every tensor with it.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
 
 from .accounts import account, status_of, work_of
 from .arguments import check_budget, own_random_state, read_seconds
@@ -257,14 +257,14 @@ class _Update:
         except CaptureError as error:
             raise self.refused(f"the model was not captured: {error}", cure) from error
         expected = plain if self._parts.program is None else self._parts.program
-        if (given := answer_types(_graph(plain))) != (wanted := answer_types(_graph(expected))):
+        if (given := answer_types(plain.graph)) != (wanted := answer_types(expected.graph)):
             raise self.refused(
                 f"its answers are {', '.join(given)}, expected {', '.join(wanted)}",
                 "convert the model, or compress it anew",
             )
-        self._earlier = earlier_in(self._parts, _graph(plain))
+        self._earlier = earlier_in(self._parts, plain.graph)
         for graph in (plain, asked):
-            self._earlier.attach(_graph(graph))
+            self._earlier.attach(graph.graph)
         try:
             found = apply_recipe(self._work, program, recipe, True, None, self._show, memo)
         except FastrecError as error:
@@ -409,8 +409,3 @@ def _allowed(report: Report) -> Budget | None:
     if not (losses or segments or tables or report.p95_ms):
         return None
     return Budget(losses, bytes=tables, segments=segments, p95_ms=report.p95_ms)
-
-
-def _graph(program: Program) -> fx.GraphModule:
-    assert isinstance(program.model, fx.GraphModule)
-    return program.model

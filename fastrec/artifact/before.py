@@ -11,7 +11,6 @@ from .graphs import constants_of, path_of
 
 __all__ = ["earlier_in", "shorter_than"]
 
-
 _NAMED = 3  # tables that an error names
 _MODEL = "model."  # what stands before the names of tensors in a captured graph
 
@@ -45,7 +44,7 @@ def _held(parts: Contents) -> tuple[dict[str, Tensor], list[tuple[Origin, Tensor
     original = parts.original.model
     source = original.source if isinstance(original, AsCalled) else None
     programs = [source.program for source in parts.sources.values()]
-    graphs = {id(p.model): _graph(p.model) for p in (*programs, parts.program) if p is not None}
+    graphs = {id(p.model): p.graph for p in (*programs, parts.program) if p is not None}
     made = [
         (origin, held[name])
         for gm in graphs.values()
@@ -53,14 +52,9 @@ def _held(parts: Contents) -> tuple[dict[str, Tensor], list[tuple[Origin, Tensor
         for name, origin in origins_of(gm).items()
         if name in held
     ]
-    return {} if source is None else _by_path(_graph(source.model)), made
+    return {} if source is None else _by_path(source.graph), made
 
 
 def _by_path(gm: fx.GraphModule) -> dict[str, Tensor]:
     """The matrices of a graph, by where they were in the model."""
     return {path_of(gm, name): tensor for name, tensor in constants_of(gm).items() if tensor.ndim == 2}
-
-
-def _graph(model: nn.Module) -> fx.GraphModule:
-    assert isinstance(model, fx.GraphModule)
-    return model

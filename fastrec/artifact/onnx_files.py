@@ -24,8 +24,7 @@ _DEPTH = 4
 _MADE = 2**28
 _DOMAINS = frozenset(["", "ai.onnx"])
 _OURS = frozenset([("com.microsoft", "MatMulIntegerToFloat")])
-# Operators that give as many numbers as a constant tells them.
-# Which inputs of an operator say how much it makes.
+# Operators that give as many numbers as a constant tells them, and which of their inputs tell it.
 _FACTORIES = {
     "ConstantOfShape": (0,), "Expand": (1,), "Tile": (1,), "Range": (0, 1, 2), "Pad": (1,), "Resize": (3,),
 }  # fmt: skip

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -45,11 +48,11 @@ def test_a_mean_over_nothing(backend: Backend, held: bool) -> None:
     assert fast.report.sizes[0].session != "original"
 
 
-def test_the_same_in_an_exported_model(tmp_path: pytest.TempPathFactory) -> None:
+def test_the_same_in_an_exported_model(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     model = Mean(False).eval()
     fast = compress(model, IDS, backends=[Eager()], batch_sizes=(4,), seconds=1, progress=False)
-    path = tmp_path / "model.onnx"  # type: ignore[operator]
+    path = tmp_path / "model.onnx"
     fast.export_onnx(path)
     session = onnxruntime.InferenceSession(str(path))
     (answer, *_) = session.run(None, {session.get_inputs()[0].name: COLD.numpy()})
@@ -71,7 +74,7 @@ def test_the_same_in_an_exported_model(tmp_path: pytest.TempPathFactory) -> None
         (lambda x: x.long() + 1, 0),
     ],
 )
-def test_which_numbers_are_kept(function: object, kept: int) -> None:
+def test_which_numbers_are_kept(function: Callable[[Tensor], Tensor], kept: int) -> None:
     x = torch.randn(5, 3)
     gm = graph_of(captured(Of(function), (x,)))
     made = with_kept_numbers(gm)
@@ -82,9 +85,9 @@ def test_which_numbers_are_kept(function: object, kept: int) -> None:
 
 
 class Of(nn.Module):
-    def __init__(self, function: object) -> None:
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.function = function
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)  # type: ignore[operator,no-any-return]
+        return self.function(x)
