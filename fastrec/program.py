@@ -68,8 +68,9 @@ class Program:
 
     @property
     def graph(self) -> fx.GraphModule:
-        """The model of a captured program."""
-        assert isinstance(self.model, fx.GraphModule)
+        """The model of a captured program; another one has no such attribute."""
+        if not isinstance(self.model, fx.GraphModule):
+            raise AttributeError(f"the program of a {type(self.model).__name__} is not captured: it has no graph")
         return self.model
 
     def draft(self, *, private_buffers: bool = False) -> nn.Module:
