@@ -14,6 +14,7 @@ from .errors import InputError
 from .inputs import Feature, Layout, read_layout
 from .rows import Run, find_rows
 from .trees import describe
+from .unread import without_unread
 
 __all__ = ["Answers", "Program", "read_batch", "target_of"]
 
@@ -63,14 +64,18 @@ class Program:
                 f"the model does not take this batch: {type(error).__name__}: {error}. "
                 f"It was called with {', '.join(layout.parameters)}."
             ) from error
+        layout, tensors = without_unread(layout, tensors, private.function)
         layout = replace(layout, outputs=answer)
+        private = replace(private, layout=layout)
         return replace(program, layout=rows(layout, private.answers, tensors, outputs))
 
     @property
     def graph(self) -> fx.GraphModule:
         """The model of a captured program; another one has no such attribute."""
         if not isinstance(self.model, fx.GraphModule):
-            raise AttributeError(f"the program of a {type(self.model).__name__} is not captured: it has no graph")
+            raise AttributeError(
+                f"the program of a {type(self.model).__name__} is not captured: it has no graph"
+            )
         return self.model
 
     def draft(self, *, private_buffers: bool = False) -> nn.Module:

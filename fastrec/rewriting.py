@@ -16,7 +16,7 @@ from .calibration import apart, as_example, check_calibration
 from .calls import as_before
 from .capture import capture
 from .certify import Certifier
-from .declared import Declared, read_program, request_notes
+from .declared import Declared, read_program, request_notes, unread_notes
 from .errors import CaptureError, FastrecError, InputError, TechniqueError
 from .fresh import Fresh
 from .guards import Guard, read_guard
@@ -105,6 +105,7 @@ def read(
     program = with_calibration(work, program, batches)
     if before is None:
         work.notes += spoilt_notes(program)
+    work.notes += unread_notes(program)
     if program.layout.rows is None:
         work.notes.append(
             "no dimension of the batch was found to count rows: only the example's own shapes are served fast"
