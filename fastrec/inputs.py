@@ -177,7 +177,7 @@ def batch_call(function: Callable[..., Any], batch: Any) -> tuple[tuple[Any, ...
             single = len(batch) > 1 and isinstance(batch, list) and _binds(signature, (batch,), {})
             return ((batch,), {}) if single else (tuple(batch), {})
         return (batch,), {}
-    if isinstance(batch, Mapping) and type(batch) is dict and batch:
+    if isinstance(batch, Mapping) and batch:
         keys = all(isinstance(key, str) for key in batch)
         if (
             keys

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import UserDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -177,7 +178,7 @@ def kind_of(value: Any) -> str | None:
         return "namedtuple" if hasattr(value, "_fields") else "tuple"
     if isinstance(value, list):
         return "list"
-    if isinstance(value, dict):
+    if isinstance(value, (dict, UserDict)):
         return "dict"
     if isinstance(getattr(value, "interaction", None), dict):
         return "interaction"
@@ -215,7 +216,9 @@ def _rebuild(branch: Branch, children: list[Any]) -> Any:
         return branch.type(*children)
     if branch.kind == "dict":
         items = dict(zip(branch.keys, children, strict=True))
-        return items if branch.type is dict else branch.type(**items)
+        if branch.type is dict:
+            return items
+        return branch.type(**items) if issubclass(branch.type, dict) else branch.type(items)
     if branch.kind == "interaction":
         return branch.type(dict(zip(branch.keys, children, strict=True)))
     if branch.kind == "jagged":
