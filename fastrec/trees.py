@@ -218,7 +218,8 @@ def _rebuild(branch: Branch, children: list[Any]) -> Any:
         items = dict(zip(branch.keys, children, strict=True))
         if branch.type is dict:
             return items
-        return branch.type(**items) if issubclass(branch.type, dict) else branch.type(items)
+        # A `UserDict` takes a mapping, whatever its class is; subclasses of dict take keys, and some nothing else.
+        return branch.type(items) if issubclass(branch.type, UserDict) else branch.type(**items)
     if branch.kind == "interaction":
         return branch.type(dict(zip(branch.keys, children, strict=True)))
     if branch.kind == "jagged":
