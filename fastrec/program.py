@@ -56,7 +56,7 @@ class Program:
         layout, tensors = read_batch(getattr(model, entry), batch)
         _check_devices(model, layout.features, tensors)
         program = cls(model, batch, layout, entry, tuple(calibration))
-        private = program.with_model(program.draft(private_buffers=True).eval())
+        private = program.private()
         try:
             outputs, answer = private.run(tensors)
         except Exception as error:  # whatever a stranger's model raises, named
@@ -88,6 +88,10 @@ class Program:
         if private_buffers:
             memo.update((id(buffer), buffer.detach().clone()) for buffer in self.model.buffers())
         return copy.deepcopy(self.model, memo)
+
+    def private(self, *, buffers: bool = True) -> Program:
+        """The same program with a structural copy of the model, in evaluation mode; with `buffers` of its own, calls leave the model as it is."""
+        return self.with_model(self.draft(private_buffers=buffers).eval())
 
     def with_model(self, model: nn.Module) -> Program:
         """The same program with another model of the same calling form."""

@@ -316,7 +316,7 @@ def _unfit(program: Program) -> str:
         return f"holds objects that are neither tensors nor plain values: {'; '.join(opaque)}"
     if isinstance(program.model, fx.GraphModule):
         return "it is a graph of torch.fx, whose modules are calls of it"
-    private = program.with_model(program.draft(private_buffers=True).eval())
+    private = program.private()
     flat = Once(program.layout.features).all(program.flat(program.batch))
     first, *_, last = (private.answers(flat) for _ in range(3))
     alike = [answer.shape for answer in first] == [answer.shape for answer in last]
@@ -329,7 +329,7 @@ def _exempt(program: Program) -> tuple[int, ...]:
     layout = program.layout
     if layout.rows is None:
         return ()
-    private = program.with_model(program.draft(private_buffers=True).eval())
+    private = program.private()
     flat = Once(layout.features).all(program.flat(program.batch))
     try:
         private.answers(take_rows(layout.features, flat, torch.arange(1)))
