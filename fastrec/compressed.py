@@ -113,7 +113,7 @@ class CompressedModel(nn.Module):
         if os.getpid() != self._process:
             self.check_fork()
         if self.plan is None:
-            return self._call_original(args, kwargs)
+            return self._call_unforeseen(args, kwargs, None)
         flat = list(args) if self._spread and not kwargs else self._layout.flatten(args, kwargs)
         try:
             route = self._routes.get(tuple([(tensor.shape, tensor.dtype) for tensor in flat]))
@@ -338,13 +338,24 @@ class CompressedModel(nn.Module):
         with torch.no_grad():
             return self.original.function(*args, **kwargs)
 
-    def _call_unforeseen(self, args: tuple[Any, ...], kwargs: dict[str, Any], flat: list[Tensor]) -> Any:
+    def _call_unforeseen(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], flat: list[Tensor] | None
+    ) -> Any:
+        """The original's answer; what it raises is named, of a batch that was not made `flat` where its sizes are at fault."""
         try:
             return self._call_original(args, kwargs)
         except InputError:
             raise
-        except Exception as error:  # whatever a stranger's model raises, named
-            raise refusal(self._layout.features, flat, error) from error
+        except Exception as error:  # whatever a stranger's model raises
+            if flat is not None:
+                if self._guard is not None:
+                    self._guard.refuse_ids(flat)
+                raise refusal(self._layout.features, flat, error) from error
+            if self._layout.rows is not None:
+                flat = self._layout.flatten(args, kwargs)
+                if not all(fits(f, t, None) for f, t in zip(self._layout.features, flat, strict=True)):
+                    raise refusal(self._layout.features, flat, error) from error
+            raise
 
     def extra_repr(self) -> str:
         """What serves, for `print`."""

@@ -61,6 +61,7 @@ from .search import Searched, Task, Workers, find_recipe, is_asked
 from .sessions import Made, compile_forms, original_call, served_call, session_call
 from .techniques import Technique
 from .undeclared import advice
+from .wording import at
 
 __all__ = ["compress"]
 
@@ -261,7 +262,7 @@ def _measure(
     if program.layout.rows is None:
         sizes = (1,)
     for index, rows in enumerate(sizes):
-        show(f"measuring at {rows} rows")
+        show(f"measuring {at([rows], program.layout.rows is not None)}")
         parts = sizes[index:]
         before = original_call(private)
         if results and not affordable(before, fresh(rows, 0), len(sessions), work.deadline):

@@ -15,7 +15,7 @@ from .recipe import Recipe
 from .techniques import TECHNIQUES, Change, Skip, Technique
 from .tried import Tried, pareto
 from .updated import Updated
-from .wording import amount, clean, count, difference, duration, spans, times
+from .wording import amount, at, clean, count, difference, duration, sized, spans, times
 
 __all__ = [
     "BUDGET",
@@ -121,7 +121,8 @@ class Work:
 class Report:
     """The account of one `compress` call; `seconds` is what the call took; `tables` is there where the budget says what they may take,
     `segments` where `evaluate` groups its rows, `breakdown` (the original, then what serves) where there was time to look,
-    `updated` where an artifact was brought up to a new checkpoint.
+    `updated` where an artifact was brought up to a new checkpoint. Where no dimension of a batch counts rows it is not `counted`: it was
+    measured at the shape of its example, and every `rows` is 1.
 
     `print(report)` gives the short of it; `fastrec.render` the whole: in a terminal, as Markdown, as a page of HTML and as CSV.
     """
@@ -145,6 +146,7 @@ class Report:
     p95_ms: float | None = None
     searched: tuple[Tried, ...] = ()
     updated: Updated | None = None
+    counted: bool = True
 
     @property
     def late(self) -> tuple[SizeResult, ...]:
@@ -188,19 +190,19 @@ class Report:
         if faster:
             low, high = (times(pick(size.speedup.value for size in faster)) for pick in (min, max))
             span = high if low == high else spans(low, high)
-            parts.append(f"{span} faster {_at(faster)}")
+            parts.append(f"{span} faster {self._at(faster)}")
         for verdict, words in (("no difference", "no measurable difference"), ("slower", "slower")):
             if some := [size for size in self.sizes if size.verdict == verdict]:
-                parts.append(f"{words} {_at(some)}")
+                parts.append(f"{words} {self._at(some)}")
         text = "; ".join(parts)
         return text[0].upper() + text[1:]
 
     def __str__(self) -> str:
         lines = [self.headline]
         if self.sizes:
-            lines += _aligned([("rows", *_NAMES, "calls", "session"), *((f"{size.rows:,}", *_numbers(size), f"{size.after.n:,}", clean(size.session, 40)) for size in self.sizes)])  # fmt: skip
+            lines += _aligned([("rows", *_NAMES, "calls", "session"), *((sized(size.rows, self.counted), *_numbers(size), f"{size.after.n:,}", clean(size.session, 40)) for size in self.sizes)])  # fmt: skip
         if self.fidelity is not None:
-            lines.append(f"largest difference of outputs: {_largest(self.fidelity)}")
+            lines.append(f"largest difference of outputs: {_largest(self.fidelity, self.counted)}")
         lines += [str(one) for one in self.accuracy]
         lines += told(self.segments)
         lines += [f"does not serve: {skip.reason}" for skip in self.refused]
@@ -229,7 +231,10 @@ class Report:
         lines = [f"<p><b>{escape(self.headline)}</b></p>"]
         if self.sizes:
             names = ("rows", *_NAMES, "session")
-            cells = [(f"{size.rows:,}", *_numbers(size), clean(size.session, 40)) for size in self.sizes]
+            cells = [
+                (sized(size.rows, self.counted), *_numbers(size), clean(size.session, 40))
+                for size in self.sizes
+            ]
             body = "".join(f"<tr>{_row('td', line)}</tr>" for line in cells)
             lines.append(f"<table><thead><tr>{_row('th', names)}</tr></thead><tbody>{body}</tbody></table>")
         said = [str(one) for one in self.accuracy] + [
@@ -242,9 +247,14 @@ class Report:
     def in_time(self) -> str:
         """Whether calls take no longer than the budget allows, in words."""
         if not self.late:
-            return f"the 95th percentile of a call is within {self.p95_ms:g} ms at every number of rows"
-        over = ", ".join(f"{duration(size.after.p95)} at {size.rows:,} rows" for size in self.late)
+            where = "at every number of rows" if self.counted else at((), self.counted)
+            return f"the 95th percentile of a call is within {self.p95_ms:g} ms {where}"
+        over = ", ".join(f"{duration(size.after.p95)} {self._at([size])}" for size in self.late)
         return f"the 95th percentile of a call may be {self.p95_ms:g} ms: it is {over}"
+
+    def _at(self, sizes: Sequence[SizeResult]) -> str:
+        """The batch sizes, in words."""
+        return at([size.rows for size in sizes], self.counted)
 
     @property
     def _looked(self) -> str:
@@ -331,6 +341,7 @@ class _WithoutRecipe:
     p95_ms: float | None = None
     breakdown: tuple[Breakdown, ...] = ()
     updated: Updated | None = None
+    counted: bool = True
 
 
 def worked(work: Work) -> str:
@@ -353,17 +364,11 @@ def _row(tag: str, cells: Sequence[str]) -> str:
     return "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells)
 
 
-def _at(sizes: list[SizeResult]) -> str:
-    """The batch sizes, in words."""
-    numbers = [f"{size.rows:,}" for size in sizes]
-    listed = numbers[0] if len(numbers) == 1 else f"{', '.join(numbers[:-1])} and {numbers[-1]}"
-    return f"at {listed} row{'' if numbers == ['1'] else 's'}"
-
-
-def _largest(fidelity: Fidelity) -> str:
+def _largest(fidelity: Fidelity, counted: bool) -> str:
     """The largest difference of outputs, in words."""
+    over = f" ({count(fidelity.rows, 'row')})" if counted else ""
     if fidelity.identical:
-        return f"none, bit for bit ({count(fidelity.rows, 'row')})"
+        return f"none, bit for bit{over}"
     text = difference(fidelity.max_abs)
     if fidelity.max_relative_to_spread is not None:
         text += f", {difference(fidelity.max_relative_to_spread)} of their spread"
@@ -371,7 +376,7 @@ def _largest(fidelity: Fidelity) -> str:
         text += f", {count(fidelity.differing, 'integer')} differ"
     if not fidelity.nonfinite_alike:
         text += ", NaN or infinities in other places"
-    return f"{text} ({count(fidelity.rows, 'row')})"
+    return f"{text}{over}"
 
 
 def _aligned(table: Sequence[tuple[str, ...]]) -> list[str]:

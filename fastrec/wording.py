@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 
-__all__ = ["amount", "clean", "count", "difference", "duration", "share", "spans", "times"]
+__all__ = ["amount", "at", "clean", "count", "difference", "duration", "share", "sized", "spans", "times"]
 
 
 def duration(seconds: float) -> str:
@@ -88,6 +89,30 @@ def count(number: int, noun: str) -> str:
         ('1 row', '2,000 rows')
     """
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def at(rows: Sequence[int], counted: bool = True) -> str:
+    """At which numbers of rows; of a model whose rows are not `counted`, at the one shape that there is.
+
+    Example:
+        >>> at([1]), at([1, 100, 2000]), at([1], counted=False)
+        ('at 1 row', 'at 1, 100 and 2,000 rows', "at the example's shape")
+    """
+    if not counted:
+        return "at the example's shape"
+    *first, last = [f"{number:,}" for number in rows]
+    listed = f"{', '.join(first)} and {last}" if first else last
+    return f"at {listed} row{'' if [*rows] == [1] else 's'}"
+
+
+def sized(rows: int, counted: bool = True) -> str:
+    """A number of rows in a column of them; of a model whose rows are not `counted`, whose they are.
+
+    Example:
+        >>> sized(2000), sized(1, counted=False)
+        ('2,000', "the example's")
+    """
+    return f"{rows:,}" if counted else "the example's"
 
 
 def clean(name: str, limit: int = 80) -> str:

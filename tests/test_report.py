@@ -7,12 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from html import unescape
 from typing import Any
 
 import pytest
 
 from fastrec.errors import InputError
 from fastrec.measure import Breakdown, Part
+from fastrec.render import markdown
 from fastrec.report import Report, Step
 from fastrec.techniques import Change, Skip
 from tests.reports import improved, segmented, size, unchanged
@@ -68,6 +70,15 @@ def test_the_headline_tells_faster_equal_and_slower_apart() -> None:
     assert replace(improved(), sizes=(size(1, 1e-3, 2e-3),)).headline == "Slower at 1 row"
     assert replace(improved(), sizes=()).headline == "Changed, and not timed"
     assert unchanged().headline.startswith("Unchanged")
+
+
+def test_rows_that_are_not_counted_are_not_said() -> None:
+    one = replace(improved(), sizes=improved().sizes[1:2], trials=(), counted=False, p95_ms=0.1)
+    assert one.headline == "2.99x faster at the example's shape"
+    assert "205 us at the example's shape" in one.in_time
+    shown = [unescape(text) for text in (str(one), markdown(one), one._repr_html_())]
+    assert all("the example's" in text for text in shown)
+    assert not any(words in text for text in shown for words in (" 32 ", "at 32 rows", "1,000 rows"))
 
 
 def test_print_gives_a_line_per_batch_size() -> None:

@@ -14,7 +14,7 @@ from ..losses import Accuracy, SegmentAccuracy, by_table, worst, worst_first
 from ..measure import Breakdown, Fidelity, Latency, Ratio
 from ..report import Memory, Report, SizeResult, Step, worked
 from ..techniques import Change, Skip
-from ..wording import amount, clean, count, difference, duration, share, spans, times
+from ..wording import amount, at, clean, count, difference, duration, share, sized, spans, times
 
 __all__ = [
     "Cell",
@@ -79,7 +79,7 @@ def facts(report: Report) -> tuple[tuple[str, str], ...]:
     """The rest, as pairs of a word and what there is to say."""
     said = [("Notes", clean(note, 400)) for note in report.notes]
     if report.fidelity is not None:
-        said += fidelity(report.fidelity)
+        said += fidelity(report.fidelity, report.counted)
     said += [("Accuracy", clean(str(one), 400)) for one in report.accuracy]
     if report.tables is not None:
         said.append(("Tables", str(report.tables)))
@@ -99,7 +99,7 @@ def latency(report: Report) -> Table:
     columns = ("rows", "before", "after", "speed-up", "calls", "session")
     rows = tuple(
         (
-            Cell(f"{size.rows:,}"),
+            Cell(sized(size.rows, report.counted)),
             _percentiles(size.before),
             _percentiles(size.after),
             _speedup(size),
@@ -186,10 +186,8 @@ def parts(report: Report) -> Table:
     """What each kind of operator takes of a call, of the original and of what serves."""
     columns = ("of", "part", "time", "share", "ceiling", "calls")
     rows = tuple(row for one in report.breakdown for row in _parts(one))
-    at = "" if not report.breakdown else f" at {count(report.breakdown[0].rows, 'row')}"
-    title = (
-        f"Where the time of one call goes{at}; the ceiling is how much faster it were if a part took nothing"
-    )
+    where = f" {at([one.rows for one in report.breakdown[:1]], report.counted)}" if report.breakdown else ""
+    title = f"Where the time of one call goes{where}; the ceiling is how much faster it were if a part took nothing"
     return Table(title, columns, rows, frozenset(columns[2:]))
 
 
@@ -274,7 +272,7 @@ def trials(report: Report) -> Table:
     serving = {(size.rows, size.session) for size in report.sizes}
     rows = tuple(
         (
-            Cell(f"{trial.rows:,}" if trial.rows else "-"),
+            Cell(sized(trial.rows, report.counted) if trial.rows else "-"),
             Cell(clean(trial.session, 40)),
             Cell("-" if trial.p50 is None else duration(trial.p50)),
             Cell("-" if trial.speedup is None else times(trial.speedup)),
@@ -306,7 +304,7 @@ def _bounded(table: Table, noun: str) -> Table:
     return Table(table.title, table.columns, table.rows[:SHOWN], table.numbers, more)
 
 
-def fidelity(found: Fidelity) -> list[tuple[str, str]]:
+def fidelity(found: Fidelity, counted: bool) -> list[tuple[str, str]]:
     """How far answers are off, and how many keep their rank."""
     if found.identical:
         said = "none: equal bit for bit"
@@ -320,7 +318,8 @@ def fidelity(found: Fidelity) -> list[tuple[str, str]]:
         if not found.nonfinite_alike:
             parts.append("NaN or infinities in other places")
         said = ", ".join(parts)
-    pairs = [("Largest difference", f"{said} (over {count(found.rows, 'row')})")]
+    over = f" (over {count(found.rows, 'row')})" if counted else ""
+    pairs = [("Largest difference", f"{said}{over}")]
     if found.rank_kept is not None and found.kendall_tau is not None:
         pairs.append(
             (
