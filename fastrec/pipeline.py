@@ -66,7 +66,7 @@ from .wording import at
 __all__ = ["compress"]
 
 _SIZES = (1, 32, 100, 500, 1000)
-_SECONDS, _SEARCHING = 60.0, 300.0
+_SECONDS, _SEARCHING, _LONG = 60.0, 300.0, 30.0
 # Bytes of a model from which what does not serve is let go at once, which takes some tenths of a second.
 _LARGE = 1 << 20
 
@@ -278,6 +278,8 @@ def _measure(
         served = serving(private, {name: sessions[name]}, Plan((rows,), (name,)), checks, once)
         after = served_call(served)
         result = confirm(rows, name, before, after, fresh, share(work.deadline, parts, 4.0) * 0.5)
+        if result.undecided:
+            result = confirm(rows, name, before, after, fresh, share(work.deadline, parts, _LONG) * 0.5)
         if not bounded and not worth_it(result):
             # What is checked in front of a session is checked in front of the original too.
             checked = served_call(serving(private, {}, Plan((rows,), (ORIGINAL,)), checks, once))

@@ -15,7 +15,7 @@ from .recipe import Recipe
 from .techniques import TECHNIQUES, Change, Skip, Technique
 from .tried import Tried, pareto
 from .updated import Updated
-from .wording import amount, at, clean, count, difference, duration, sized, spans, times
+from .wording import amount, at, clean, count, difference, duration, flush_right, sized, spans, times
 
 __all__ = [
     "BUDGET",
@@ -47,13 +47,23 @@ BUDGET = "budget"
 
 @dataclass(frozen=True)
 class SizeResult:
-    """One batch size: the original against the session that was chosen for it, interleaved."""
+    """One batch size: the original against the session that was chosen for it, interleaved.
+
+    `tried` is the speed-up of that session where it is too uncertain to serve, and the original does.
+    """
 
     rows: int
     before: Latency
     after: Latency
     speedup: Ratio
     session: str
+    tried: Ratio | None = None
+
+    @property
+    def undecided(self) -> Ratio | None:
+        """The speed-up whose interval is too wide to tell anything, where it is."""
+        ratio = self.tried or self.speedup
+        return ratio if ratio.undecided else None
 
     @property
     def verdict(self) -> Literal["faster", "no difference", "slower"]:
@@ -172,10 +182,19 @@ class Report:
 
     @property
     def headline(self) -> str:
-        """The result in one sentence, the slower batch sizes included."""
-        if self.status in _SAID:
-            return f"{_SAID[self.status]}: {self._gained.lower()}"
-        return self._gained
+        """The result in one sentence, the slower batch sizes included, and what was too uncertain to tell."""
+        gained = f"{_SAID[self.status]}: {self._gained.lower()}" if self.status in _SAID else self._gained
+        return f"{gained} ({self._untold})" if self._untold else gained
+
+    @property
+    def _untold(self) -> str:
+        """Where an interval is too wide to tell, how wide, and what helps; nothing where none is."""
+        wide = [(size, ratio) for size in self.sizes if (ratio := size.undecided) is not None]
+        if not wide:
+            return ""
+        low, high = min(ratio.low for _, ratio in wide), max(ratio.high for _, ratio in wide)
+        where = self._at([size for size, _ in wide])
+        return f"{spans(times(low), times(high))} {where} is too wide an interval to tell: give more seconds"
 
     @property
     def _gained(self) -> str:
@@ -200,7 +219,7 @@ class Report:
     def __str__(self) -> str:
         lines = [self.headline]
         if self.sizes:
-            lines += _aligned([("rows", *_NAMES, "calls", "session"), *((sized(size.rows, self.counted), *_numbers(size), f"{size.after.n:,}", clean(size.session, 40)) for size in self.sizes)])  # fmt: skip
+            lines += flush_right([("rows", *_NAMES, "calls", "session"), *((sized(size.rows, self.counted), *_numbers(size), f"{size.after.n:,}", clean(size.session, 40)) for size in self.sizes)])  # fmt: skip
         if self.fidelity is not None:
             lines.append(f"largest difference of outputs: {_largest(self.fidelity, self.counted)}")
         lines += [str(one) for one in self.accuracy]
@@ -377,12 +396,3 @@ def _largest(fidelity: Fidelity, counted: bool) -> str:
     if not fidelity.nonfinite_alike:
         text += ", NaN or infinities in other places"
     return f"{text}{over}"
-
-
-def _aligned(table: Sequence[tuple[str, ...]]) -> list[str]:
-    """Rows of text with the columns flush right, the last flush left."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return [
-        "  " + "  ".join([*(cell.rjust(w) for cell, w in zip(row[:-1], widths, strict=False)), row[-1]])
-        for row in table
-    ]

@@ -5,7 +5,19 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
-__all__ = ["amount", "at", "clean", "count", "difference", "duration", "share", "sized", "spans", "times"]
+__all__ = [
+    "amount",
+    "at",
+    "clean",
+    "count",
+    "difference",
+    "duration",
+    "flush_right",
+    "share",
+    "sized",
+    "spans",
+    "times",
+]
 
 
 def duration(seconds: float) -> str:
@@ -128,6 +140,20 @@ def clean(name: str, limit: int = 80) -> str:
     printable = "".join(c for c in spaced if unicodedata.category(c)[0] != "C")
     text = " ".join(printable.split())
     return text if len(text) <= limit else f"{text[: limit // 2]}…{text[-(limit - 1 - limit // 2) :]}"
+
+
+def flush_right(table: Sequence[tuple[str, ...]]) -> list[str]:
+    """Lines of text in columns, flush right, the last one flush left.
+
+    Example:
+        >>> flush_right([("rows", "session"), ("1", "eager")])
+        ['  rows  session', '     1  eager']
+    """
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        "  " + "  ".join([*(cell.rjust(w) for cell, w in zip(row[:-1], widths, strict=False)), row[-1]])
+        for row in table
+    ]
 
 
 def _three(value: float) -> str:

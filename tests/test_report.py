@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from fastrec.errors import InputError
-from fastrec.measure import Breakdown, Part
+from fastrec.measure import Breakdown, Part, Ratio
+from fastrec.plan import as_original
 from fastrec.render import markdown
 from fastrec.report import Report, Step
 from fastrec.techniques import Change, Skip
@@ -70,6 +71,17 @@ def test_the_headline_tells_faster_equal_and_slower_apart() -> None:
     assert replace(improved(), sizes=(size(1, 1e-3, 2e-3),)).headline == "Slower at 1 row"
     assert replace(improved(), sizes=()).headline == "Changed, and not timed"
     assert unchanged().headline.startswith("Unchanged")
+
+
+def test_a_wide_interval_says_what_helps() -> None:
+    unsure = replace(size(100, 2e-3, 1e-3), speedup=Ratio(2.0, 0.7, 3.1, 12))
+    said = "0.700 to 3.10x at 100 rows is too wide an interval to tell: give more seconds"
+    one = replace(improved(), sizes=(unsure,))
+    assert one.headline == f"No measurable difference at 100 rows ({said})"
+    assert "a wide interval: give more seconds" in markdown(one)
+    kept = replace(improved(), status="unchanged", sizes=(as_original(unsure),))
+    assert kept.headline.startswith("Unchanged: ") and kept.headline.endswith(f"({said})")
+    assert Report.from_json(kept.to_json()) == kept
 
 
 def test_rows_that_are_not_counted_are_not_said() -> None:

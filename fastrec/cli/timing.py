@@ -119,17 +119,20 @@ def _in_turns(
     calls = {"a": served_call(a), "b": served_call(b)}
     judged = batches(_JUDGED if a.original.layout.rows is not None else 1, 0)
     off = fidelity(tensors_of(calls["a"](judged)), tensors_of(calls["b"](judged))).max_abs
-    rows = []
+    rows, wide = [], []
     sizes = _sizes(batch_sizes, a)
     for size in sizes:
         samples = compared(size, calls, batches, _share(seconds, sizes), first=0)
         ratio = samples.ratio("a", "b")
         verdict = "slower" if _is_slower(ratio) else "faster" if ratio.faster else "no difference"
+        if ratio.undecided:
+            where = at([size], a.original.layout.rows is not None)
+            wide.append(f"{where} the interval is too wide to tell: give more --seconds")
         rows.append({
             "rows": size, "a_p50": samples.latency("a").p50, "b_p50": samples.latency("b").p50,
             "speedup": _ratio(ratio), "verdict": verdict, "said": _said(ratio),
         })  # fmt: skip
-    return rows, off, (*a.notes, *b.notes)
+    return rows, off, (*a.notes, *b.notes, *wide)
 
 
 def _side_by_side(a: Report, b: Report) -> list[dict[str, Any]]:

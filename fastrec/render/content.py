@@ -122,7 +122,8 @@ def _speedup(size: SizeResult) -> Cell:
         return Cell(f"slower {value}", interval, "bad")
     if size.verdict == "faster":
         return Cell(value, interval, "good", "faster")
-    return Cell(value, interval, word="no difference")
+    wide = ", a wide interval: give more seconds" if size.speedup.undecided else ""
+    return Cell(value, f"{interval}{wide}", word="no difference")
 
 
 def accuracy(report: Report) -> Table:
