@@ -47,8 +47,8 @@ class Bounds:
             return None
 
 
-def refuse_id(feature: Feature, bound: Bounds, tensor: Tensor) -> None:
-    """Raises `IdOutOfRangeError` for the first bad id of a feature, if it has one."""
+def refuse_id(feature: Feature, bound: Bounds, tensor: Tensor, counted: bool = True) -> None:
+    """Raises `IdOutOfRangeError` for the first bad id of a feature, if it has one; `counted` says whether the batch has rows."""
     values = array(tensor)
     ends = bound.ends(values.shape)
     if ends is None:
@@ -65,21 +65,23 @@ def refuse_id(feature: Feature, bound: Bounds, tensor: Tensor) -> None:
     else:
         cure = "Map unseen ids to a row of the table before the call."
     raise IdOutOfRangeError(
-        f"{_where(feature, place)}: got id {got}, expected {int(low[place])} <= id < {int(high[place]):,}. {cure}",
+        f"{_where(feature, place, counted)}: got id {got}, expected {int(low[place])} <= id < {int(high[place]):,}. {cure}",
         feature=feature.name,
         row=_row(feature, place),
     )
 
 
-def refuse_number(feature: Feature, tensor: Tensor, bad: Tensor, said: str) -> None:
-    """Raises `InputError` for the first number that is bad, if there is one."""
+def refuse_number(feature: Feature, tensor: Tensor, bad: Tensor, said: str, counted: bool = True) -> None:
+    """Raises `InputError` for the first number that is bad, if there is one; `counted` says whether the batch has rows."""
     places = bad.nonzero()
     if not len(places):
         return
     place = places[0].tolist()
     got = float(tensor[tuple(place)])
     raise InputError(
-        f"{_where(feature, place)}: got {got:.9g}, {said}", feature=feature.name, row=_row(feature, place)
+        f"{_where(feature, place, counted)}: got {got:.9g}, {said}",
+        feature=feature.name,
+        row=_row(feature, place),
     )
 
 
@@ -93,8 +95,9 @@ def _row(feature: Feature, place: Sequence[int]) -> int:
     return place[feature.growing or 0] if place else 0
 
 
-def _where(feature: Feature, place: Sequence[int]) -> str:
-    """The place of an element in words: its row, where a dimension counts rows, and its position."""
-    rest = ", ".join(str(k) for axis, k in enumerate(place) if axis != feature.growing)
-    row = "" if feature.growing is None else f", row {place[feature.growing]}"
-    return f"feature {feature.name!r}{row}" + (f", position {rest}" if rest else "")
+def _where(feature: Feature, place: Sequence[int], counted: bool) -> str:
+    """The place of an element in words: its row, where the batch has some, and its position."""
+    row = feature.growing or 0
+    rest = ", ".join(str(k) for axis, k in enumerate(place) if axis != row or not counted)
+    where = f"feature {feature.name!r}" + (f", row {_row(feature, place)}" if counted else "")
+    return where + (f", position {rest}" if rest else "")

@@ -57,6 +57,7 @@ class Guard:
     ) -> None:
         self.bounds = tuple(bounds)
         self.features = tuple(features)
+        self._counted = any(feature.growing is not None for feature in features)
         self.finite = tuple(index for index, check in enumerate(finite) if check)
         self.computed, self.sizes = computed, tuple(sizes)
         names = [feature.name for feature in features]
@@ -132,7 +133,7 @@ class Guard:
     def _refuse(self, index: int, tensor: Tensor) -> None:
         """Raise for the first bad id of a feature, if it has one."""
         if (bound := self.bounds[index]) is not None:
-            refuse_id(self.features[index], bound, tensor)
+            refuse_id(self.features[index], bound, tensor, self._counted)
 
     def _check_computed(self, tensors: Sequence[Tensor]) -> None:
         """Ids that the model computes: run what computes them."""
@@ -153,7 +154,7 @@ class Guard:
     def _refuse_nonfinite(self, index: int, tensor: Tensor) -> None:
         # Where a sum overflowed, the elements did not: none is bad.
         said = "expected finite numbers. Clean the batch, or compress with on_nonfinite='propagate'."
-        refuse_number(self.features[index], tensor, ~tensor.isfinite(), said)
+        refuse_number(self.features[index], tensor, ~tensor.isfinite(), said, self._counted)
 
     def _refuse_outside(self, index: int, tensor: Tensor, low: float, high: float) -> None:
         # A number that is none is the other checks' to refuse.
@@ -161,7 +162,7 @@ class Guard:
             f"declared from {low:g} to {high:g}, which the model was compressed for. Clip it, or compress with the "
             "ranges that there are."
         )
-        refuse_number(self.features[index], tensor, (tensor < low) | (tensor > high), said)
+        refuse_number(self.features[index], tensor, (tensor < low) | (tensor > high), said, self._counted)
 
 
 def read_guard(

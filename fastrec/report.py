@@ -304,7 +304,7 @@ class Report:
     def _approximated(self) -> list[str]:
         """What was done to the first sites that are no longer exact."""
         done = [change for step in self.steps if not step.exact for change in step.changes]
-        lines = [f"  {clean(change.site, 40)}: {clean(change.detail, 160)}" for change in done[:_SHOWN]]
+        lines = [f"  {clean(one.where, 120)}: {clean(one.detail, 160)}" for one in done[:_SHOWN]]
         return lines + [f"  and {len(done) - _SHOWN} more: see report.steps"] * (len(done) > _SHOWN)
 
     def to_json(self) -> str:

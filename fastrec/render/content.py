@@ -228,7 +228,10 @@ def steps(report: Report) -> Table:
                     Cell(clean(rule, 60)),
                     Cell(f"{len(changes):,}"),
                     Cell(amount(sum(change.added_bytes for change in changes))),
-                    Cell(clean(first.site, 50), clean(first.detail, 80)),
+                    Cell(
+                        clean(first.site, 50),
+                        clean("; ".join(filter(None, (first.place, first.detail))), 120),
+                    ),
                 )
             )
             name = Cell("")
@@ -286,12 +289,17 @@ def trials(report: Report) -> Table:
 
 def skipped(skips: Iterable[Skip]) -> Table:
     """A row for each rule and reason."""
-    grouped: dict[tuple[str, str], list[str]] = {}
+    grouped: dict[tuple[str, str], list[Skip]] = {}
     for skip in skips:
-        grouped.setdefault((skip.rule, skip.reason), []).append(skip.site)
+        grouped.setdefault((skip.rule, skip.reason), []).append(skip)
     rows = tuple(
-        (Cell(clean(rule, 60)), Cell(f"{len(sites):,}"), Cell(clean(sites[0], 50)), Cell(clean(reason, 200)))
-        for (rule, reason), sites in grouped.items()
+        (
+            Cell(clean(rule, 60)),
+            Cell(f"{len(some):,}"),
+            Cell(clean(some[0].site, 50), clean(some[0].place, 80)),
+            Cell(clean(reason, 200)),
+        )
+        for (rule, reason), some in grouped.items()
     )
     columns = ("rule", "sites", "first site", "reason")
     return _bounded(Table("What was not done, and why", columns, rows, frozenset({"sites"})), "more reason")
