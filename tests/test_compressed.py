@@ -270,6 +270,16 @@ def test_a_bad_id_is_told_in_whatever_shape(pooled: CompressedModel, count: int)
         pooled(**given | {"items": torch.arange(count), "mask": torch.ones(31)})
 
 
+def test_without_guards_a_bad_id_is_told_as_one_too(served_anyway: None) -> None:
+    given = {"user": torch.rand(4), "items": torch.arange(20), "mask": torch.ones(20)}
+    fast = compress(
+        Pooled().eval(), given, seconds=2, backends=Eager(), guards=False, progress=False, batch_sizes=(1,)
+    )
+    more = {"user": torch.rand(4), "items": torch.arange(30) + 40, "mask": torch.ones(30)}
+    with pytest.raises(IdOutOfRangeError, match=r"an id is outside of the table.*'items' \(30,\)"):
+        fast(**more)
+
+
 @pytest.mark.parametrize("serves", ["a session", "the original"])
 def test_columns_that_are_too_few_are_counted(fast: CompressedModel, serves: str) -> None:
     made = fast if serves == "a session" else CompressedModel(fast.original, {}, None, None, fast.once)
