@@ -51,6 +51,7 @@ def account(
         recipe=recipe,
         seconds=time.perf_counter() - work.began,
         notes=tuple(work.notes),
+        counted=program.layout.rows is not None,
         tables=tables_of(serving.model, budget),
         p95_ms=None if budget is None else budget.p95_ms,
     )
@@ -68,8 +69,8 @@ def status_of(made: CompressedModel, best: Searched | None) -> Status:
 
 
 def work_of(found: Rewritten | None, made: CompressedModel) -> Work | None:
-    """The multiply-adds of what serves; of what the recipe made where nothing does."""
-    if found is None or not found.captured:
+    """The multiply-adds of what serves; of what the recipe made where nothing does. None where no rows are counted."""
+    if found is None or not found.captured or found.plain.layout.rows is None:
         return None
     serving = found.fast if made.plan is None else found.form(lossy=not made.exact).make()
     return Work(per_candidate(found.plain), per_candidate(serving), per_request(serving))

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, fx
 
-from .backends import Eager
+from .backends import Eager, Repeated
 from .backends.common import is_reference
 from .backends.eager import in_torch
-from .compressed import Repeated
 from .journal import Journal
 from .measure import Breakdown, breakdown
 from .ops import INT4, INT8

@@ -16,6 +16,7 @@ from .earlier import mark_originals
 from .errors import CaptureError
 from .graph import constant, free_sizes, is_random, is_written, normalise
 from .inputs import flat_layout
+from .places import line_of, place_of
 from .program import Program
 from .quiet import quiet, reason_of
 from .rows import take_rows
@@ -54,7 +55,8 @@ def capture(program: Program) -> Program:
         except CaptureError as error:
             reasons.append(str(error))
         except Exception as error:  # noqa: BLE001 - the exporter raises anything; its reason is kept
-            reasons.append(reason_of(error))
+            line = line_of(error)
+            reasons.append(f"{reason_of(error)} (at {line})" if line else reason_of(error))
         else:
             mark_originals(gm)
             layout = replace(flat_layout(program.layout, len(_outputs(gm))), exempt=exempt)
@@ -126,9 +128,16 @@ def _export(program: Program, example: list[Tensor], strict: bool) -> fx.GraphMo
 def _check_effects(gm: fx.GraphModule) -> None:
     for node in gm.graph.nodes:
         if is_random(node):
-            raise CaptureError(f"draws random numbers as it is called ({node.target})")
+            raise CaptureError(f"draws random numbers as it is called ({_called(node)})")
         if is_written(node) and node.args and constant(gm, node.args[0]) is not None:
-            raise CaptureError(f"writes to its own tensor {node.args[0].target!r} on each call")
+            raise CaptureError(
+                f"writes to its own tensor {node.args[0].target!r} on each call ({_called(node)})"
+            )
+
+
+def _called(node: fx.Node) -> str:
+    """The operator that a node calls, and where."""
+    return " at ".join(filter(None, (str(node.target), place_of(node))))
 
 
 def _check_free(program: Program, gm: fx.GraphModule) -> None:

@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .artifact import Contents, Modules, payload, read, write
 from .artifact.folder import refuse_other
 from .as_called import plainly
-from .backends import Backend, ModelSession, Session, Source
+from .backends import Backend, ModelSession, Repeated, Session, Source
 from .errors import ForkSafetyError, InputError
 from .exports import Exported, export_onnx, export_triton
 from .guards import Guard
-from .inputs import Layout
 from .nonfinite import Apart
 from .plan import ORIGINAL, Plan
 from .program import Program
@@ -26,34 +25,19 @@ from .recipe import Recipe
 from .report import Report
 from .request import Once
 from .rows import count_rows
+from .sealed import Sealed
 from .serving import LIMIT_BYTES, Merged, Scorer, precompute
 from .serving.given import cast
 from .shapes import fits, refusal
 from .techniques import TECHNIQUES, Technique
 from .trees import Leaf
 
-__all__ = ["CompressedModel", "Repeated", "load"]
+__all__ = ["CompressedModel", "load"]
 
 _SHAPES = 4096
 
 
-class Repeated(Session):
-    """A session of the whole batch behind the face of one that takes one row of each request feature."""
-
-    def __init__(self, session: Session, once: Once) -> None:
-        self._session, self._once = session, once
-        self.resident_bytes, self.translated = session.resident_bytes, session.translated
-
-    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Run one batch."""
-        return self._session(*self._once.all(tensors))
-
-    def as_called(self, tensors: list[Tensor], layout: Layout) -> Any:
-        """The answer to one flat batch, as the session gives it."""
-        return self._session.as_called(self._once.all(tensors), layout)
-
-
-class CompressedModel(nn.Module):
+class CompressedModel(Sealed):
     """A faster equivalent of a model, made by `compress`.
 
     Called like the model (or the method) it stands for, and answering in the same structure, dtypes and keys,
@@ -66,7 +50,8 @@ class CompressedModel(nn.Module):
 
     `save` writes it into a folder, from which `fastrec.load` makes it again; `notes` says what is otherwise there. Once saved or
     loaded it can be pickled, as the path of that folder, with what `load` has to be given: the classes of batches, by reference, and a
-    model that could not be captured. Copies share everything: nothing in it changes. A process that was
+    model that could not be captured. Copies share everything: nothing in it changes, and what would (`half()`, `to(...)`, `train()`, an
+    attribute that the original has) is an `InputError`. A process that was
     forked from one with several threads gets a `ForkSafetyError`: its threads are not there.
     """
 
@@ -74,6 +59,8 @@ class CompressedModel(nn.Module):
     recipe: Recipe
     program: Program | None = None
     exact: bool = True
+    sessions: Mapping[str, Session]
+    plan: Plan | None
     sources: Mapping[str, Source]
     notes: tuple[str, ...] = ()
 
@@ -87,7 +74,6 @@ class CompressedModel(nn.Module):
         apart: Apart | None = None,
     ) -> None:
         super().__init__()
-        super().train(False)
         # In a tuple, so that the original is no submodule: its mode must not change with this module's.
         self._original = (original,)
         self._layout = original.layout
@@ -113,7 +99,7 @@ class CompressedModel(nn.Module):
         if os.getpid() != self._process:
             self.check_fork()
         if self.plan is None:
-            return self._call_original(args, kwargs)
+            return self._call_unforeseen(args, kwargs, None)
         flat = list(args) if self._spread and not kwargs else self._layout.flatten(args, kwargs)
         try:
             route = self._routes.get(tuple([(tensor.shape, tensor.dtype) for tensor in flat]))
@@ -206,14 +192,6 @@ class CompressedModel(nn.Module):
         if self.plan is None or rows == 0 or rows in self._layout.exempt:
             return self._fallback
         return self.sessions.get(self.plan.name_for(rows), self._fallback)
-
-    def train(self, mode: bool = True) -> CompressedModel:
-        """Stays in evaluation mode: there is nothing to train."""
-        if mode:
-            raise InputError(
-                "a compressed model cannot be trained: train the original, and compress it again"
-            )
-        return self
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the model into a folder, in one step: what was there before stays until all is written.
@@ -338,13 +316,24 @@ class CompressedModel(nn.Module):
         with torch.no_grad():
             return self.original.function(*args, **kwargs)
 
-    def _call_unforeseen(self, args: tuple[Any, ...], kwargs: dict[str, Any], flat: list[Tensor]) -> Any:
+    def _call_unforeseen(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], flat: list[Tensor] | None
+    ) -> Any:
+        """The original's answer; what it raises is named, of a batch that was not made `flat` where its sizes are at fault."""
         try:
             return self._call_original(args, kwargs)
         except InputError:
             raise
-        except Exception as error:  # whatever a stranger's model raises, named
-            raise refusal(self._layout.features, flat, error) from error
+        except Exception as error:  # whatever a stranger's model raises
+            if flat is not None:
+                if self._guard is not None:
+                    self._guard.refuse_ids(flat)
+                raise refusal(self._layout.features, flat, error) from error
+            if self._layout.rows is not None:
+                flat = self._layout.flatten(args, kwargs)
+                if not all(fits(f, t, None) for f, t in zip(self._layout.features, flat, strict=True)):
+                    raise refusal(self._layout.features, flat, error) from error
+            raise
 
     def extra_repr(self) -> str:
         """What serves, for `print`."""

@@ -9,14 +9,14 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-from torch import nn
-
 from .artifact.folder import MANIFEST
 from .calls import differing
 from .compressed import CompressedModel, load
 from .errors import FastrecError, InputError
+from .program import Program
 from .recipe import Recipe
 from .report import Report
+from .sealed import Sealed
 from .techniques import TECHNIQUES, Technique
 
 __all__ = ["Following", "follow"]
@@ -50,7 +50,7 @@ def follow(
     return Following(folder, every=every, types=types, verify=verify, techniques=techniques)
 
 
-class Following(nn.Module):
+class Following(Sealed):
     """Serves like the loaded model of a folder, and goes on with the artifact that takes that one's place.
 
     A thread looks at the manifest every few seconds, by its place and time on the disk; where that is another one, it loads the new
@@ -65,6 +65,9 @@ class Following(nn.Module):
     Cost: a call takes a fraction of a microsecond more, a look some ten; while another artifact is loaded both are in memory.
     """
 
+    error: FastrecError | None
+    swaps: int
+
     def __init__(
         self,
         folder: str | os.PathLike[str],
@@ -75,12 +78,11 @@ class Following(nn.Module):
         techniques: Mapping[str, type[Technique]] = TECHNIQUES,
     ) -> None:
         super().__init__()
-        super().train(False)
         if isinstance(every, bool) or not isinstance(every, (int, float)) or not 0 < every < float("inf"):
             raise InputError(f"every takes a finite number of seconds above 0, got {every!r:.80}")
         self._folder, self._every = os.path.abspath(os.fspath(folder)), float(every)
         self._settings: dict[str, Any] = {"types": types, "verify": verify, "techniques": techniques}
-        self.error: FastrecError | None = None
+        self.error = None
         self.swaps = 0
         # Before loading: what is replaced meanwhile is seen at the next look.
         self._seen = _stamp(self._folder)
@@ -100,6 +102,11 @@ class Following(nn.Module):
     def model(self) -> CompressedModel:
         """What serves now: to be asked more than once for the same version."""
         return self._serving[0]
+
+    @property
+    def original(self) -> Program:
+        """The original of what serves."""
+        return self.model.original
 
     @property
     def digest(self) -> str:
@@ -174,11 +181,6 @@ class Following(nn.Module):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def train(self, mode: bool = True) -> Following:
-        """Stays in evaluation mode: there is nothing to train."""
-        self.model.train(mode)
-        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         settings = {"every": self._every, **self._settings}

@@ -10,16 +10,15 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, fx
 
-from .errors import IdOutOfRangeError, InputError
+from .bounds import EXACT, Array, Bounds, array, refuse_id, refuse_number
+from .errors import IdOutOfRangeError
 from .graph import VIEWS, constant, is_call, operator_name
 from .inputs import Feature
 from .program import Program
@@ -29,33 +28,14 @@ from .subgraphs import past, subgraph
 __all__ = ["Bounds", "Guard", "read_guard"]
 
 aten = torch.ops.aten
-Array = npt.NDArray[Any]
 NonFinite = Literal["raise", "propagate"]
 
-# Largest whole number up to which float32 holds every whole number.
-_EXACT = {torch.float32: 2**24, torch.float64: 2**53, torch.float16: 2**11, torch.bfloat16: 2**8}
 # Up to so many numbers Python compares them with less disturbance to the call that follows: an array kernel
 # costs 2 us by itself, and another 10 us by the code it has to fetch. The larger ones are left to torch, whose code
 # the call needs anyway: numpy's would be fetched for the guard alone.
 _FEW = 64
 _MOVES = VIEWS | {"cat", "concat", "stack", "to", "_to_copy", "sym_size", "getitem", "mul", "floordiv"}
 _SHIFTS = frozenset(("add", "sub", "rsub"))
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """What the elements of one feature may be: `low <= x < high`, arrays that broadcast against a batch of it.
-
-    Elements that are no ids have infinite bounds.
-    """
-
-    low: Array
-    high: Array
-
-    @property
-    def uniform(self) -> bool:
-        """Whether one range holds for every element."""
-        return bool((self.low == self.low.flat[0]).all() and (self.high == self.high.flat[0]).all())
 
 
 class Guard:
@@ -77,6 +57,7 @@ class Guard:
     ) -> None:
         self.bounds = tuple(bounds)
         self.features = tuple(features)
+        self._counted = any(feature.growing is not None for feature in features)
         self.finite = tuple(index for index, check in enumerate(finite) if check)
         self.computed, self.sizes = computed, tuple(sizes)
         names = [feature.name for feature in features]
@@ -128,7 +109,7 @@ class Guard:
                 for index in members:
                     self._refuse(index, tensors[index])
         for index, bound in self._general:
-            values = _array(tensors[index])
+            values = array(tensors[index])
             # Written so that NaN, which compares with nothing, does not pass.
             if not ((values > bound.low - 1) & (values < bound.high) | np.isinf(bound.high)).all():
                 self._refuse(index, tensors[index])
@@ -143,30 +124,16 @@ class Guard:
                 if not (least >= lowest and most <= highest):
                     self._refuse_outside(index, tensors[index], lowest, highest)
 
+    def refuse_ids(self, tensors: Sequence[Tensor]) -> None:
+        """Raises `IdOutOfRangeError` at the first bad id of a batch in whatever shape, where what its ids may be does not depend on it."""
+        for index, tensor in enumerate(tensors):
+            if tensor.layout is torch.strided and not tensor.is_complex():
+                self._refuse(index, tensor)
+
     def _refuse(self, index: int, tensor: Tensor) -> None:
         """Raise for the first bad id of a feature, if it has one."""
-        bound, feature = self.bounds[index], self.features[index]
-        assert bound is not None
-        values = _array(tensor)
-        bad = ~((values > bound.low - 1) & (values < bound.high) | np.isinf(bound.high))
-        if not bad.any():
-            return
-        place = tuple(int(k) for k in np.argwhere(bad)[0])
-        low, high = (np.broadcast_to(part, values.shape)[place] for part in (bound.low, bound.high))
-        row = place[feature.growing or 0] if place else 0
-        limit = _EXACT.get(tensor.dtype)
-        rest = [str(k) for axis, k in enumerate(place) if axis != (feature.growing or 0)]
-        where = f"feature {feature.name!r}, row {row}" + (f", position {', '.join(rest)}" if rest else "")
-        got = values[place].item()
-        if limit is not None and isinstance(got, float) and got >= limit and high >= limit:
-            cure = f"{tensor.dtype} holds whole numbers only below {limit:,}: give ids as int64."
-        else:
-            cure = "Map unseen ids to a row of the table before the call."
-        raise IdOutOfRangeError(
-            f"{where}: got id {got}, expected {int(low)} <= id < {int(high):,}. {cure}",
-            feature=feature.name,
-            row=row,
-        )
+        if (bound := self.bounds[index]) is not None:
+            refuse_id(self.features[index], bound, tensor, self._counted)
 
     def _check_computed(self, tensors: Sequence[Tensor]) -> None:
         """Ids that the model computes: run what computes them."""
@@ -187,7 +154,7 @@ class Guard:
     def _refuse_nonfinite(self, index: int, tensor: Tensor) -> None:
         # Where a sum overflowed, the elements did not: none is bad.
         said = "expected finite numbers. Clean the batch, or compress with on_nonfinite='propagate'."
-        self._refuse_numbers(index, tensor, ~tensor.isfinite(), said)
+        refuse_number(self.features[index], tensor, ~tensor.isfinite(), said, self._counted)
 
     def _refuse_outside(self, index: int, tensor: Tensor, low: float, high: float) -> None:
         # A number that is none is the other checks' to refuse.
@@ -195,19 +162,7 @@ class Guard:
             f"declared from {low:g} to {high:g}, which the model was compressed for. Clip it, or compress with the "
             "ranges that there are."
         )
-        self._refuse_numbers(index, tensor, (tensor < low) | (tensor > high), said)
-
-    def _refuse_numbers(self, index: int, tensor: Tensor, bad: Tensor, said: str) -> None:
-        """Raise for the first number that is bad, if there is one."""
-        places = bad.nonzero()
-        if not len(places):
-            return
-        feature, place = self.features[index], places[0].tolist()
-        row = place[feature.growing or 0] if place else 0
-        got = float(tensor[tuple(place)])
-        raise InputError(
-            f"feature {feature.name!r}, row {row}: got {got:.9g}, {said}", feature=feature.name, row=row
-        )
+        refuse_number(self.features[index], tensor, (tensor < low) | (tensor > high), said, self._counted)
 
 
 def read_guard(
@@ -268,15 +223,10 @@ def _extremes(tensor: Tensor) -> tuple[int, int]:
 def _seems_finite(tensor: Tensor) -> bool:
     """Whether all elements are finite; a sum that overflows is taken for one that is not."""
     if tensor.numel() <= _FEW:
-        return math.isfinite(sum(_array(tensor).ravel().tolist()))
+        return math.isfinite(sum(array(tensor).ravel().tolist()))
     # Among numbers of which one is NaN both extremes are NaN.
     low, high = torch.aminmax(tensor.detach())
     return math.isfinite(low) and math.isfinite(high)
-
-
-def _array(tensor: Tensor) -> Array:
-    array: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy(force=True)
-    return array
 
 
 def _small(captured: Program) -> list[Tensor]:
@@ -352,7 +302,7 @@ def _trace(gm: fx.GraphModule, ids: fx.Node, tensors: list[Tensor]) -> list[tupl
     """
     run = subgraph(gm, [ids])
     largest = max((tensor.numel() for tensor in tensors), default=0)
-    if any(t.is_floating_point() and largest >= _EXACT.get(t.dtype, 0) for t in tensors):
+    if any(t.is_floating_point() and largest >= EXACT.get(t.dtype, 0) for t in tensors):
         return None
     zeros = [torch.zeros_like(tensor) for tensor in tensors]
     with torch.no_grad():
@@ -376,7 +326,7 @@ def _bounds(feature: Feature, low: Array, high: Array) -> Bounds | None:
     """The bounds of a feature for any number of rows: those of all its rows together."""
     if np.isinf(high).all():
         return None
-    limit = _EXACT.get(feature.dtype)
+    limit = EXACT.get(feature.dtype)
     if limit is not None:
         high = np.where(np.isinf(high), high, np.minimum(high, limit))
     axis = feature.growing

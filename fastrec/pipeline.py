@@ -61,11 +61,12 @@ from .search import Searched, Task, Workers, find_recipe, is_asked
 from .sessions import Made, compile_forms, original_call, served_call, session_call
 from .techniques import Technique
 from .undeclared import advice
+from .wording import at
 
 __all__ = ["compress"]
 
 _SIZES = (1, 32, 100, 500, 1000)
-_SECONDS, _SEARCHING = 60.0, 300.0
+_SECONDS, _SEARCHING, _LONG = 60.0, 300.0, 30.0
 # Bytes of a model from which what does not serve is let go at once, which takes some tenths of a second.
 _LARGE = 1 << 20
 
@@ -261,7 +262,7 @@ def _measure(
     if program.layout.rows is None:
         sizes = (1,)
     for index, rows in enumerate(sizes):
-        show(f"measuring at {rows} rows")
+        show(f"measuring {at([rows], program.layout.rows is not None)}")
         parts = sizes[index:]
         before = original_call(private)
         if results and not affordable(before, fresh(rows, 0), len(sessions), work.deadline):
@@ -277,6 +278,8 @@ def _measure(
         served = serving(private, {name: sessions[name]}, Plan((rows,), (name,)), checks, once)
         after = served_call(served)
         result = confirm(rows, name, before, after, fresh, share(work.deadline, parts, 4.0) * 0.5)
+        if result.undecided:
+            result = confirm(rows, name, before, after, fresh, share(work.deadline, parts, _LONG) * 0.5)
         if not bounded and not worth_it(result):
             # What is checked in front of a session is checked in front of the original too.
             checked = served_call(serving(private, {}, Plan((rows,), (ORIGINAL,)), checks, once))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -163,13 +163,19 @@ def confirm(rows: int, name: str, before: Call, after: Call, batches: Batches, s
 def as_original(result: SizeResult) -> SizeResult:
     """The result at a size that the original serves."""
     return SizeResult(
-        result.rows, result.before, result.before, Ratio(1.0, 1.0, 1.0, result.before.n), ORIGINAL
+        result.rows,
+        result.before,
+        result.before,
+        Ratio(1.0, 1.0, 1.0, result.before.n),
+        ORIGINAL,
+        result.undecided,
     )
 
 
 def better(session: SizeResult, original: SizeResult) -> SizeResult:
     """Of a session and the original, both as they are called with their checks in front, the faster one; the original unless that is worth it."""
-    return session if session.speedup.value >= WORTH * original.speedup.value else original
+    worth = session.speedup.value >= WORTH * original.speedup.value
+    return session if worth else replace(original, tried=session.undecided)
 
 
 def worth_it(result: SizeResult) -> bool:

@@ -15,7 +15,7 @@ from .recipe import Recipe
 from .techniques import TECHNIQUES, Change, Skip, Technique
 from .tried import Tried, pareto
 from .updated import Updated
-from .wording import amount, clean, count, difference, duration, spans, times
+from .wording import amount, at, clean, count, difference, duration, flush_right, sized, spans, times
 
 __all__ = [
     "BUDGET",
@@ -47,13 +47,23 @@ BUDGET = "budget"
 
 @dataclass(frozen=True)
 class SizeResult:
-    """One batch size: the original against the session that was chosen for it, interleaved."""
+    """One batch size: the original against the session that was chosen for it, interleaved.
+
+    `tried` is the speed-up of that session where it is too uncertain to serve, and the original does.
+    """
 
     rows: int
     before: Latency
     after: Latency
     speedup: Ratio
     session: str
+    tried: Ratio | None = None
+
+    @property
+    def undecided(self) -> Ratio | None:
+        """The speed-up whose interval is too wide to tell anything, where it is."""
+        ratio = self.tried or self.speedup
+        return ratio if ratio.undecided else None
 
     @property
     def verdict(self) -> Literal["faster", "no difference", "slower"]:
@@ -121,7 +131,8 @@ class Work:
 class Report:
     """The account of one `compress` call; `seconds` is what the call took; `tables` is there where the budget says what they may take,
     `segments` where `evaluate` groups its rows, `breakdown` (the original, then what serves) where there was time to look,
-    `updated` where an artifact was brought up to a new checkpoint.
+    `updated` where an artifact was brought up to a new checkpoint. Where no dimension of a batch counts rows it is not `counted`: it was
+    measured at the shape of its example, and every `rows` is 1.
 
     `print(report)` gives the short of it; `fastrec.render` the whole: in a terminal, as Markdown, as a page of HTML and as CSV.
     """
@@ -145,6 +156,7 @@ class Report:
     p95_ms: float | None = None
     searched: tuple[Tried, ...] = ()
     updated: Updated | None = None
+    counted: bool = True
 
     @property
     def late(self) -> tuple[SizeResult, ...]:
@@ -170,10 +182,19 @@ class Report:
 
     @property
     def headline(self) -> str:
-        """The result in one sentence, the slower batch sizes included."""
-        if self.status in _SAID:
-            return f"{_SAID[self.status]}: {self._gained.lower()}"
-        return self._gained
+        """The result in one sentence, the slower batch sizes included, and what was too uncertain to tell."""
+        gained = f"{_SAID[self.status]}: {self._gained.lower()}" if self.status in _SAID else self._gained
+        return f"{gained} ({self._untold})" if self._untold else gained
+
+    @property
+    def _untold(self) -> str:
+        """Where an interval is too wide to tell, how wide, and what helps; nothing where none is."""
+        wide = [(size, ratio) for size in self.sizes if (ratio := size.undecided) is not None]
+        if not wide:
+            return ""
+        low, high = min(ratio.low for _, ratio in wide), max(ratio.high for _, ratio in wide)
+        where = self._at([size for size, _ in wide])
+        return f"{spans(times(low), times(high))} {where} is too wide an interval to tell: give more seconds"
 
     @property
     def _gained(self) -> str:
@@ -188,19 +209,19 @@ class Report:
         if faster:
             low, high = (times(pick(size.speedup.value for size in faster)) for pick in (min, max))
             span = high if low == high else spans(low, high)
-            parts.append(f"{span} faster {_at(faster)}")
+            parts.append(f"{span} faster {self._at(faster)}")
         for verdict, words in (("no difference", "no measurable difference"), ("slower", "slower")):
             if some := [size for size in self.sizes if size.verdict == verdict]:
-                parts.append(f"{words} {_at(some)}")
+                parts.append(f"{words} {self._at(some)}")
         text = "; ".join(parts)
         return text[0].upper() + text[1:]
 
     def __str__(self) -> str:
         lines = [self.headline]
         if self.sizes:
-            lines += _aligned([("rows", *_NAMES, "calls", "session"), *((f"{size.rows:,}", *_numbers(size), f"{size.after.n:,}", clean(size.session, 40)) for size in self.sizes)])  # fmt: skip
+            lines += flush_right([("rows", *_NAMES, "calls", "session"), *((sized(size.rows, self.counted), *_numbers(size), f"{size.after.n:,}", clean(size.session, 40)) for size in self.sizes)])  # fmt: skip
         if self.fidelity is not None:
-            lines.append(f"largest difference of outputs: {_largest(self.fidelity)}")
+            lines.append(f"largest difference of outputs: {_largest(self.fidelity, self.counted)}")
         lines += [str(one) for one in self.accuracy]
         lines += told(self.segments)
         lines += [f"does not serve: {skip.reason}" for skip in self.refused]
@@ -229,7 +250,10 @@ class Report:
         lines = [f"<p><b>{escape(self.headline)}</b></p>"]
         if self.sizes:
             names = ("rows", *_NAMES, "session")
-            cells = [(f"{size.rows:,}", *_numbers(size), clean(size.session, 40)) for size in self.sizes]
+            cells = [
+                (sized(size.rows, self.counted), *_numbers(size), clean(size.session, 40))
+                for size in self.sizes
+            ]
             body = "".join(f"<tr>{_row('td', line)}</tr>" for line in cells)
             lines.append(f"<table><thead><tr>{_row('th', names)}</tr></thead><tbody>{body}</tbody></table>")
         said = [str(one) for one in self.accuracy] + [
@@ -242,9 +266,14 @@ class Report:
     def in_time(self) -> str:
         """Whether calls take no longer than the budget allows, in words."""
         if not self.late:
-            return f"the 95th percentile of a call is within {self.p95_ms:g} ms at every number of rows"
-        over = ", ".join(f"{duration(size.after.p95)} at {size.rows:,} rows" for size in self.late)
+            where = "at every number of rows" if self.counted else at((), self.counted)
+            return f"the 95th percentile of a call is within {self.p95_ms:g} ms {where}"
+        over = ", ".join(f"{duration(size.after.p95)} {self._at([size])}" for size in self.late)
         return f"the 95th percentile of a call may be {self.p95_ms:g} ms: it is {over}"
+
+    def _at(self, sizes: Sequence[SizeResult]) -> str:
+        """The batch sizes, in words."""
+        return at([size.rows for size in sizes], self.counted)
 
     @property
     def _looked(self) -> str:
@@ -275,7 +304,7 @@ class Report:
     def _approximated(self) -> list[str]:
         """What was done to the first sites that are no longer exact."""
         done = [change for step in self.steps if not step.exact for change in step.changes]
-        lines = [f"  {clean(change.site, 40)}: {clean(change.detail, 160)}" for change in done[:_SHOWN]]
+        lines = [f"  {clean(one.where, 120)}: {clean(one.detail, 160)}" for one in done[:_SHOWN]]
         return lines + [f"  and {len(done) - _SHOWN} more: see report.steps"] * (len(done) > _SHOWN)
 
     def to_json(self) -> str:
@@ -331,6 +360,7 @@ class _WithoutRecipe:
     p95_ms: float | None = None
     breakdown: tuple[Breakdown, ...] = ()
     updated: Updated | None = None
+    counted: bool = True
 
 
 def worked(work: Work) -> str:
@@ -353,17 +383,11 @@ def _row(tag: str, cells: Sequence[str]) -> str:
     return "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells)
 
 
-def _at(sizes: list[SizeResult]) -> str:
-    """The batch sizes, in words."""
-    numbers = [f"{size.rows:,}" for size in sizes]
-    listed = numbers[0] if len(numbers) == 1 else f"{', '.join(numbers[:-1])} and {numbers[-1]}"
-    return f"at {listed} row{'' if numbers == ['1'] else 's'}"
-
-
-def _largest(fidelity: Fidelity) -> str:
+def _largest(fidelity: Fidelity, counted: bool) -> str:
     """The largest difference of outputs, in words."""
+    over = f" ({count(fidelity.rows, 'row')})" if counted else ""
     if fidelity.identical:
-        return f"none, bit for bit ({count(fidelity.rows, 'row')})"
+        return f"none, bit for bit{over}"
     text = difference(fidelity.max_abs)
     if fidelity.max_relative_to_spread is not None:
         text += f", {difference(fidelity.max_relative_to_spread)} of their spread"
@@ -371,13 +395,4 @@ def _largest(fidelity: Fidelity) -> str:
         text += f", {count(fidelity.differing, 'integer')} differ"
     if not fidelity.nonfinite_alike:
         text += ", NaN or infinities in other places"
-    return f"{text} ({count(fidelity.rows, 'row')})"
-
-
-def _aligned(table: Sequence[tuple[str, ...]]) -> list[str]:
-    """Rows of text with the columns flush right, the last flush left."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return [
-        "  " + "  ".join([*(cell.rjust(w) for cell, w in zip(row[:-1], widths, strict=False)), row[-1]])
-        for row in table
-    ]
+    return f"{text}{over}"

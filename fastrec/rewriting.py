@@ -25,6 +25,7 @@ from .journal import Journal
 from .measure import fidelity
 from .memo import Memo
 from .nonfinite import spoilt_notes
+from .places import places
 from .plan import Batches
 from .program import Program, target_of
 from .progress import Stages
@@ -367,8 +368,10 @@ def _applied(
         work.deadline += took
     if applied.changes:
         took = max(took, memo.took(technique, program))
-    work.steps.append(Step(technique.name, technique.exact, applied.changes, took))
-    work.skipped += applied.skipped
+    at = places(program.model, applied.model)
+    changes = tuple(replace(one, place=at(one.site)) for one in applied.changes)
+    work.steps.append(Step(technique.name, technique.exact, changes, took))
+    work.skipped += [replace(one, place=at(one.site)) for one in applied.skipped]
     return program.with_model(applied.model), technique
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from .backends import Backend, Session, Source
-from .compressed import CompressedModel, Repeated
+from .backends import Backend, Repeated, Session, Source
+from .compressed import CompressedModel
 from .errors import BackendError
 from .graph import share_constants
 from .guards import Bounds

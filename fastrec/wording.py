@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 
-__all__ = ["amount", "clean", "count", "difference", "duration", "share", "spans", "times"]
+__all__ = [
+    "amount",
+    "at",
+    "clean",
+    "count",
+    "difference",
+    "duration",
+    "flush_right",
+    "share",
+    "sized",
+    "spans",
+    "times",
+]
 
 
 def duration(seconds: float) -> str:
@@ -90,6 +103,30 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def at(rows: Sequence[int], counted: bool = True) -> str:
+    """At which numbers of rows; of a model whose rows are not `counted`, at the one shape that there is.
+
+    Example:
+        >>> at([1]), at([1, 100, 2000]), at([1], counted=False)
+        ('at 1 row', 'at 1, 100 and 2,000 rows', "at the example's shape")
+    """
+    if not counted:
+        return "at the example's shape"
+    *first, last = [f"{number:,}" for number in rows]
+    listed = f"{', '.join(first)} and {last}" if first else last
+    return f"at {listed} row{'' if [*rows] == [1] else 's'}"
+
+
+def sized(rows: int, counted: bool = True) -> str:
+    """A number of rows in a column of them; of a model whose rows are not `counted`, whose they are.
+
+    Example:
+        >>> sized(2000), sized(1, counted=False)
+        ('2,000', "the example's")
+    """
+    return f"{rows:,}" if counted else "the example's"
+
+
 def clean(name: str, limit: int = 80) -> str:
     """A foreign name on one line: no control or direction characters, white space joined, the middle of long ones cut.
 
@@ -103,6 +140,20 @@ def clean(name: str, limit: int = 80) -> str:
     printable = "".join(c for c in spaced if unicodedata.category(c)[0] != "C")
     text = " ".join(printable.split())
     return text if len(text) <= limit else f"{text[: limit // 2]}…{text[-(limit - 1 - limit // 2) :]}"
+
+
+def flush_right(table: Sequence[tuple[str, ...]]) -> list[str]:
+    """Lines of text in columns, flush right, the last one flush left.
+
+    Example:
+        >>> flush_right([("rows", "session"), ("1", "eager")])
+        ['  rows  session', '     1  eager']
+    """
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        "  " + "  ".join([*(cell.rjust(w) for cell, w in zip(row[:-1], widths, strict=False)), row[-1]])
+        for row in table
+    ]
 
 
 def _three(value: float) -> str:

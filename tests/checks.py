@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -106,6 +107,11 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
     for name, parameter in model.named_parameters():
         state[f"{name}?"] = (id(parameter), parameter.requires_grad, parameter.grad is None)
     return state
+
+
+def unplaced(reason: str) -> str:
+    """A reason without where it is: the tests of what is said leave the lines of their models alone."""
+    return re.sub(r" \([^()]*:\d+\)", "", reason)
 
 
 def assert_unchanged(model: nn.Module, before: dict[str, Any]) -> None:

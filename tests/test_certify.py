@@ -216,7 +216,7 @@ def test_a_calibration_that_does_not_fit_or_is_thin_is_told() -> None:
 
     with pytest.raises(IdOutOfRangeError, match="calibration: feature 'ids', row 1: got id 50"):
         run([1, 50])
-    with pytest.raises(InputError, match="calibration: feature 'price', row 0: got nan"):
+    with pytest.raises(InputError, match="calibration: feature 'price', row 0, position 0: got nan"):
         run([1, 2], float("nan"))
     assert any("fitted to 3 rows alone" in note for note in run([1, 2, 3]).report.notes)
     with pytest.raises(InputError, match="calibration batch 0: missing feature 'price'"):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastrec import CompressedModel, IdOutOfRangeError, InputError, RequestMismatchError, compress
 from fastrec.backends import Eager
+from fastrec.report import Report
 
 
 class Ranker(nn.Module):
@@ -66,7 +67,7 @@ def test_strides_and_gradients_of_the_batch_do_not_matter(model: nn.Module, fast
     [
         (lambda i, d: (i.float(), d), "'ids' has dtype torch.float32, expected torch.int64"),
         (lambda i, d: (i, d.double()), "'dense' has dtype torch.float64"),
-        (lambda i, d: (i, d[:, :2]), r"'dense' is \(4, 2\), in the example it was \(4, 3\)"),
+        (lambda i, d: (i, d[:, :2]), r"'dense' has 2 columns, expected 3"),
         (lambda i, d: (i, d[:2]), "sizes do not agree"),
         (lambda i, d: (i,), "missing feature 'dense'"),
         (lambda i, d: (i, d, 1.0), "3 positional arguments"),
@@ -228,3 +229,63 @@ def test_a_known_catalogue(ranker: nn.Module, served: CompressedModel) -> None:
 def test_a_catalogue_needs_a_declared_request(fast: CompressedModel) -> None:
     with pytest.raises(InputError, match="request_features"):
         fast.precompute({"ids": torch.zeros(3, 20, dtype=torch.long)})
+
+
+class Pooled(nn.Module):
+    """One answer for a list of items and its mask: no dimension of the batch counts rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items, self.user = nn.Embedding(50, 16), nn.Linear(4, 16)
+
+    def forward(self, user: Tensor, items: Tensor, mask: Tensor) -> Tensor:
+        mean = (self.items(items) * mask[:, None]).sum(0) / mask.sum()
+        return torch.sigmoid((mean * self.user(user)).sum())
+
+
+@pytest.fixture(scope="module")
+def pooled(served_anyway: None) -> CompressedModel:
+    example = {"user": torch.rand(4), "items": torch.arange(20), "mask": torch.ones(20)}
+    return compress(Pooled().eval(), example, seconds=2, backends=Eager(), progress=False)
+
+
+def test_a_model_without_rows_is_measured_at_the_shape_of_its_example(pooled: CompressedModel) -> None:
+    report = pooled.report
+    assert not report.counted and [size.rows for size in report.sizes] == [1]
+    assert "the example's" in str(report) and "row)" not in str(report) and "at 1 row" not in str(report)
+    assert Report.from_json(report.to_json()) == report
+
+
+@pytest.mark.parametrize("count", [20, 30])
+def test_a_bad_id_is_told_in_whatever_shape(pooled: CompressedModel, count: int) -> None:
+    given = {"user": torch.rand(4), "items": torch.arange(count), "mask": torch.ones(count)}
+    torch.testing.assert_close(pooled(**given), pooled.original.model(**given).detach())
+    given["items"][7] = 50
+    with pytest.raises(
+        IdOutOfRangeError, match="'items', position 7: got id 50, expected 0 <= id < 50"
+    ) as caught:
+        pooled(**given)
+    assert caught.value.feature == "items"
+    with pytest.raises(InputError, match=r"'mask' is \(31,\), in the example it was \(20,\)"):
+        pooled(**given | {"items": torch.arange(count), "mask": torch.ones(31)})
+
+
+def test_without_guards_a_bad_id_is_told_as_one_too(served_anyway: None) -> None:
+    given = {"user": torch.rand(4), "items": torch.arange(20), "mask": torch.ones(20)}
+    fast = compress(
+        Pooled().eval(), given, seconds=2, backends=Eager(), guards=False, progress=False, batch_sizes=(1,)
+    )
+    more = {"user": torch.rand(4), "items": torch.arange(30) + 40, "mask": torch.ones(30)}
+    with pytest.raises(IdOutOfRangeError, match=r"an id is outside of the table.*'items' \(30,\)"):
+        fast(**more)
+
+
+@pytest.mark.parametrize("serves", ["a session", "the original"])
+def test_columns_that_are_too_few_are_counted(fast: CompressedModel, serves: str) -> None:
+    made = fast if serves == "a session" else CompressedModel(fast.original, {}, None, None, fast.once)
+    ids, dense = batch(6)
+    for given, got, expected in (((ids, dense[:, :2]), 2, 3), ((ids[:, :19], dense), 19, 20)):
+        with pytest.raises(InputError, match=f"has {got} columns, expected {expected} as in the example"):
+            made(*given)
+    with pytest.raises(IndexError) if serves == "the original" else pytest.raises(IdOutOfRangeError):
+        made(ids + 50, dense)

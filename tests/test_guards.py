@@ -153,7 +153,7 @@ def test_non_finite_numbers() -> None:
     guard_of(tower, odd)[0]([odd])  # the example has them, so they are meant
     guard, _ = guard_of(tower, clean)
     guard([torch.full((2, 3), 3e38)])  # finite, though their sum is not
-    with pytest.raises(InputError, match=r"'input', row 0: got inf"):
+    with pytest.raises(InputError, match=r"'input', row 0, position 1: got inf"):
         guard([odd])
 
 

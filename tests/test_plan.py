@@ -63,6 +63,16 @@ def test_a_session_serves_only_where_it_was_faster() -> None:
     assert as_original(result(0.9, 0.95)).session == ORIGINAL
 
 
+def test_what_was_too_uncertain_to_serve_is_kept() -> None:
+    unsure, original = (
+        result(0.7, 2.0),
+        SizeResult(1, *[result(1, 1).before] * 2, Ratio(1, 1, 1, 9), ORIGINAL),
+    )
+    assert as_original(unsure).tried == unsure.speedup and as_original(unsure).speedup.value == 1
+    assert better(result(0.7, 0.9), original).tried == result(0.7, 0.9).speedup
+    assert as_original(result(0.95, 1.0)).tried is None
+
+
 def test_beside_its_own_checks_the_original_stays_unless_a_session_is_worth_it() -> None:
     def at(speed: float, session: str) -> SizeResult:
         latency = Latency(40, 1.0, 1.0, None, 1.0, 1.0)

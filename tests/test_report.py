@@ -7,12 +7,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from html import unescape
 from typing import Any
 
 import pytest
 
 from fastrec.errors import InputError
-from fastrec.measure import Breakdown, Part
+from fastrec.measure import Breakdown, Part, Ratio
+from fastrec.plan import as_original
+from fastrec.render import markdown
 from fastrec.report import Report, Step
 from fastrec.techniques import Change, Skip
 from tests.reports import improved, segmented, size, unchanged
@@ -68,6 +71,26 @@ def test_the_headline_tells_faster_equal_and_slower_apart() -> None:
     assert replace(improved(), sizes=(size(1, 1e-3, 2e-3),)).headline == "Slower at 1 row"
     assert replace(improved(), sizes=()).headline == "Changed, and not timed"
     assert unchanged().headline.startswith("Unchanged")
+
+
+def test_a_wide_interval_says_what_helps() -> None:
+    unsure = replace(size(100, 2e-3, 1e-3), speedup=Ratio(2.0, 0.7, 3.1, 12))
+    said = "0.700 to 3.10x at 100 rows is too wide an interval to tell: give more seconds"
+    one = replace(improved(), sizes=(unsure,))
+    assert one.headline == f"No measurable difference at 100 rows ({said})"
+    assert "a wide interval: give more seconds" in markdown(one)
+    kept = replace(improved(), status="unchanged", sizes=(as_original(unsure),))
+    assert kept.headline.startswith("Unchanged: ") and kept.headline.endswith(f"({said})")
+    assert Report.from_json(kept.to_json()) == kept
+
+
+def test_rows_that_are_not_counted_are_not_said() -> None:
+    one = replace(improved(), sizes=improved().sizes[1:2], trials=(), counted=False, p95_ms=0.1)
+    assert one.headline == "2.99x faster at the example's shape"
+    assert "205 us at the example's shape" in one.in_time
+    shown = [unescape(text) for text in (str(one), markdown(one), one._repr_html_())]
+    assert all("the example's" in text for text in shown)
+    assert not any(words in text for text in shown for words in (" 32 ", "at 32 rows", "1,000 rows"))
 
 
 def test_print_gives_a_line_per_batch_size() -> None:

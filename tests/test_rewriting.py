@@ -216,7 +216,7 @@ def test_rows_that_are_not_finite(features: list[str] | None) -> None:
         dirty["x"] = dirty["x"][3:4].expand(8, -1).contiguous()
     model = Scorer()
     strict = compressed(model, request_features=features)
-    with pytest.raises(InputError, match=r"feature 'x', row \d: got nan"):
+    with pytest.raises(InputError, match=r"feature 'x', row \d, position 1: got nan"):
         strict(**dirty)
     lax = compressed(model, request_features=features, on_nonfinite="propagate")
     clean = {name: tensor.nan_to_num(0.0) if name == "x" else tensor for name, tensor in dirty.items()}
@@ -311,7 +311,7 @@ def test_techniques_and_backends_of_graphs_alone_are_refused_or_skipped() -> Non
 def test_calibration_that_does_not_fit_is_told() -> None:
     bad = draw(20)
     bad["x"][3, 0] = float("nan")
-    with pytest.raises(InputError, match="calibration: feature 'x', row 3: got nan"):
+    with pytest.raises(InputError, match="calibration: feature 'x', row 3, position 0: got nan"):
         compressed(Scorer(), calibration=[bad])
     assert any(
         "fitted to 20 rows alone" in n for n in compressed(Scorer(), calibration=[draw(20)]).report.notes

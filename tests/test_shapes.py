@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from fastrec.errors import IdOutOfRangeError
 from fastrec.inputs import Feature
 from fastrec.shapes import fits, misfit, refusal
 
@@ -49,7 +50,20 @@ def test_errors_name_the_feature_and_both_sizes() -> None:
     said = refusal(
         [feature("fixed"), feature("rows", 0)], [torch.zeros(4, 3), torch.zeros(7, 2)], ValueError("no")
     )
-    assert "batch: 'x' is (7, 2), in the example it was (4, 3). It says: ValueError: no" in str(said)
+    assert "batch: 'x' has 2 columns, expected 3 as in the example. It says: ValueError: no" in str(said)
     assert said.feature == "x"
     said = refusal([feature("rows", 0)], [torch.zeros(7, 3)], ValueError("no"))
     assert "sizes do not agree: 'x' (7, 3)" in str(said) and said.feature == ""
+
+
+@pytest.mark.parametrize("given", [torch.zeros(7), torch.zeros(7, 3, 1)])
+def test_what_has_no_columns_is_told_by_its_sizes(given: torch.Tensor) -> None:
+    said = str(refusal([feature("rows", 0)], [given], ValueError("no")))
+    assert f"'x' is {tuple(given.shape)}, in the example it was (4, 3)" in said
+
+
+def test_a_lookup_that_fails_is_a_bad_id_unless_columns_are_missing() -> None:
+    error = IndexError("index out of range in self")
+    said = refusal([feature("fixed"), feature("rows", 0)], [torch.zeros(9, 3), torch.zeros(7, 3)], error)
+    assert isinstance(said, IdOutOfRangeError) and "'x' (9, 3)" in str(said)
+    assert not isinstance(refusal([feature("rows", 0)], [torch.zeros(7, 2)], error), IdOutOfRangeError)

@@ -11,6 +11,7 @@ from .inductor import Inductor
 from .models import ModelSession
 from .onnxruntime import OnnxRuntime
 from .openvino import OpenVino
+from .repeated import Repeated
 
 __all__ = [
     "BACKENDS",
@@ -20,6 +21,7 @@ __all__ = [
     "ModelSession",
     "OnnxRuntime",
     "OpenVino",
+    "Repeated",
     "Session",
     "Source",
     "Translated",

@@ -11,6 +11,7 @@ from torch._ops import OpOverload
 from ..errors import BackendError
 from ..ops import INT4, INT8
 from ..ops.convolutions import INT8_CONVOLUTION
+from ..places import named
 from ..program import Program
 from ..quiet import reason_of
 
@@ -99,7 +100,7 @@ def refuse_reference(gm: fx.GraphModule, backend: str) -> None:
                 if node.target is INT8_CONVOLUTION
                 else "linear maps in 8-bit integers run in onnxruntime, eager and inductor"
             )
-            raise BackendError(f"has no kernel for {name} (at {node.name}): {able}", backend=backend)
+            raise BackendError(f"has no kernel for {name} (at {named(node)}): {able}", backend=backend)
 
 
 def refuse_bfloat16(gm: fx.GraphModule, backend: str, why: str) -> None:
@@ -107,7 +108,8 @@ def refuse_bfloat16(gm: fx.GraphModule, backend: str, why: str) -> None:
     for node in gm.graph.nodes:
         if node.target is torch.ops.aten.linear.default and node.meta["val"].dtype is torch.bfloat16:
             raise BackendError(
-                f"{why} (at {node.name}): linear maps in bfloat16 run in eager and openvino", backend=backend
+                f"{why} (at {named(node)}): linear maps in bfloat16 run in eager and openvino",
+                backend=backend,
             )
 
 

@@ -18,6 +18,7 @@ from torch.nn import functional
 from ..errors import BackendError
 from ..graph import add_constant, constant, copy_graph, is_call, value
 from ..ops.linears import CODES, INT8_LINEAR
+from ..places import named
 from .packed_int8 import packed_of
 
 __all__ = ["as_known"]
@@ -44,7 +45,7 @@ def as_known(gm: fx.GraphModule, backend: str) -> tuple[fx.GraphModule, int]:
     for node in list(made.graph.nodes):
         if node.name in names:
             if reason := _unfit(made, node):
-                raise BackendError(f"{reason} (at {node.name})", backend=backend)
+                raise BackendError(f"{reason} (at {named(node)})", backend=backend)
             _replace(made, node)
     made.recompile()
     return made, len(names)

@@ -20,6 +20,7 @@ from torch import Tensor, fx
 from ..errors import BackendError
 from ..graph import add_constant, constant, copy_graph, emit, is_call, operator_name, sweep, value
 from ..ops import INT4, INT8
+from ..places import named
 from .onnx_forms import for_onnx_runtime
 from .row_sums import has_codes, sums_by_row
 
@@ -51,7 +52,7 @@ def in_standard_operators(gm: fx.GraphModule) -> fx.GraphModule:
         if is_call(node, *_BAGS):
             for user in list(node.users):
                 if user.args[1] != 0:
-                    raise BackendError(f"{node.name} is asked for more than its sums", backend=_WHO)
+                    raise BackendError(f"{named(node)} is asked for more than its sums", backend=_WHO)
                 user.replace_all_uses_with(new)
                 made.graph.erase_node(user)
         else:
@@ -84,7 +85,7 @@ def _rows(gm: fx.GraphModule, node: fx.Node, tables: dict[str, tuple[fx.Node, ..
     if name not in tables:
         rows = constant(gm, source)
         if rows is None:
-            raise BackendError(f"{node.name} reads rows of small integers that are computed", backend=_WHO)
+            raise BackendError(f"{named(node)} reads rows of small integers that are computed", backend=_WHO)
         kind, tail = (torch.float32, 8) if is_call(node, INT8) else (torch.float16, 4)
         width = rows.shape[1] - tail
         numbers = rows[:, width:].contiguous().view(kind).float()
@@ -129,7 +130,7 @@ def _bag(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     table, ids, starts, _, mode, _, weights, ends, padding = given
     if mode not in (_SUM, _MEAN):
         raise BackendError(
-            f"{node.name} takes the largest of a bag: sums and means can be written", backend=_WHO
+            f"{named(node)} takes the largest of a bag: sums and means can be written", backend=_WHO
         )
 
     def call(target: Any, *args: Any) -> fx.Node:

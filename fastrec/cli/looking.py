@@ -18,7 +18,7 @@ from ..measure import fidelity
 from ..plain import to_plain
 from ..plan import ORIGINAL
 from ..render import csv, markdown, terminal, write_html
-from ..wording import amount, clean, count, difference
+from ..wording import amount, at, clean, difference
 from .factory import here, model_of
 from .outcome import FAILED, OK, Outcome
 from .saved import report_at
@@ -156,7 +156,13 @@ def _inspected(folder: Path, manifest: Manifest, shown: Mapping[str, Any]) -> li
     if manifest.plan is None:
         lines.append("serves: the original")
     else:
-        lines += ["serves", *aligned([(count(rows, "row"), clean(name, 80)) for rows, name in manifest.plan])]
+        counted = manifest.layout.get("rows") is not None
+        lines += [
+            "serves",
+            *aligned(
+                [(at([rows], counted).removeprefix("at "), clean(name, 80)) for rows, name in manifest.plan]
+            ),
+        ]
     kinds = {
         "graph": "its captured graph",
         "plain": "what serves, in its plain form",

@@ -17,7 +17,7 @@ from ..plan import ORIGINAL, WORTH, compared
 from ..report import Report
 from ..sessions import original_call, served_call
 from ..trees import tensors_of
-from ..wording import amount, difference, duration, spans, times
+from ..wording import amount, at, difference, duration, sized, spans, times
 from .factory import here, model_of
 from .outcome import FAILED, OK, Outcome
 from .saved import batches_for, bytes_of, report_at
@@ -40,17 +40,20 @@ def benchmarked(folder: Path, *, model: str | None, batch_sizes: str | None, sec
             calls["original"] = original_call(fast.original)
         then = {size.rows: size.after.p50 for size in fast.report.sizes}
         rows, table, slower = [], [], False
+        counted = fast.original.layout.rows is not None
         messages = list(fast.notes)
         for size in sizes:
             samples = compared(size, calls, draw, _share(seconds, sizes), first=0)
             taken = samples.latency("saved")
             session = ORIGINAL if fast.plan is None else fast.plan.name_for(size)
             row = {"rows": size, "session": session, **_latency(taken), "saved_p50": then.get(size)}
-            cells = [f"{size:,}", duration(taken.p50), _span(taken), _known(then.get(size)), session]
+            cells = [sized(size, counted), duration(taken.p50), _span(taken), _known(then.get(size)), session]
             if original is not None:
                 ratio = samples.ratio("original", "saved")
                 if session == ORIGINAL:
-                    messages.append(f"at {size:,} rows the original serves, behind the checks of its batch")
+                    messages.append(
+                        f"{at([size], counted)} the original serves, behind the checks of its batch"
+                    )
                 else:
                     slower = slower or _is_slower(ratio)
                 row |= {"original": _latency(samples.latency("original")), "speedup": _ratio(ratio)}
@@ -95,7 +98,7 @@ def compared_saved(first: Path, second: Path, *, batch_sizes: str | None, second
                 row["verdict"] = "not compared"
     data["sizes"] = rows
     head = ("rows", "a p50", "b p50", "b over a", "verdict")
-    lines += aligned([head, *((f"{row['rows']:,}", duration(row["a_p50"]), duration(row["b_p50"]), row.pop("said"), row["verdict"]) for row in rows)])  # fmt: skip
+    lines += aligned([head, *((sized(row["rows"], a.counted), duration(row["a_p50"]), duration(row["b_p50"]), row.pop("said"), row["verdict"]) for row in rows)])  # fmt: skip
     if not data["same_recipe"]:
         lines.append(f"recipes: {_recipe(a)} and {_recipe(b)}")
     slower = any(row["verdict"] == "slower" for row in rows)
@@ -116,17 +119,20 @@ def _in_turns(
     calls = {"a": served_call(a), "b": served_call(b)}
     judged = batches(_JUDGED if a.original.layout.rows is not None else 1, 0)
     off = fidelity(tensors_of(calls["a"](judged)), tensors_of(calls["b"](judged))).max_abs
-    rows = []
+    rows, wide = [], []
     sizes = _sizes(batch_sizes, a)
     for size in sizes:
         samples = compared(size, calls, batches, _share(seconds, sizes), first=0)
         ratio = samples.ratio("a", "b")
         verdict = "slower" if _is_slower(ratio) else "faster" if ratio.faster else "no difference"
+        if ratio.undecided:
+            where = at([size], a.original.layout.rows is not None)
+            wide.append(f"{where} the interval is too wide to tell: give more --seconds")
         rows.append({
             "rows": size, "a_p50": samples.latency("a").p50, "b_p50": samples.latency("b").p50,
             "speedup": _ratio(ratio), "verdict": verdict, "said": _said(ratio),
         })  # fmt: skip
-    return rows, off, (*a.notes, *b.notes)
+    return rows, off, (*a.notes, *b.notes, *wide)
 
 
 def _side_by_side(a: Report, b: Report) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 P99_CALLS = 299  # fewest calls whose largest lies beyond the 99th percentile with 95 % probability
 RESAMPLES = 1000
+WIDE = 1.25  # ends of an interval that are further apart than a busy machine leaves them in a few seconds
 SEED = 20240229
 
 
@@ -78,6 +79,11 @@ class Ratio:
     def slower(self) -> bool:
         """Whether the whole interval lies below 1."""
         return self.high < 1.0
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the interval holds 1 and is so wide that a gain worth having may hide in it: longer measuring would tell."""
+        return not self.faster and not self.slower and self.high > WIDE * self.low
 
 
 @dataclass(frozen=True)

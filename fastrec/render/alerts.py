@@ -7,7 +7,7 @@ from typing import Literal
 
 from ..losses import by_table, refusal
 from ..report import Report
-from ..wording import clean, spans, times
+from ..wording import at, clean, spans, times
 
 __all__ = ["Alert", "alerts"]
 
@@ -39,7 +39,7 @@ def alerts(report: Report) -> tuple[Alert, ...]:
     found += [
         Alert(
             "Slower",
-            f"{times(size.speedup.value)} at {size.rows:,} {'row' if size.rows == 1 else 'rows'} "
+            f"{times(size.speedup.value)} {at([size.rows], report.counted)} "
             f"({spans(times(size.speedup.low), times(size.speedup.high))}), by {clean(size.session, 40)}",
         )
         for size in report.sizes

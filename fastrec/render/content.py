@@ -14,7 +14,7 @@ from ..losses import Accuracy, SegmentAccuracy, by_table, worst, worst_first
 from ..measure import Breakdown, Fidelity, Latency, Ratio
 from ..report import Memory, Report, SizeResult, Step, worked
 from ..techniques import Change, Skip
-from ..wording import amount, clean, count, difference, duration, share, spans, times
+from ..wording import amount, at, clean, count, difference, duration, share, sized, spans, times
 
 __all__ = [
     "Cell",
@@ -79,7 +79,7 @@ def facts(report: Report) -> tuple[tuple[str, str], ...]:
     """The rest, as pairs of a word and what there is to say."""
     said = [("Notes", clean(note, 400)) for note in report.notes]
     if report.fidelity is not None:
-        said += fidelity(report.fidelity)
+        said += fidelity(report.fidelity, report.counted)
     said += [("Accuracy", clean(str(one), 400)) for one in report.accuracy]
     if report.tables is not None:
         said.append(("Tables", str(report.tables)))
@@ -99,7 +99,7 @@ def latency(report: Report) -> Table:
     columns = ("rows", "before", "after", "speed-up", "calls", "session")
     rows = tuple(
         (
-            Cell(f"{size.rows:,}"),
+            Cell(sized(size.rows, report.counted)),
             _percentiles(size.before),
             _percentiles(size.after),
             _speedup(size),
@@ -122,7 +122,8 @@ def _speedup(size: SizeResult) -> Cell:
         return Cell(f"slower {value}", interval, "bad")
     if size.verdict == "faster":
         return Cell(value, interval, "good", "faster")
-    return Cell(value, interval, word="no difference")
+    wide = ", a wide interval: give more seconds" if size.speedup.undecided else ""
+    return Cell(value, f"{interval}{wide}", word="no difference")
 
 
 def accuracy(report: Report) -> Table:
@@ -186,10 +187,8 @@ def parts(report: Report) -> Table:
     """What each kind of operator takes of a call, of the original and of what serves."""
     columns = ("of", "part", "time", "share", "ceiling", "calls")
     rows = tuple(row for one in report.breakdown for row in _parts(one))
-    at = "" if not report.breakdown else f" at {count(report.breakdown[0].rows, 'row')}"
-    title = (
-        f"Where the time of one call goes{at}; the ceiling is how much faster it were if a part took nothing"
-    )
+    where = f" {at([one.rows for one in report.breakdown[:1]], report.counted)}" if report.breakdown else ""
+    title = f"Where the time of one call goes{where}; the ceiling is how much faster it were if a part took nothing"
     return Table(title, columns, rows, frozenset(columns[2:]))
 
 
@@ -229,7 +228,10 @@ def steps(report: Report) -> Table:
                     Cell(clean(rule, 60)),
                     Cell(f"{len(changes):,}"),
                     Cell(amount(sum(change.added_bytes for change in changes))),
-                    Cell(clean(first.site, 50), clean(first.detail, 80)),
+                    Cell(
+                        clean(first.site, 50),
+                        clean("; ".join(filter(None, (first.place, first.detail))), 120),
+                    ),
                 )
             )
             name = Cell("")
@@ -274,7 +276,7 @@ def trials(report: Report) -> Table:
     serving = {(size.rows, size.session) for size in report.sizes}
     rows = tuple(
         (
-            Cell(f"{trial.rows:,}" if trial.rows else "-"),
+            Cell(sized(trial.rows, report.counted) if trial.rows else "-"),
             Cell(clean(trial.session, 40)),
             Cell("-" if trial.p50 is None else duration(trial.p50)),
             Cell("-" if trial.speedup is None else times(trial.speedup)),
@@ -287,12 +289,17 @@ def trials(report: Report) -> Table:
 
 def skipped(skips: Iterable[Skip]) -> Table:
     """A row for each rule and reason."""
-    grouped: dict[tuple[str, str], list[str]] = {}
+    grouped: dict[tuple[str, str], list[Skip]] = {}
     for skip in skips:
-        grouped.setdefault((skip.rule, skip.reason), []).append(skip.site)
+        grouped.setdefault((skip.rule, skip.reason), []).append(skip)
     rows = tuple(
-        (Cell(clean(rule, 60)), Cell(f"{len(sites):,}"), Cell(clean(sites[0], 50)), Cell(clean(reason, 200)))
-        for (rule, reason), sites in grouped.items()
+        (
+            Cell(clean(rule, 60)),
+            Cell(f"{len(some):,}"),
+            Cell(clean(some[0].site, 50), clean(some[0].place, 80)),
+            Cell(clean(reason, 200)),
+        )
+        for (rule, reason), some in grouped.items()
     )
     columns = ("rule", "sites", "first site", "reason")
     return _bounded(Table("What was not done, and why", columns, rows, frozenset({"sites"})), "more reason")
@@ -306,7 +313,7 @@ def _bounded(table: Table, noun: str) -> Table:
     return Table(table.title, table.columns, table.rows[:SHOWN], table.numbers, more)
 
 
-def fidelity(found: Fidelity) -> list[tuple[str, str]]:
+def fidelity(found: Fidelity, counted: bool) -> list[tuple[str, str]]:
     """How far answers are off, and how many keep their rank."""
     if found.identical:
         said = "none: equal bit for bit"
@@ -320,7 +327,8 @@ def fidelity(found: Fidelity) -> list[tuple[str, str]]:
         if not found.nonfinite_alike:
             parts.append("NaN or infinities in other places")
         said = ", ".join(parts)
-    pairs = [("Largest difference", f"{said} (over {count(found.rows, 'row')})")]
+    over = f" (over {count(found.rows, 'row')})" if counted else ""
+    pairs = [("Largest difference", f"{said}{over}")]
     if found.rank_kept is not None and found.kendall_tau is not None:
         pairs.append(
             (

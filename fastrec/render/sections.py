@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ..losses import Accuracy
 from ..report import Report, worked
-from ..wording import amount, clean, count, duration, spans, times
+from ..wording import amount, at, clean, count, duration, spans, times
 from . import content
 from .charts import latency_chart, parts_chart, points_chart, speedup_chart, steps_chart
 from .content import Cell, Table
@@ -77,7 +77,9 @@ def figures(report: Report) -> tuple[Figure, ...]:
         tone: Tone = "good" if ratio.faster else "bad" if ratio.slower else ""
         interval = spans(times(ratio.low), times(ratio.high))
         found.append(
-            Figure(f"Speed-up at {count(size.rows, 'row')}", times(ratio.value), f"{interval}, 95 %", tone)
+            Figure(
+                f"Speed-up {at([size.rows], report.counted)}", times(ratio.value), f"{interval}, 95 %", tone
+            )
         )
         found.append(
             Figure("Median of one call", duration(size.after.p50), f"{duration(size.before.p50)} before")
@@ -142,7 +144,7 @@ def _gain(report: Report) -> Section | None:
     return Section(
         "steps",
         "What each step gives",
-        f"Median of one call of {count(size.rows, 'row')}. Sessions alone are placed by their speed-up, which was measured in turn with the original.",
+        f"Median of one call {at([size.rows], report.counted)}. Sessions alone are placed by their speed-up, which was measured in turn with the original.",
         (Chart(_drawing(steps_chart(steps))),),
         (table,),
     )
@@ -204,7 +206,7 @@ def _latency(report: Report) -> Section | None:
 
 def _accuracy(report: Report) -> Section | None:
     tables = tuple(table for table in (content.accuracy(report), *content.segments(report)) if table.rows)
-    facts = content.fidelity(report.fidelity) if report.fidelity is not None else []
+    facts = content.fidelity(report.fidelity, report.counted) if report.fidelity is not None else []
     if not tables and not facts:
         return None
     lead = (
@@ -222,7 +224,7 @@ def _parts(report: Report) -> Section | None:
     return Section(
         "parts",
         "Where the time goes",
-        f"A call of {count(rows, 'row')}, operator by operator in torch. Lookups read tables, dense multiplies by weights, interaction mixes "
+        f"A call {at([rows], report.counted)}, operator by operator in torch. Lookups read tables, dense multiplies by weights, interaction mixes "
         "fields, framework is all that no operator takes itself: Python, dispatch, views. The ceiling is how much faster a call were if a part took nothing.",
         (Chart(_drawing(parts_chart(report.breakdown))),),
         (content.parts(report),),
@@ -307,7 +309,7 @@ def _answers(report: Report) -> tuple[str, str, Tone]:
         return "identical", "bit for bit", "good"
     if found.exact:
         return "the same", f"within {found.max_abs:.1e}, float rounding", "good"
-    return f"within {found.max_abs:.1e}", f"over {count(found.rows, 'row')}", ""
+    return f"within {found.max_abs:.1e}", f"over {count(found.rows, 'row')}" if report.counted else "", ""
 
 
 def _drawing(svg: str) -> Any:

@@ -21,22 +21,35 @@ class Change:
     """One edit at one site.
 
     `rule` names what was done, `site` the module path or graph node it was done to, `detail` says it in
-    a few words, and `added_bytes` is the size of the constants it created (tables, folded weights).
+    a few words, and `added_bytes` is the size of the constants it created (tables, folded weights). `place` is where a node stands
+    in the caller's code, "tower.mlp.0, ranker.py:41", where that is known.
     """
 
     rule: str
     site: str
     detail: str = ""
     added_bytes: int = 0
+    place: str = ""
+
+    @property
+    def where(self) -> str:
+        """The site and its place."""
+        return _where(self.site, self.place)
 
 
 @dataclass(frozen=True)
 class Skip:
-    """Something that was not done, and why."""
+    """Something that was not done, and why; `place` as in a `Change`."""
 
     rule: str
     site: str
     reason: str
+    place: str = ""
+
+    @property
+    def where(self) -> str:
+        """The site and its place."""
+        return _where(self.site, self.place)
 
 
 @dataclass(frozen=True)
@@ -106,6 +119,10 @@ class Technique(abc.ABC):
     def rungs(cls, program: Program) -> tuple[Self, ...]:  # noqa: ARG003 - for those who override it
         """The approximate settings that a search tries on a program, from mild to strong: those of the ladder, unless overridden."""
         return tuple(rung for rung in cls.ladder() if not rung.exact)
+
+
+def _where(site: str, place: str) -> str:
+    return f"{site} ({place})" if place else site
 
 
 def graph_of(program: Program, technique: Technique) -> fx.GraphModule:

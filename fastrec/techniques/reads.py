@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..graph import constant, emit, is_call, operator_name, value
+from ..graph import constant, emit, is_call, value
+from ..places import called
 from .fusion.id_columns import identity, size
 from .fusion.lookup_tables import mutated, ready_ids
 
@@ -80,7 +81,7 @@ def find_tables(gm: fx.GraphModule) -> list[Table]:
 
 def _read(user: fx.Node, node: fx.Node, table: Tensor) -> Read | str:
     """How `user` reads the table, or why that is no lookup that could read another form of it."""
-    reason = f"it is read otherwise as well, by {operator_name(user) or user.op}"
+    reason = f"it is read otherwise as well, by {called(user) or user.op}"
     if sum(argument is node for argument in user.args) != 1 or user.args[0] is not node:
         return reason
     if is_call(user, aten.embedding.default):

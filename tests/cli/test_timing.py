@@ -87,6 +87,16 @@ def test_two_artifacts_take_turns(
     assert "answers differ by up to 0\n" in fastrec("compare", saved.folder, tmp_path / "artifact").out
 
 
+def test_two_artifacts_whose_interval_is_wide_ask_for_more_seconds(
+    fastrec: Run, saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = np.tile([1e-3, 4e-3], 3)
+    monkeypatch.setattr(timing, "compared", lambda *_, **__: Samples({"a": wide, "b": wide[::-1]}))
+    done = fastrec("compare", saved.folder, saved.copy(tmp_path), "--json")
+    assert {row["verdict"] for row in done.json["sizes"]} == {"no difference"}
+    assert "the interval is too wide to tell: give more --seconds" in done.err
+
+
 def test_models_that_take_other_batches_are_not_compared(saved: Saved) -> None:
     other = compressed(_wide(), wide(12))
     with pytest.raises(timing.InputError, match="take different batches"):

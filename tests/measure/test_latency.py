@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from fastrec.errors import MeasurementError
-from fastrec.measure.latency import Samples, balanced_orders, interleaved
+from fastrec.measure.latency import Ratio, Samples, balanced_orders, interleaved
 from tests.fakes import FakeClock
 
 
@@ -164,6 +164,14 @@ def test_verdicts_need_the_whole_interval() -> None:
     assert samples.ratio("fast", "slow").slower and not samples.ratio("fast", "slow").faster
     equal = samples.ratio("fast", "same")
     assert not equal.faster and not equal.slower
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "unsure"),
+    [(0.7, 3.1, True), (0.9, 1.2, True), (0.97, 1.04, False), (1.01, 3.1, False), (0.4, 0.99, False)],
+)
+def test_an_interval_is_undecided_where_it_is_wide_and_holds_1(low: float, high: float, unsure: bool) -> None:
+    assert Ratio(min(2.0, high), low, high, 40).undecided is unsure
 
 
 def test_one_round_states_no_more_than_it_knows() -> None:

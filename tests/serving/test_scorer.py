@@ -395,12 +395,12 @@ def test_ids_are_checked_on_both_sides() -> None:
 
 def test_numbers_are_checked_on_both_sides() -> None:
     case = known(Mixing().eval(), (torch.randn(1, 4).repeat(9, 1), torch.randn(9, 4)), ["a"])
-    with pytest.raises(InputError, match="'a', row 0: got nan"):
+    with pytest.raises(InputError, match="'a', row 0, position 0: got nan"):
         case.scorer({"a": torch.full((1, 4), torch.nan)}, [0])
     asked = ask(capture(case.program))
     bad = torch.randn(9, 4)
     bad[5, 2] = torch.inf
-    with pytest.raises(InputError, match="'b', row 5: got inf"):
+    with pytest.raises(InputError, match="'b', row 5, position 2: got inf"):
         precompute(case.program, asked, {"b": bad}, guard=read_guard(asked))
 
 

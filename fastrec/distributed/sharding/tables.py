@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, fx
 
 from ...artifact import path_of
-from ...graph import constant, is_call, is_random, operator_name, value
+from ...graph import constant, is_call, is_random, value
 from ...ops import INT4, INT8
+from ...places import called
 from ...subgraphs import past
 from ...techniques.fusion.id_columns import identity
 from ...techniques.fusion.lookup_tables import mutated
@@ -210,7 +211,7 @@ def _table(
 
 def _lookup(user: fx.Node, table: fx.Node) -> Lookup | str:
     """How a node looks rows up in the table, or why that is none."""
-    other = f"it is read otherwise as well, by {operator_name(user) or user.op}"
+    other = f"it is read otherwise as well, by {called(user) or user.op}"
     position = _IDS.get(user.target) if user.op == "call_function" else None
     if position is None or user.args[0] is not table or user.args.count(table) != 1:
         return other

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from ...graph import is_call, operator_name
+from ...places import named
 from ..fusion.picked_positions import POSITION_MOVES
 from ..fusion.positions import Part
 from ..fusion.sizes import shape_of
@@ -48,14 +49,14 @@ def read_masks(
         shape, axis = shape_of(node), part.place.axis
         others = [size for k, size in enumerate(shape) if k not in (0, len(shape) + axis)]
         if axis == -len(shape) or shape[0] not in rows or any(size != 1 for size in others):
-            raise left(f"{node.name} masks more than events: it has shape {tuple(map(str, shape))}")
+            raise left(f"{named(node)} masks more than events: it has shape {tuple(map(str, shape))}")
         senses = set(_senses(node, _within(node, inner), inner))
         if len(senses) != 1 or None in senses:
-            raise left(f"{node.name} masks events in a way that is not known")
+            raise left(f"{named(node)} masks events in a way that is not known")
         real = senses == {True}
         found[node] = Mask(node, part, real, _meaning(node, real))
     if len({mask.meaning for mask in found.values()}) > 1:
-        raise left(f"{', '.join(node.name for node in found)} mask different events")
+        raise left(f"{', '.join(map(named, found))} mask different events")
     return found
 
 

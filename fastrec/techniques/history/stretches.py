@@ -18,6 +18,7 @@ import torch
 from torch import fx
 
 from ...graph import ancestors, is_call, operator_name, value
+from ...places import named
 from ..fusion.picked_positions import POSITION_MOVES, is_tensor, parts_at, rebuilds
 from ..fusion.positions import Part, Place, arguments
 from ..fusion.sizes import shape_of
@@ -123,12 +124,12 @@ def find_stretch(gm: fx.GraphModule, end: Sum) -> Stretch:
         known = inner.get(node) or leaves.get(node) or masks.get(node)
         if known is not None:
             if known != part:
-                raise Left(f"{node.name} has its events along two dimensions")
+                raise Left(f"{named(node)} has its events along two dimensions")
         elif value(node).dtype == torch.bool:
             masks[node] = part
         elif _is_leaf(node):
             if part.place.axis != -2 or value(node).ndim > 3 or not value(node).is_floating_point():
-                raise Left(f"{node.name} does not hold one vector for each event")
+                raise Left(f"{named(node)} does not hold one vector for each event")
             leaves[node] = part
         else:
             inner[node], read[node] = part, _read(node, part)
@@ -155,9 +156,9 @@ def _read(node: fx.Node, part: Part) -> dict[fx.Node, Part]:
         return {arguments(node)[0]: part}
     found = parts_at(node, part)
     if found is None or not rebuilds(node) or not all(map(is_tensor, found)):
-        raise Left(f"{operator_name(node)} ({node.name}) mixes events, or merges them with rows")
+        raise Left(f"{named(node)} mixes events, or merges them with rows")
     if not found and not is_call(node, aten.expand.default):
-        raise Left(f"{operator_name(node)} ({node.name}) makes one number for each event out of none")
+        raise Left(f"{named(node)} makes one number for each event out of none")
     return found
 
 
@@ -176,7 +177,7 @@ def _check_ids(lookup: fx.Node) -> None:
         if is_call(node, aten.add.Tensor) and any(
             other.op == "get_attr" and value(other).numel() > 1 for other in node.all_input_nodes
         ):
-            raise Left(f"{lookup.name} looks up fields: each position of its ids has an offset of its own")
+            raise Left(f"{named(lookup)} looks up fields: each position of its ids has an offset of its own")
 
 
 def _check_apart(found: Stretch) -> None:
@@ -193,7 +194,7 @@ def _check_apart(found: Stretch) -> None:
         whole = [one for one in node.all_input_nodes if one not in read and one in after]
         if any(found.end.steps in value(one).shape for one in whole):
             raise Left(
-                f"self-attention: in {node.name} each event meets all others, so none can stand for several"
+                f"self-attention: in {named(node)} each event meets all others, so none can stand for several"
             )
 
 
@@ -224,7 +225,7 @@ def _weights(found: Stretch) -> fx.Node | None:
         else:
             weighted[node] = False
         if node in softmaxes and any(mine):
-            raise Left(f"{node.name} is a softmax of a softmax")
+            raise Left(f"{named(node)} is a softmax of a softmax")
     last = [weighted[argument] for argument in found.end.read]
     if sum(last) > 1 or len(softmaxes) > 1 or any(last) != bool(softmaxes):
         raise Left("its events are weighed by more than one softmax, or by part of what is summed alone")
@@ -254,4 +255,4 @@ def _check_linear(node: fx.Node, weighted: list[fx.Node], alone: bool) -> None:
     else:
         good = name in _LINEAR and weighted == [first]
     if not good:
-        raise Left(f"{name} ({node.name}) of what a softmax gives is no multiple of it")
+        raise Left(f"{named(node)} of what a softmax gives is no multiple of it")

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from ...graph import constant, is_call, operator_name, value
+from ...graph import constant, is_call, value
+from ...places import called
 from ..fusion.sizes import shape_of
 from ..reads import Table
 from .axes import RESHAPES, even_source, followed, place, reshaped
@@ -76,7 +77,7 @@ class Flows(Groups):
             reason = "reads its columns one by one"
         if reason:
             for source in read:
-                name = operator_name(node)
+                name = called(node)
                 self.block(self.of[source], f"{name} {reason}" if name else reason)
             self.of.pop(node, None)
 

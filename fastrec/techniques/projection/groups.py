@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from ...graph import value
+from ...places import named
 from ..reads import Table
 
 __all__ = ["Flow", "Group", "Groups", "Leaf", "Leaves", "Part"]
@@ -133,7 +134,7 @@ class Groups(Leaves):
             if leaf.table is None:
                 group.entries.append(leaf)
                 if value(leaf.node).ndim - leaf.axis > 2 or value(leaf.node).dtype is not torch.float32:
-                    group.reasons.append(f"meets {leaf.node.name}, which no product of matrices would turn")
+                    group.reasons.append(f"meets {named(leaf.node)}, which no product of matrices would turn")
             else:
                 group.lookups += 1
                 if all(leaf.table is not table for table in group.tables):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from ...graph import constant, is_call, value
+from ...places import named
 from ..fusion.chains import is_scale
 from ..fusion.heads import Heads, attention_settings, heads_of, moved_index, weights_of
 from ..fusion.positions import MOVES
@@ -224,7 +225,7 @@ def _sole(matrices: list[Any], found: list[Heads], readers: set[fx.Node]) -> Non
     for one in inside:
         for user in one.users:
             if user not in inside | readers and not is_call(user, aten.sym_size.int):
-                raise Left(f"{one.name}, which its heads are cut from, is read by {user.name} as well")
+                raise Left(f"{named(one)}, which its heads are cut from, is read by {named(user)} as well")
 
 
 def _reader(node: fx.Node) -> tuple[fx.Node, list[fx.Node]]:

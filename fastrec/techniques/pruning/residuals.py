@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from ...graph import is_call, value
+from ...places import named
 from ..quantization.layers import is_convolution
 
 __all__ = ["Block", "blocks"]
@@ -139,8 +140,8 @@ def _reason(block: Block, region: list[fx.Node]) -> str:
     for node in region:
         outside = next((user for user in node.users if user not in inside and not _is_size(user)), None)
         if outside is not None:
-            reader = "the answer" if outside.op == "output" else outside.name
-            return f"{node.name} inside it is read outside it, by {reader}"
+            reader = "the answer" if outside.op == "output" else named(outside)
+            return f"{named(node)} inside it is read outside it, by {reader}"
     return ""
 
 

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ...graph import constant, is_call, operator_name, value
+from ...graph import constant, is_call, value
 from ...ops.linears import INT8_LINEAR
+from ...places import called, named
 from ..fusion.id_columns import identity
 from ..fusion.pointwise import is_pointwise
 from ..projection.axes import RESHAPES, even_source, followed, place, reshaped
@@ -69,7 +70,7 @@ class Widths(Leaves):
                 made.site = made.site or leaf.node.name
                 made.writers.append(leaf.node)
             else:
-                made.reasons.append(f"meets {leaf.node.name}, which no map writes")
+                made.reasons.append(f"meets {named(leaf.node)}, which no map writes")
         for node in self._readers:
             for root in {self.root(part.leaf) for part in self.of[source_of(node)].parts}:
                 found[root].readers.append(node)
@@ -104,7 +105,7 @@ class Widths(Leaves):
         if read and not self._asks_shape(node, read):
             reason = self._follow(node, read)
             if reason:
-                name = operator_name(node)
+                name = called(node)
                 for source in read:
                     self.block(self.of[source], f"{name} {reason}" if name else reason)
                 self.of.pop(node, None)
@@ -146,7 +147,7 @@ class Widths(Leaves):
             stranger = odd or half
             if stranger is not None:
                 for flow in (*flows, *(written if odd else ())):
-                    self.block(flow, f"{stranger.name} reads the weight that maps them as well")
+                    self.block(flow, f"{named(stranger)} reads the weight that maps them as well")
             elif not all(self.pair(flows[0], flow) for flow in flows[1:]):
                 for flow in flows:
                     self.block(flow, "maps of one weight read them beside others")
@@ -237,7 +238,7 @@ class Widths(Leaves):
             at = first.axis - (dims - held.ndim)
             alone = at < 0 or held.shape[at] == 1 or constant(self.gm, source) is not None
             if not alone and even_source(source, at) is None:
-                return f"puts {source.name} beside them, which is no unit"
+                return f"puts {named(source)} beside them, which is no unit"
         self.of[node] = first
         return None
 

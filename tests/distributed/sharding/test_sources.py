@@ -75,7 +75,7 @@ def test_what_the_model_refuses_is_refused_alike(fast: CompressedModel) -> None:
         (0, torch.arange(4), InputError, "the batch has"),
         (0, torch.rand(5), InputError, "dtype torch.float32, expected torch.int64"),
         (2, torch.zeros(5, 4, dtype=torch.int64), InputError, r"is \(5, 4\)"),
-        (5, torch.full((5, 2), torch.nan), InputError, "'x', row 0: got nan"),
+        (5, torch.full((5, 2), torch.nan), InputError, "'x', row 0, position 0: got nan"),
     ):
         with pytest.raises(error, match=text):
             made(*changed(place, tensor))

@@ -15,7 +15,7 @@ from fastrec.graph import add_constant
 from fastrec.program import Program
 from fastrec.techniques.pruning.graph_units import GraphUnits
 from fastrec.techniques.pruning.units import Prunable
-from tests.checks import assert_as_good, flat
+from tests.checks import assert_as_good, flat, unplaced
 
 from .models import made
 
@@ -43,7 +43,7 @@ def units_of(units: Prunable) -> dict[str, int]:
 
 def reasons_of(units: Prunable) -> dict[str, str]:
     """Why the others stay."""
-    return {group.site: group.reason for group in units.groups if group.reason}
+    return {group.site: unplaced(group.reason) for group in units.groups if group.reason}
 
 
 def drawn(units: Prunable, seed: int = 0) -> dict[str, Tensor]:

@@ -159,7 +159,9 @@ def test_numbers_outside_what_was_declared_are_refused() -> None:
         progress=False,
     )  # fmt: skip
     assert torch.allclose(fast(*batch()), fast.original.function(*batch()), atol=1e-5)
-    with pytest.raises(InputError, match=r"feature 'dense', row 0: got .*, declared from 0 to 1"):
+    with pytest.raises(
+        InputError, match=r"feature 'dense', row 0, position .*: got .*, declared from 0 to 1"
+    ):
         fast(*batch(9, high=50.0))
     again = fastrec.Recipe.from_json(fast.recipe.to_json())
     assert again == fast.recipe
