@@ -31,7 +31,7 @@ def answered(work: Journal, program: Program, sizes: Sequence[int]) -> tuple[int
     rows = count_rows(features, flat)
     if layout.rows is None or not rows:
         return tuple(sizes)
-    call = original_call(program.with_model(program.draft(private_buffers=True).eval()))
+    call = original_call(program.private())
     kept, said = list[int](), ""
     for index, size in enumerate(sizes):
         given = take_rows(features, flat, torch.arange(size) % rows)

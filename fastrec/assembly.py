@@ -72,7 +72,7 @@ def judge_each(
 
     Each alone: labelled rows come in batches that one of them would serve, and callers' do not.
     """
-    original = program.with_model(program.draft().eval())
+    original = program.private(buffers=False)
     lossy = {r.session: r for r in results if r.session != ORIGINAL and not sessions[r.session].exact}
     if not lossy:
         return {"": judge(original, once, sessions, certifier, results, exact=True)}
@@ -115,7 +115,7 @@ def assemble(
             else "no session of it may, as its trials say"
         )
         work.notes.append(f"nothing that the recipe approximates serves: {why}")
-    original = program.with_model(program.draft().eval()).bare()
+    original = program.private(buffers=False).bare()
     if found is None or not names:
         made = CompressedModel(original, {}, None, checks.guard, once)
         if found is not None and found.captured and once:

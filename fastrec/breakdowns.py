@@ -78,7 +78,7 @@ def _both(
     def flat(index: int) -> list[Tensor]:
         return fresh(middle.rows, _FRESH + index)
 
-    private = original.with_model(original.draft().eval())
+    private = original.private(buffers=False)
     found = [breakdown(captured, flat, private.called, label=ORIGINAL, rows=middle.rows, seconds=seconds)]
     made = sessions.get(middle.session)
     graph = None if made is None else _graph(made)

@@ -104,9 +104,9 @@ def _said(feature: Feature, growing: int | None) -> str:
 
 
 def _plain(tree: Tree) -> Tree:
-    """The structure without objects, of which an artifact keeps the name alone."""
+    """The structure without objects, of which an artifact keeps the name alone, and without what nobody reads."""
     if isinstance(tree, Fixed) and tree.opaque:
         return Fixed(None, opaque=True)
     if isinstance(tree, Branch):
-        return replace(tree, children=tuple(_plain(child) for child in tree.children))
+        return replace(tree, children=tuple(_plain(child) for child in tree.children), open=False)
     return tree

@@ -77,7 +77,7 @@ class Certifier:
 
     def __init__(self, original: Program, once: Once, evaluate: Evaluate, budget: Budget | None) -> None:
         self._original, self._once, self._evaluate = original, once, evaluate
-        private = original.with_model(original.draft(private_buffers=True).eval())
+        private = original.private()
         whole = AsCalled(private, Once(()), private.answers)
         self._scores: Array | None = None
         if isinstance(evaluate, Evaluator):

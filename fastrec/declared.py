@@ -11,7 +11,7 @@ from .inputs import Feature, read_layout
 from .program import Program, target_of
 from .request import Once
 
-__all__ = ["Declared", "named", "read_program", "read_request", "request_notes"]
+__all__ = ["Declared", "named", "read_program", "read_request", "request_notes", "unread_notes"]
 
 Declared: TypeAlias = Sequence[str] | Mapping[str, bool | Iterable[int]]
 """Names of request features, or a mapping `name -> True | columns`."""
@@ -27,7 +27,7 @@ def read_request(features: Sequence[Feature], declared: Declared) -> tuple[Featu
         raise InputError(
             f"request_features takes a sequence of names or a mapping name -> True | columns, got {declared!r:.80}"
         )
-    wanted = dict(declared) if isinstance(declared, Mapping) else dict.fromkeys(declared, True)
+    wanted = _wanted(declared)
     made = list(features)
     for name, columns in wanted.items():
         places = _places(features, name)
@@ -42,7 +42,7 @@ def read_program(target: Any, batch: Any, calibration: Iterable[Any], declared: 
     """The program of a model and an example batch, with the declared features of the request.
 
     The example may hold one row of them: it is repeated for each candidate where the model takes it so. Raises
-    `InputError` for a declaration or a batch that does not fit.
+    `InputError` for a declaration or a batch that does not fit. What the model does not read of the batch may be declared.
     """
     calibration = tuple(calibration)
     if not declared:
@@ -64,7 +64,13 @@ def read_program(target: Any, batch: Any, calibration: Iterable[Any], declared: 
         except InputError:
             program = None  # then it is its own form that has one row
     program = program or Program.read(target, batch, calibration)
-    features = read_request(program.layout.features, declared)
+    left = {feature.name for feature in program.layout.features}
+    wanted = {
+        name: columns
+        for name, columns in _wanted(declared).items()
+        if any(layout.features[place].name in left for place in _places(layout.features, name))
+    }
+    features = read_request(program.layout.features, wanted)
     _refuse_unspread(features, program.layout.rows)
     return replace(program, layout=replace(program.layout, features=features))
 
@@ -79,6 +85,14 @@ def _refuse_unspread(features: Sequence[Feature], rows: int | None) -> None:
                 "to count candidates: answers do not follow its rows. Leave it out of request_features.",
                 feature=feature.name,
             )
+
+
+def unread_notes(program: Program) -> list[str]:
+    """What of the example the model does not read, in words for the report."""
+    layout, _ = read_layout(getattr(program.model, program.entry), program.batch)
+    read = {feature.name for feature in program.layout.features}
+    left = [repr(feature.name) for feature in layout.features if feature.name not in read]
+    return [f"not read by the model, and so not asked of batches: {', '.join(left)}"] if left else []
 
 
 def request_notes(program: Program) -> list[str]:
@@ -102,6 +116,10 @@ def request_notes(program: Program) -> list[str]:
 def named(name: str, declared: bool | tuple[int, ...]) -> str:
     """A declared feature in words."""
     return f"{name!r} columns {', '.join(map(str, declared))}" if isinstance(declared, tuple) else repr(name)
+
+
+def _wanted(declared: Declared) -> dict[str, bool | Iterable[int]]:
+    return dict(declared) if isinstance(declared, Mapping) else dict.fromkeys(declared, True)
 
 
 def _places(features: Sequence[Feature], name: object) -> list[int]:

@@ -94,9 +94,11 @@ class Layout:
             return (), dict(batch)
         return (tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)), {}
 
-    def arguments(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The call `(args, kwargs)` that carries these flat tensors, in fresh containers."""
-        values = [build(tree, tensors) for tree in self.trees]
+    def arguments(
+        self, tensors: Sequence[Tensor], made: Callable[[Branch, Any], Any] | None = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The call `(args, kwargs)` that carries these flat tensors, in fresh containers, or in what `made` gives for each of these."""
+        values = [build(tree, tensors, made) for tree in self.trees]
         names = self.parameters[self.positional :]
         return tuple(values[: self.positional]), dict(zip(names, values[self.positional :], strict=True))
 
@@ -175,7 +177,7 @@ def batch_call(function: Callable[..., Any], batch: Any) -> tuple[tuple[Any, ...
             single = len(batch) > 1 and isinstance(batch, list) and _binds(signature, (batch,), {})
             return ((batch,), {}) if single else (tuple(batch), {})
         return (batch,), {}
-    if isinstance(batch, Mapping) and type(batch) is dict and batch:
+    if isinstance(batch, Mapping) and batch:
         keys = all(isinstance(key, str) for key in batch)
         if (
             keys

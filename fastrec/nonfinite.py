@@ -88,7 +88,7 @@ def spoilt_notes(program: Program) -> list[str]:
     tensors, and a run.
     """
     odd, flat = spoilt(program.model), program.flat(program.batch)
-    private = program.with_model(program.draft(private_buffers=True).eval())
+    private = program.private()
     answers = private.answers(flat)
     given = any(_is_dense(tensor) and bool(tensor.isnan().any()) for tensor in flat)
     numbers = sum(answer.numel() for answer in answers)

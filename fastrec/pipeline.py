@@ -258,7 +258,7 @@ def _measure(
     if not sessions:
         return []
     results: list[SizeResult] = []
-    private = program.with_model(program.draft().eval())
+    private = program.private(buffers=False)
     if program.layout.rows is None:
         sizes = (1,)
     for index, rows in enumerate(sizes):

@@ -14,6 +14,7 @@ from .errors import InputError
 from .inputs import Feature, Layout, read_layout
 from .rows import Run, find_rows
 from .trees import describe
+from .unread import without_unread
 
 __all__ = ["Answers", "Program", "read_batch", "target_of"]
 
@@ -55,7 +56,7 @@ class Program:
         layout, tensors = read_batch(getattr(model, entry), batch)
         _check_devices(model, layout.features, tensors)
         program = cls(model, batch, layout, entry, tuple(calibration))
-        private = program.with_model(program.draft(private_buffers=True).eval())
+        private = program.private()
         try:
             outputs, answer = private.run(tensors)
         except Exception as error:  # whatever a stranger's model raises, named
@@ -63,14 +64,18 @@ class Program:
                 f"the model does not take this batch: {type(error).__name__}: {error}. "
                 f"It was called with {', '.join(layout.parameters)}."
             ) from error
+        layout, tensors = without_unread(layout, tensors, private.function)
         layout = replace(layout, outputs=answer)
+        private = replace(private, layout=layout)
         return replace(program, layout=rows(layout, private.answers, tensors, outputs))
 
     @property
     def graph(self) -> fx.GraphModule:
         """The model of a captured program; another one has no such attribute."""
         if not isinstance(self.model, fx.GraphModule):
-            raise AttributeError(f"the program of a {type(self.model).__name__} is not captured: it has no graph")
+            raise AttributeError(
+                f"the program of a {type(self.model).__name__} is not captured: it has no graph"
+            )
         return self.model
 
     def draft(self, *, private_buffers: bool = False) -> nn.Module:
@@ -83,6 +88,10 @@ class Program:
         if private_buffers:
             memo.update((id(buffer), buffer.detach().clone()) for buffer in self.model.buffers())
         return copy.deepcopy(self.model, memo)
+
+    def private(self, *, buffers: bool = True) -> Program:
+        """The same program with a structural copy of the model, in evaluation mode; with `buffers` of its own, calls leave the model as it is."""
+        return self.with_model(self.draft(private_buffers=buffers).eval())
 
     def with_model(self, model: nn.Module) -> Program:
         """The same program with another model of the same calling form."""

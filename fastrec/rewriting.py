@@ -16,7 +16,7 @@ from .calibration import apart, as_example, check_calibration
 from .calls import as_before
 from .capture import capture
 from .certify import Certifier
-from .declared import Declared, read_program, request_notes
+from .declared import Declared, read_program, request_notes, unread_notes
 from .errors import CaptureError, FastrecError, InputError, TechniqueError
 from .fresh import Fresh
 from .guards import Guard, read_guard
@@ -106,6 +106,7 @@ def read(
     program = with_calibration(work, program, batches)
     if before is None:
         work.notes += spoilt_notes(program)
+    work.notes += unread_notes(program)
     if program.layout.rows is None:
         work.notes.append(
             "no dimension of the batch was found to count rows: only the example's own shapes are served fast"
@@ -316,7 +317,7 @@ def _unfit(program: Program) -> str:
         return f"holds objects that are neither tensors nor plain values: {'; '.join(opaque)}"
     if isinstance(program.model, fx.GraphModule):
         return "it is a graph of torch.fx, whose modules are calls of it"
-    private = program.with_model(program.draft(private_buffers=True).eval())
+    private = program.private()
     flat = Once(program.layout.features).all(program.flat(program.batch))
     first, *_, last = (private.answers(flat) for _ in range(3))
     alike = [answer.shape for answer in first] == [answer.shape for answer in last]
@@ -329,7 +330,7 @@ def _exempt(program: Program) -> tuple[int, ...]:
     layout = program.layout
     if layout.rows is None:
         return ()
-    private = program.with_model(program.draft(private_buffers=True).eval())
+    private = program.private()
     flat = Once(layout.features).all(program.flat(program.batch))
     try:
         private.answers(take_rows(layout.features, flat, torch.arange(1)))

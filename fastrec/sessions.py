@@ -174,7 +174,7 @@ class _Compiling:
         self.took: dict[Backend, float] = {}
         self._programs: dict[str, Program] = {}
         self._journal, self._once, self._fresh, self._sizes = journal, once, fresh, sizes
-        draft = original.with_model(original.draft(private_buffers=True).eval())
+        draft = original.private()
         self._original = once_each(draft.answers, fresh)
         self._meant: dict[str, Expected] = {}
         self._axes = original.layout.output_axes

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections import UserDict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,13 +50,17 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Branch:
-    """A container: `kind` says how to open and rebuild it, `keys` name its children in order."""
+    """A container: `kind` says how to open and rebuild it, `keys` name its children in order.
+
+    An `open` one may have more keys, which nobody reads.
+    """
 
     kind: str
     type: type
     keys: tuple[Any, ...]
     children: tuple[Tree, ...]
     extra: Any = None
+    open: bool = False
 
 
 Tree = Leaf | Fixed | Branch
@@ -113,13 +118,14 @@ def collect(tree: Tree, value: Any, name: str, flat: list[Tensor]) -> None:
             collect(child_tree, child, child_name(name, tree.kind, key), flat)
 
 
-def build(tree: Tree, tensors: Sequence[Tensor]) -> Any:
-    """The value of structure `tree` that holds these flat tensors, in fresh containers."""
+def build(tree: Tree, tensors: Sequence[Tensor], made: Callable[[Branch, Any], Any] | None = None) -> Any:
+    """The value of structure `tree` that holds these flat tensors, in fresh containers; what `made` gives for each of these, if anything."""
     if isinstance(tree, Leaf):
         return tensors[tree.index]
     if isinstance(tree, Fixed):
         return tree.value
-    return _rebuild(tree, [build(child, tensors) for child in tree.children])
+    value = _rebuild(tree, [build(child, tensors, made) for child in tree.children])
+    return value if made is None else made(tree, value)
 
 
 def opaque(tree: Tree) -> Iterator[str]:
@@ -172,7 +178,7 @@ def kind_of(value: Any) -> str | None:
         return "namedtuple" if hasattr(value, "_fields") else "tuple"
     if isinstance(value, list):
         return "list"
-    if isinstance(value, dict):
+    if isinstance(value, (dict, UserDict)):
         return "dict"
     if isinstance(getattr(value, "interaction", None), dict):
         return "interaction"
@@ -210,7 +216,10 @@ def _rebuild(branch: Branch, children: list[Any]) -> Any:
         return branch.type(*children)
     if branch.kind == "dict":
         items = dict(zip(branch.keys, children, strict=True))
-        return items if branch.type is dict else branch.type(**items)
+        if branch.type is dict:
+            return items
+        # A `UserDict` takes a mapping, whatever its class is; subclasses of dict take keys, and some nothing else.
+        return branch.type(items) if issubclass(branch.type, UserDict) else branch.type(**items)
     if branch.kind == "interaction":
         return branch.type(dict(zip(branch.keys, children, strict=True)))
     if branch.kind == "jagged":
@@ -221,7 +230,7 @@ def _rebuild(branch: Branch, children: list[Any]) -> Any:
 def _reorder(tree: Branch, name: str, keys: Sequence[Any], children: Sequence[Any]) -> list[Any]:
     given = dict(zip(keys, children, strict=True))
     missing = [key for key in tree.keys if key not in given]
-    extra = [key for key in given if key not in tree.keys]
+    extra = [] if tree.open else [key for key in given if key not in tree.keys]
     if missing or extra:
         what = f"missing {missing[0]!r}" if missing else f"unexpected {extra[0]!r}"
         feature = child_name(name, tree.kind, missing[0] if missing else extra[0])

@@ -324,7 +324,7 @@ class _Update:
         plan, results = self._parts.plan, []
         if plan is None:
             return []
-        private = program.with_model(program.draft().eval())
+        private = program.private(buffers=False)
         before = original_call(private)
         for rows, name in zip(plan.sizes, plan.names, strict=True):
             self._show(f"measuring {at([rows], program.layout.rows is not None)}")

@@ -24,7 +24,9 @@ def program_of(entry: Entry, rows: int = 4) -> Program:
 def test_the_graph_answers_as_the_model_at_any_size(entry: Entry, rows: int) -> None:
     program = program_of(entry, rows)
     before = snapshot(program.model)
-    assert not hasattr(program, "graph")  # and asking is no error, as tools that look at an object's attributes do
+    assert not hasattr(
+        program, "graph"
+    )  # and asking is no error, as tools that look at an object's attributes do
     if not entry.capturable:
         with pytest.raises(CaptureError) as caught:
             capture(program)

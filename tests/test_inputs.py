@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict, UserDict
 from typing import Any
 
 import pytest
@@ -28,6 +29,9 @@ def single(batch: Any) -> Any:
         (positional, (X, Y), 2, []),
         (positional, {"a": X, "b": Y}, 0, ["a", "b"]),
         (positional, {"b": Y, "a": X, "scale": 2.0}, 0, ["b", "a", "scale"]),
+        (positional, OrderedDict(a=X, b=Y), 0, ["a", "b"]),
+        (positional, UserDict(a=X, b=Y), 0, ["a", "b"]),
+        (single, UserDict(a=X, b=Y), 1, []),
         (single, {"a": X, "b": Y}, 1, []),
         (single, (X, Y), 1, []),
         (single, X, 1, []),

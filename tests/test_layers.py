@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent / "fastrec"
 FLOORS = {
     "errors": 0,
     "version": 0,
-    **dict.fromkeys(("inputs", "trees", "rows", "shapes", "program", "graph", "subgraphs", "capture", "guards", "bounds", "fresh", "request", "declared", "cost", "places", "plain", "wording", "quiet", "progress", "budget", "nonfinite", "as_called", "fixed", "ops", "packages", "transforms", "earlier", "calls"), 1),
+    **dict.fromkeys(("inputs", "trees", "unread", "rows", "shapes", "program", "graph", "subgraphs", "capture", "guards", "bounds", "fresh", "request", "declared", "cost", "places", "plain", "wording", "quiet", "progress", "budget", "nonfinite", "as_called", "fixed", "ops", "packages", "transforms", "earlier", "calls"), 1),
     **dict.fromkeys(("techniques", "backends", "measure"), 2),
     **dict.fromkeys(("recipe", "losses"), 3),
     **dict.fromkeys(("report", "tried", "updated"), 4),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict, UserDict
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,7 +29,17 @@ class Record:
 
 @pytest.mark.parametrize(
     "value",
-    [X, (X, Y), [X, Y], {"a": X, 3: {"b": Y}}, Pair(X, Y), Record(X, [Y, X]), (X, None, 2.5, "word")],
+    [
+        X,
+        (X, Y),
+        [X, Y],
+        {"a": X, 3: {"b": Y}},
+        OrderedDict(a=X),
+        UserDict(a=X, b=Y),
+        Pair(X, Y),
+        Record(X, [Y, X]),
+        (X, None, 2.5, "word"),
+    ],
     ids=lambda value: type(value).__name__,
 )
 def test_any_container_goes_and_comes_back(value: Any) -> None:

@@ -170,6 +170,7 @@ def _tree_data(tree: Tree, where: str) -> Any:
         "keys": [_value_data(key, where) for key in tree.keys],
         "children": [_tree_data(child, f"{where}.{key}") for key, child in zip(tree.keys, tree.children, strict=True)],
         "extra": None if extra is None else [_value_data(item, where) for item in extra],
+        "open": tree.open,
     }  # fmt: skip
 
 
@@ -183,7 +184,8 @@ def _tree(data: Any, classes: Classes, where: str, count: int, depth: int) -> Tr
     if set(data) == {"opaque"}:
         _expect(isinstance(data["opaque"], str), where, "the name of a class", data)
         return Fixed(_Unknown(data["opaque"]), opaque=True)
-    _expect(set(data) == {"kind", "type", "keys", "children", "extra"}, where, "a tree", data)
+    _expect(set(data) == {"kind", "type", "keys", "children", "extra", "open"}, where, "a tree", data)
+    _expect(isinstance(data["open"], bool), where, "true or false", data["open"])
     _expect(data["kind"] in _KINDS, where, f"one of {', '.join(_KINDS)}", data["kind"])
     keys = tuple(_value(key, where) for key in _list(data["keys"], where))
     children = _list(data["children"], where)
@@ -193,7 +195,7 @@ def _tree(data: Any, classes: Classes, where: str, count: int, depth: int) -> Tr
     made = [
         _tree(t, classes, f"{where}.{key}", count, depth + 1) for key, t in zip(keys, children, strict=True)
     ]
-    return Branch(data["kind"], kind, keys, tuple(made), extra)
+    return Branch(data["kind"], kind, keys, tuple(made), extra, data["open"])
 
 
 def _value_data(value: Any, where: str) -> Any:

@@ -116,7 +116,7 @@ class _Reading:
             if entry not in ("forward", modules.entry):
                 raise InputError(f"the model's {modules.entry!r} was compressed, {entry!r} was given")
             given = Program(module, None, layout, modules.entry)
-            return given.with_model(given.draft().eval())
+            return given.private(buffers=False)
         if fallback.kind == "model" or fallback.graph is None:
             raise InputError(
                 f"this artifact is loaded with its original, load(folder, model=...), a {modules.type if modules else 'model'} "

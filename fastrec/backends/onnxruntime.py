@@ -6,29 +6,25 @@ shared with the graph, not copied.
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
-from ..errors import BackendUnavailable
-from ..program import Program
-from .base import Backend, Session, Translated
-from .common import captured, failure, refuse_bfloat16
-from .onnx_export import export_onnx
+from .base import Session, Translated
+from .common import refuse_bfloat16
+from .onnx_backend import Front, OnnxBackend
 from .onnx_forms import for_onnx_runtime
 from .onnx_tables import tables_as_inputs
-from .row_sums import has_codes, sums_by_row
-from .split import front_of, split_lookups, split_picks
+from .row_sums import sums_by_row
 
 __all__ = ["OnnxRuntime", "session_options"]
 
 
 @dataclass(frozen=True)
-class OnnxRuntime(Backend):
+class OnnxRuntime(OnnxBackend):
     """Run the graph in one ONNX Runtime session, in float32, and in 8-bit integers where the graph says so.
 
     `lookups` says who gathers embedding rows: "torch", before the session (best at many rows), or "session",
@@ -41,62 +37,17 @@ class OnnxRuntime(Backend):
     """
 
     name: ClassVar[str] = "onnxruntime"
+    packages: ClassVar[Sequence[str]] = ("onnxruntime",)
 
-    lookups: Literal["torch", "session"] = "torch"
+    def written(self, gm: fx.GraphModule, *, coded: bool) -> tuple[fx.GraphModule, bool]:
+        """In the forms it is fastest at, sums of coded rows each by itself. Raises `BackendError` for products in bfloat16."""
+        refuse_bfloat16(gm, self.name, "has no products in bfloat16 on processors")
+        gm = for_onnx_runtime(gm)
+        return (sums_by_row(gm) if coded else gm), coded
 
-    def unavailable(self) -> str | None:
-        """Why it cannot run here, or None."""
-        for package in ("onnxruntime", "onnx", "onnxscript"):
-            if importlib.util.find_spec(package) is None:
-                return f"{package} is not installed: pip install onnxruntime onnx onnxscript"
-        return None
-
-    @property
-    def label(self) -> str:
-        """`onnxruntime`, saying so when the lookups run inside."""
-        return self.name if self.lookups == "torch" else f"{self.name} (lookups inside)"
-
-    def compile(self, program: Program) -> Session:
-        """Export the graph with free batch sizes and load it.
-
-        Raises `BackendUnavailable` without the package, `BackendError` for a graph it cannot take.
-        """
-        return self.open(self.translate(program), program)
-
-    def translate(self, program: Program) -> Translated:
-        """The graph as an ONNX model, its free sizes free, its large constants outside, and what runs in front of it."""
-        reason = self.unavailable()
-        if reason is not None:
-            raise BackendUnavailable(reason, backend=self.name)
-        gm = captured(program, self.name)
-        try:
-            split = split_lookups(gm) if self.lookups == "torch" else split_picks(gm)
-            coded = has_codes(gm)
-            front = split.moved
-            if front is not None:
-                gm = split.dense
-            refuse_bfloat16(gm, self.name, "has no products in bfloat16 on processors")
-            gm = for_onnx_runtime(gm)
-            if coded:
-                gm = sums_by_row(gm)
-            return replace(export_onnx(gm, self.name, outside=True), front=front, alike=coded)
-        except Exception as error:  # whatever a foreign library raises, named
-            raise failure(error, "cannot run the example", self.name) from error
-
-    def open(self, translated: Translated, program: Program) -> Session:
-        """The session of such a model. Raises as `compile` does."""
-        if importlib.util.find_spec("onnxruntime") is None:
-            raise BackendUnavailable(
-                "onnxruntime is not installed: pip install onnxruntime", backend=self.name
-            )
-        try:
-            front = front_of(translated.front, program.batch, alike=translated.alike)
-            session = _OnnxSession(translated, front)
-            session(*program.batch)
-            session.translated = translated
-        except Exception as error:  # whatever a foreign library raises, named
-            raise failure(error, "cannot run the example", self.name) from error
-        return session
+    def session(self, translated: Translated, front: Front) -> Session:
+        """One `InferenceSession`."""
+        return _OnnxSession(translated, front)
 
 
 def session_options() -> Any:
@@ -117,7 +68,7 @@ def session_options() -> Any:
 class _OnnxSession(Session):
     """One `InferenceSession`, fed with views of the caller's tensors."""
 
-    def __init__(self, model: Translated, front: Callable[..., tuple[Tensor, ...]] | None) -> None:
+    def __init__(self, model: Translated, front: Front) -> None:
         import onnxruntime
 
         options = session_options()

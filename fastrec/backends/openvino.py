@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
-from ..errors import BackendError, BackendUnavailable
-from ..program import Program
-from .base import Backend, Session, Translated
-from .common import captured, failure, refuse_reference
-from .onnx_export import export_onnx, in_one_piece, refuse_large
+from ..errors import BackendError
+from .base import Session, Translated
+from .common import refuse_reference
+from .onnx_backend import Front, OnnxBackend
+from .onnx_export import in_one_piece, refuse_large
 from .probe import crash_of
 from .rounding import round_first
-from .split import front_of, split_lookups, split_picks
 
 __all__ = ["OpenVino"]
 
 
 @dataclass(frozen=True)
-class OpenVino(Backend):
+class OpenVino(OnnxBackend):
     """Run the graph in OpenVINO's CPU plugin, in float32, and in bfloat16 where the graph says so.
 
     `lookups` says who gathers embedding rows: "torch", before the session, sharing the tables, or "session",
@@ -39,59 +37,17 @@ class OpenVino(Backend):
 
     name: ClassVar[str] = "openvino"
     own_threads: ClassVar[bool] = True
+    packages: ClassVar[Sequence[str]] = ("openvino", "onnx")
 
-    lookups: Literal["torch", "session"] = "torch"
+    def written(self, gm: fx.GraphModule, *, coded: bool) -> tuple[fx.GraphModule, bool]:  # noqa: ARG002 - torch sums coded rows
+        """With what is rounded to bfloat16 rounded first. Raises `BackendError` for 8-bit products, and beyond 2 GiB."""
+        refuse_reference(gm, self.name)
+        refuse_large(gm, self.name)
+        return round_first(gm), False
 
-    def unavailable(self) -> str | None:
-        """Why it cannot run here, or None."""
-        for package in ("openvino", "onnx", "onnxscript"):
-            if importlib.util.find_spec(package) is None:
-                return f"{package} is not installed: pip install openvino onnx onnxscript"
-        return None
-
-    @property
-    def label(self) -> str:
-        """`openvino`, saying so when the lookups run inside."""
-        return self.name if self.lookups == "torch" else f"{self.name} (lookups inside)"
-
-    def compile(self, program: Program) -> Session:
-        """Export the graph with free batch sizes and compile it.
-
-        Raises `BackendUnavailable` without the package, `BackendError` for a graph it cannot take.
-        """
-        return self.open(self.translate(program), program)
-
-    def translate(self, program: Program) -> Translated:
-        """The graph as an ONNX model, its free sizes free, its large constants outside, and what runs in front of it."""
-        reason = self.unavailable()
-        if reason is not None:
-            raise BackendUnavailable(reason, backend=self.name)
-        gm = captured(program, self.name)
-        try:
-            split = split_lookups(gm) if self.lookups == "torch" else split_picks(gm)
-            front = split.moved
-            if front is not None:
-                gm = split.dense
-            refuse_reference(gm, self.name)
-            refuse_large(gm, self.name)
-            return replace(export_onnx(round_first(gm), self.name, outside=True), front=front)
-        except Exception as error:  # whatever a foreign library raises, named
-            raise failure(error, "cannot run the example", self.name) from error
-
-    def open(self, translated: Translated, program: Program) -> Session:
-        """The session of such a model, its constants copied into it. Raises as `compile` does."""
-        if importlib.util.find_spec("openvino") is None or importlib.util.find_spec("onnx") is None:
-            raise BackendUnavailable(
-                "openvino or onnx is not installed: pip install openvino onnx", backend=self.name
-            )
-        try:
-            front = front_of(translated.front, program.batch)
-            session = _OpenVinoSession(translated, front)
-            session(*program.batch)
-            session.translated = translated
-        except Exception as error:  # whatever a foreign library raises, named
-            raise failure(error, "cannot run the example", self.name) from error
-        return session
+    def session(self, translated: Translated, front: Front) -> Session:
+        """One compiled model, the constants copied into it."""
+        return _OpenVinoSession(translated, front)
 
 
 # Some graphs of attention with free sizes end the process.
@@ -106,7 +62,7 @@ core.compile_model(core.read_model(sys.stdin.buffer.read()), "CPU", json.loads(s
 class _OpenVinoSession(Session):
     """One compiled model; each thread has an infer request of its own."""
 
-    def __init__(self, model: Translated, front: Callable[..., tuple[Tensor, ...]] | None) -> None:
+    def __init__(self, model: Translated, front: Front) -> None:
         import openvino
 
         settings = {

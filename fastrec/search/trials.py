@@ -84,7 +84,7 @@ class Trials:
         self._backends, self._memo, self._minimize = tuple(backends), memo, minimize
         self._guarded = guarded
         self._sizes = tuple(sizes) if program.layout.rows is not None else (1,)
-        self._original = original_call(program.with_model(program.draft().eval()))
+        self._original = original_call(program.private(buffers=False))
         self._fresh: Batches | None = None
         self._ready: dict[str, _Ready] = {}
         self._start, self._top, self._most = "", "", 0.0

@@ -38,7 +38,7 @@ class Pair:
         """The pair of what was compressed and what came of it."""
         given, entry = target_of(model)
         read = Program(given, batches[0], fast.original.layout, entry)
-        original = read.with_model(read.draft(private_buffers=True).eval())
+        original = read.private()
         guard = fast.guard or (read_guard(fast.program) if fast.program is not None else None)
         flat = tuple(original.flat(batch) for batch in batches)
         return cls(given, original, fast, flat, None if guard is None else guard.bounds)

@@ -123,7 +123,7 @@ def _rows_of(program: Program, names: Iterable[str]) -> Counter[str]:
         counts[name] += x.numel() // max(x.shape[-1], 1)
         return x
 
-    private = program.with_model(program.draft(private_buffers=True).eval())
+    private = program.private()
     hear(private.model, names, count)
     answers_to(private, [private.flat(private.batch)])
     return counts

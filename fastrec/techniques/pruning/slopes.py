@@ -50,7 +50,7 @@ def module_slopes(program: Program, names: Collection[str]) -> dict[str, tuple[T
     for each batch.
     """
     batches = flat_batches(program)
-    private = program.with_model(program.draft(private_buffers=True).eval())
+    private = program.private()
     held: list[tuple[str, Tensor]] = []
 
     def note(name: str, x: Tensor) -> Tensor:

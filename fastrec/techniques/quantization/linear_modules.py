@@ -113,7 +113,7 @@ def module_sensitivities(program: Program, sites: Collection[str] | None = None)
     """
     batches = flat_batches(program)
     layers, _ = calibrate_modules(program, linear_modules(program.model) if sites is None else sites)
-    right = answers_to(program.with_model(program.draft().eval()), batches)
+    right = answers_to(program.private(buffers=False), batches)
     found = {}
     for layer in layers:
         alone, _ = modules_in_int8(program, [layer])

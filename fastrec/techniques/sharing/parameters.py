@@ -68,7 +68,7 @@ def _unfit(parameter: nn.Parameter, written: bool) -> str:
 def _written(program: Program, parameters: Sequence[nn.Parameter]) -> set[int]:
     """Those that a call of the model writes to."""
     before = [parameter._version for parameter in parameters]
-    private = program.with_model(program.draft(private_buffers=True).eval())
+    private = program.private()
     with torch.random.fork_rng(devices=()):
         private.answers(Once(program.layout.features).all(program.flat(program.batch)))
     return {id(one) for one, was in zip(parameters, before, strict=True) if one._version != was}
