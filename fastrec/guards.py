@@ -35,6 +35,11 @@ NonFinite = Literal["raise", "propagate"]
 # the call needs anyway: numpy's would be fetched for the guard alone.
 _FEW = 64
 _MOVES = VIEWS | {"cat", "concat", "stack", "to", "_to_copy", "sym_size", "getitem", "mul", "floordiv"}
+# (held, axis, places, ...): what is read at places along an axis, or written there.
+_ALONG = (
+    aten.index_select.default, aten.gather.default, aten.index_add.default, aten.index_copy.default,
+    aten.scatter.src, aten.scatter.value, aten.scatter.reduce, aten.scatter.value_reduce, aten.scatter_add.default, aten.scatter_reduce.two,
+)  # fmt: skip
 _SHIFTS = frozenset(("add", "sub", "rsub"))
 
 
@@ -242,11 +247,16 @@ def _lookups(gm: fx.GraphModule) -> Iterator[tuple[fx.Node, int, int, bool]]:
     Of what is computed for each call, as the last place of a history, those are given whose number of places is known.
     """
     for node in gm.graph.nodes:
+        if is_call(node, aten.one_hot.default):
+            # Libraries that compare ids with all classes give zeros for one that is none.
+            if node.args[1] > 0:
+                yield node.args[0], 0, node.args[1], True
+            continue
         if is_call(node, aten.embedding.default, aten.embedding_bag.default, aten.embedding_bag.padding_idx):
             found = [(node.args[0], node.args[1], 0, 0)]
-        elif is_call(node, aten.index_select.default, aten.gather.default):
+        elif is_call(node, *_ALONG):
             found = [(node.args[0], node.args[2], node.args[1], 0)]
-        elif is_call(node, aten.index.Tensor):
+        elif is_call(node, aten.index.Tensor, aten.index_put.default):
             # A mask takes as many axes as it has.
             several = [] if any(map(_is_mask, node.args[1])) else node.args[1]
             found = [(node.args[0], ids, axis, -1) for axis, ids in enumerate(several)]

@@ -125,6 +125,52 @@ def test_places_of_what_is_computed(way: str, least: int) -> None:
             guard(program.flat(wrong))
 
 
+class Written(nn.Module):
+    """Ids of items as places at which something is written, in one of several ways."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.head = way, nn.Linear(30, 1)
+
+    def forward(self, items: Tensor) -> Tensor:
+        none, one = torch.zeros(len(items), 30), torch.ones(len(items), 1)
+        if self.way == "one_hot":
+            held = nn.functional.one_hot(items, 30).float()
+        elif self.way == "halves":
+            held = nn.functional.one_hot(items // 2, 30).float()
+        elif self.way == "scatter":
+            held = none.scatter(1, items[:, None], one)
+        elif self.way == "value":
+            held = none.scatter(1, items[:, None], 1.0)
+        elif self.way == "scatter_add":
+            held = none.scatter_add(1, items[:, None], one)
+        elif self.way == "scatter_reduce":
+            held = none.scatter_reduce(1, items[:, None], one, "amax")
+        else:
+            held = none.index_put((torch.arange(len(items)), items), torch.tensor(1.0))
+        return torch.sigmoid(self.head(held))
+
+
+@pytest.mark.parametrize(
+    ("way", "least", "end"),
+    [
+        ("one_hot", 0, 30), ("halves", 0, 60), ("scatter", 0, 30), ("value", 0, 30), ("scatter_add", 0, 30), ("scatter_reduce", 0, 30),
+        ("index_put", -30, 30),
+    ],
+)  # fmt: skip
+def test_places_that_are_written(way: str, least: int, end: int) -> None:
+    model = Written(way)
+    guard, _ = guard_of(model, torch.randint(30, (3,)))
+    for good in (least, end - 1):
+        guard([torch.tensor([1, good])])
+        model(torch.tensor([1, good]))
+    for wrong in (least - 1, end):
+        with pytest.raises((IndexError, RuntimeError)):
+            model(torch.tensor([1, wrong]))
+        with pytest.raises(IdOutOfRangeError, match=r"row 1.*'items'|'items', row 1"):
+            guard([torch.tensor([1, wrong])])
+
+
 def test_places_that_the_model_finds_itself_are_not_checked() -> None:
     guard, program = guard_of(Place("itself"), (torch.randint(30, (3, 5)), torch.tensor([1, 3, 5])))
     assert guard.computed is None
