@@ -14,12 +14,13 @@ from torch import Tensor, fx, nn
 
 from .earlier import mark_originals
 from .errors import CaptureError
-from .graph import constant, free_sizes, is_random, is_written, normalise
+from .graph import constant, free_sizes, is_random, is_written, normalise, operator_name
 from .inputs import flat_layout
 from .places import line_of, place_of
 from .program import Program
 from .quiet import quiet, reason_of
 from .rows import take_rows
+from .subgraphs import past
 from .trees import collect
 
 __all__ = ["capture"]
@@ -47,7 +48,7 @@ def capture(program: Program) -> Program:
     reasons = []
     for strict in (False, True):
         try:
-            gm = _export(program, example, strict)
+            gm, unchecked = _export(program, example, strict)
             _check_effects(gm)
             _check_free(program, gm)
             exempt = _check_answers(program, gm, tensors)
@@ -60,7 +61,9 @@ def capture(program: Program) -> Program:
         else:
             mark_originals(gm)
             layout = replace(flat_layout(program.layout, len(_outputs(gm))), exempt=exempt)
-            return replace(program, model=gm, batch=tuple(tensors), layout=layout, entry="forward")
+            return replace(
+                program, model=gm, batch=tuple(tensors), layout=layout, entry="forward", unchecked=unchecked
+            )
     raise CaptureError("; ".join(dict.fromkeys(reasons)))
 
 
@@ -112,7 +115,8 @@ def _resized(program: Program, tensors: list[Tensor]) -> list[Tensor]:
     ]
 
 
-def _export(program: Program, example: list[Tensor], strict: bool) -> fx.GraphModule:
+def _export(program: Program, example: list[Tensor], strict: bool) -> tuple[fx.GraphModule, tuple[str, ...]]:
+    """The graph, and where the model checks values, which the graph does not."""
     auto = torch.export.Dim.AUTO
     sizes = tuple({f.growing: auto} if f.growing is not None else {} for f in program.layout.features)
     with quiet(), torch.no_grad():
@@ -122,7 +126,17 @@ def _export(program: Program, example: list[Tensor], strict: bool) -> fx.GraphMo
             exported = exported.run_decompositions({})
         gm = exported.module(check_guards=False)
         assert isinstance(gm, fx.GraphModule)
-        return normalise(gm)
+        checks = filter(_checks_values, gm.graph.nodes)
+        unchecked = dict.fromkeys(place_of(node) or str(node.target) for node in checks)
+        return normalise(gm), tuple(unchecked)
+
+
+def _checks_values(node: fx.Node) -> bool:
+    """Whether the caller asserts something of what tensors hold; what the exporter asserts is of their sizes."""
+    name = operator_name(node)
+    return name == "_assert_async" or (
+        name == "_assert_scalar" and any(operator_name(one) == "item" for one in past([node]))
+    )
 
 
 def _check_effects(gm: fx.GraphModule) -> None:

@@ -28,7 +28,8 @@ class Program:
 
     `model.<entry>` is called with `batch` the way `layout` says. A captured program has an
     `fx.GraphModule` as its model; its batch is the tuple of flat tensors in `layout.features` order and its entry
-    is `forward`. `origin` is what the model was before anything approximated it, for those who learn from it.
+    is `forward`. `origin` is what the model was before anything approximated it, for those who learn from it; `unchecked` says which of the
+    model's own checks a graph does not make.
     """
 
     model: nn.Module
@@ -37,6 +38,7 @@ class Program:
     entry: str = "forward"
     calibration: tuple[Any, ...] = ()
     origin: nn.Module | None = None
+    unchecked: tuple[str, ...] = ()
 
     @classmethod
     def read(

@@ -169,6 +169,11 @@ def apply_recipe(
         plain, asked = memo.captured(program, partial(_captured, work))
     except CaptureError as error:
         return _uncaptured(work, program, recipe, strict, certifier, show, memo, error)
+    if plain.unchecked:
+        work.notes.append(
+            f"the model's own checks of values are not made: {', '.join(plain.unchecked)}. Ids and numbers that are not finite are checked, "
+            "other values are the caller's to check"
+        )
     fast = asked
     if not recipe.exact:
         check_calibration(work, asked, asked.calibration, recipe)

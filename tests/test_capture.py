@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
-from torch import fx
+from torch import Tensor, fx, nn
 
 from fastrec.capture import capture
 from fastrec.errors import CaptureError
@@ -44,3 +46,20 @@ def test_the_graph_answers_as_the_model_at_any_size(entry: Entry, rows: int) -> 
         args, kwargs = program.call_of(batch)
         got = captured.model(*program.layout.flatten(args, kwargs))
         assert_as_good(list(got), original, double(program.model, entry.entry, batch))
+
+
+class Asserting(nn.Module):
+    """Checks of its own: of a size, which needs none, and of values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch._check(len(x) < 10**6)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        assert (x >= 0).all(), "prices are positive"
+        return x.to(torch.float64)
+
+
+def test_checks_of_values_that_a_graph_does_not_make_are_named() -> None:
+    program = capture(Program.read(Asserting(), torch.rand(5, 2)))
+    line = inspect.getsourcelines(Asserting.forward)[1] + 2
+    assert program.unchecked == (f"tests/test_capture.py:{line}",)
+    assert "assert" not in str(program.graph.graph)
+    assert not capture(program_of(next(entry for entry in ZOO if entry.capturable))).unchecked
