@@ -199,6 +199,9 @@ class Report:
     @property
     def _gained(self) -> str:
         same = self.sizes and all(size.session == "original" for size in self.sizes)
+        if self.status == "unchanged" and not self.sizes:
+            why = f" ({clean(self.skipped[0].reason, 200)})" if self.skipped else ""
+            return f"Unchanged: nothing could be done{why}, and the original goes on serving"
         if self.status == "unchanged" or same:
             return "Unchanged: nothing was measured faster than the original, which goes on serving"
         if not self.sizes:

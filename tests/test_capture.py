@@ -53,7 +53,9 @@ class Asserting(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         torch._check(len(x) < 10**6)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        torch._assert_async((x >= 0).all())  # as an assert is read, in files that no test runner has rewritten
+        torch._assert_async(
+            (x >= 0).all()
+        )  # as an assert is read, in files that no test runner has rewritten
         return x.to(torch.float64)
 
 

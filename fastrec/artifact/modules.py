@@ -7,7 +7,7 @@ that has other tensors or another width than before.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -66,14 +66,14 @@ def edits_of(model: nn.Module, entry: str, edited: Mapping[str, Any]) -> Modules
     tensors = {
         name: [str(t.dtype).removeprefix("torch."), *t.shape] for name, t in model.state_dict().items()
     }
-    return Modules(type(model).__qualname__, tensors, model_digest(model), entry, edited)
+    return Modules(type(model).__qualname__, tensors, model_digest(model, tensors), entry, edited)
 
 
-def model_digest(model: nn.Module) -> str:
-    """One digest of all tensors of a model, their names and shapes; single whole numbers, which may count calls, aside."""
+def model_digest(model: nn.Module, names: Collection[str]) -> str:
+    """One digest of these tensors of a model, their names and shapes; single whole numbers, which may count calls, aside."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        if not tensor.ndim and not tensor.is_floating_point():
+        if name not in names or (not tensor.ndim and not tensor.is_floating_point()):
             continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -81,15 +81,15 @@ def model_digest(model: nn.Module) -> str:
 
 
 def check_model(model: nn.Module, wanted: Modules) -> None:
-    """Raises `InputError` unless the model is the one that was compressed."""
+    """Raises `InputError` unless the model is the one that was compressed; it may hold buffers by now that were empty then."""
     found = {name: [str(t.dtype).removeprefix("torch."), *t.shape] for name, t in model.state_dict().items()}
-    for name in (*wanted.tensors, *found):
+    for name in (*wanted.tensors, *(name for name, _ in model.named_parameters(remove_duplicate=False))):
         expected, got = wanted.tensors.get(name), found.get(name)
         if expected != got:
             raise InputError(
                 f"the model given is another than was compressed: {name!r} is {got}, expected {expected}"
             )
-    if model_digest(model) != wanted.sha256:
+    if model_digest(model, wanted.tensors) != wanted.sha256:
         raise InputError(
             "the model given is another than was compressed: its tensors have the same shapes and other numbers"
         )

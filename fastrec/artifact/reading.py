@@ -115,8 +115,7 @@ class _Reading:
             check_model(module, modules)
             if entry not in ("forward", modules.entry):
                 raise InputError(f"the model's {modules.entry!r} was compressed, {entry!r} was given")
-            given = Program(module, None, layout, modules.entry)
-            return given.private(buffers=False)
+            return _private(Program(module, None, layout, modules.entry))
         if fallback.kind == "model" or fallback.graph is None:
             raise InputError(
                 f"this artifact is loaded with its original, load(folder, model=...), a {modules.type if modules else 'model'} "
@@ -212,3 +211,11 @@ def _thawed(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _thawed(item) for key, item in value.items()}
     return [_thawed(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _private(given: Program) -> Program:
+    """A copy of the model that is given back; itself where it cannot be copied, as it served when it was compressed."""
+    try:
+        return given.private(buffers=False)
+    except Exception:  # noqa: BLE001 - a stranger's module may refuse to be copied in any way
+        return given

@@ -265,6 +265,36 @@ def test_a_model_that_was_not_captured_is_given_back(name: str, tmp_path: Path) 
     assert fast.plan is None or any("codes" in str(m) for m in check(tmp_path / "a").modules.edited.values())
 
 
+class Kept(nn.Module):
+    """A model that cannot be copied, which keeps what it computed at its first call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.users, self.items = nn.Embedding(100, 8), nn.Embedding(50, 8)
+        self.names = {"user": 1}.keys()
+        self.register_buffer("vectors", None)
+
+    def forward(self, user: Tensor) -> Tensor:
+        if self.vectors is None:
+            self.vectors = 2 * self.items.weight.detach()
+        return self.users(user) @ self.vectors.T
+
+
+def test_a_model_that_cannot_be_copied_is_given_back(tmp_path: Path) -> None:
+    model, user = Kept().eval(), torch.arange(32)
+    fast = compress(model, user, backends=[Eager()], batch_sizes=(32,), seconds=1, progress=False)
+    assert fast.report.headline.startswith("Unchanged: nothing could be done (TypeError: cannot")
+    fast.save(tmp_path / "a")
+    expected = model(user)
+    for given in (model, Kept().eval()):  # with its vectors, and before it has any
+        assert torch.equal(load(tmp_path / "a", model=given)(user), expected)
+    other = Kept().eval()
+    other.users.weight.data.add_(1.0)
+    with pytest.raises(InputError, match="other numbers"):
+        load(tmp_path / "a", model=other)
+
+
 def test_writing_gives_the_digest_that_does_not_know_when(saved: Saved, tmp_path: Path) -> None:
     one, two = write(saved.made, tmp_path / "a"), write(saved.made, tmp_path / "a", at="2026-01-01T00:00:00Z")
     assert one == two
