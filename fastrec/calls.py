@@ -108,5 +108,5 @@ def _plain(tree: Tree) -> Tree:
     if isinstance(tree, Fixed) and tree.opaque:
         return Fixed(None, opaque=True)
     if isinstance(tree, Branch):
-        return replace(tree, children=tuple(_plain(child) for child in tree.children), open=False)
+        return replace(tree, children=tuple(_plain(child) for child in tree.children), lacking=None)
     return tree

@@ -52,7 +52,7 @@ class Fixed:
 class Branch:
     """A container: `kind` says how to open and rebuild it, `keys` name its children in order.
 
-    An `open` one may have more keys, which nobody reads.
+    Where `lacking` is not None it may have more keys, which nobody reads, but for these, which the model asked for and did not find.
     """
 
     kind: str
@@ -60,7 +60,7 @@ class Branch:
     keys: tuple[Any, ...]
     children: tuple[Tree, ...]
     extra: Any = None
-    open: bool = False
+    lacking: tuple[Any, ...] | None = None
 
 
 Tree = Leaf | Fixed | Branch
@@ -230,7 +230,7 @@ def _rebuild(branch: Branch, children: list[Any]) -> Any:
 def _reorder(tree: Branch, name: str, keys: Sequence[Any], children: Sequence[Any]) -> list[Any]:
     given = dict(zip(keys, children, strict=True))
     missing = [key for key in tree.keys if key not in given]
-    extra = [] if tree.open else [key for key in given if key not in tree.keys]
+    extra = [key for key in given if key not in tree.keys and (tree.lacking is None or key in tree.lacking)]
     if missing or extra:
         what = f"missing {missing[0]!r}" if missing else f"unexpected {extra[0]!r}"
         feature = child_name(name, tree.kind, missing[0] if missing else extra[0])

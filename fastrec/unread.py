@@ -16,47 +16,43 @@ __all__ = ["without_unread"]
 
 
 class _Watched(dict[Any, Any]):
-    """A dict that notes which of its keys are looked up, and whether anything is asked that other keys would answer otherwise."""
+    """A dict that notes which keys are asked for, by whether they are there, and whether anything is asked that any other key would change."""
 
     def __init__(self, given: dict[Any, Any]) -> None:
         super().__init__(given)
+        self.given = frozenset(given)
         self.read: set[Any] = set()
+        self.lacking: dict[Any, None] = {}
         self.walked = False
 
-    def __getitem__(self, key: Any) -> Any:
-        self._note(key)
-        return super().__getitem__(key)
-
-    def __contains__(self, key: Any) -> bool:
-        self._note(key)
-        return super().__contains__(key)
-
-    def get(self, key: Any, default: Any = None) -> Any:
-        self._note(key)
-        return super().get(key, default)
-
-    def _note(self, key: Any) -> None:
-        if super().__contains__(key):
+    def note(self, key: Any) -> None:
+        """That a key was asked for."""
+        if key in self.given:
             self.read.add(key)
         else:
-            self.walked = True
+            self.lacking[key] = None
 
 
-def _walking(name: str) -> Callable[..., Any]:
+def _noting(name: str, *, keyed: bool) -> Callable[..., Any]:
     method = getattr(dict, name)
 
-    def walked(self: _Watched, *args: Any, **kwargs: Any) -> Any:
-        self.walked = True
+    def noted(self: _Watched, *args: Any, **kwargs: Any) -> Any:
+        if keyed:
+            self.note(args[0])
+        else:
+            self.walked = True
         return method(self, *args, **kwargs)
 
-    return walked
+    return noted
 
 
+for _name in ("__getitem__", "__contains__", "__setitem__", "__delitem__", "get", "pop", "setdefault"):
+    setattr(_Watched, _name, _noting(_name, keyed=True))
 for _name in (
     "__iter__", "__reversed__", "__len__", "__eq__", "__ne__", "__or__", "__ror__", "__ior__", "__repr__",
-    "__setitem__", "__delitem__", "clear", "copy", "items", "keys", "pop", "popitem", "setdefault", "update", "values",
+    "clear", "copy", "items", "keys", "popitem", "update", "values",
 ):  # fmt: skip
-    setattr(_Watched, _name, _walking(_name))
+    setattr(_Watched, _name, _noting(_name, keyed=False))
 
 
 def without_unread(
@@ -64,9 +60,9 @@ def without_unread(
 ) -> tuple[Layout, list[Tensor]]:
     """A layout and the tensors of a batch, without what `function` does not read of its dicts.
 
-    A dict of which keys were only looked up, each of them there, is an open one: the other keys are no features, and calls may
-    have any. `function` is called with dicts that note it and, where it left some out, without these: what it answers has to
-    be the same. A dict that is walked through, or asked for what is not there, is read whole.
+    Of a dict that is only asked for keys by name the others are no features, and calls may have any that it was not asked for in
+    vain. `function` is called with dicts that note it, and then without what it left out: what it answers has to be the same. A
+    dict that is walked through, copied or asked for its length is read whole.
     """
     try:
         return _read(layout, tensors, function)
@@ -80,9 +76,11 @@ def _read(
     watched: dict[int, _Watched] = {}
 
     def watch(branch: Branch, made: Any) -> Any:
-        if branch.kind == "dict" and branch.type is dict:
+        if branch.kind == "dict" and isinstance(made, dict):
             watched[id(branch)] = made = _Watched(made)
-        elif branch.kind == "interaction" and type(made.interaction) is dict:
+        elif branch.kind == "dict":
+            watched[id(branch)] = made.data = _Watched(made.data)
+        elif branch.kind == "interaction":
             watched[id(branch)] = made.interaction = _Watched(made.interaction)
         return made
 
@@ -92,7 +90,7 @@ def _read(
     with torch.no_grad():
         expected = tensors_of(function(*args, **kwargs))
     places: list[int] = []
-    trees = tuple(_open(tree, watched, places) for tree in layout.trees)
+    trees = tuple(_asked(tree, watched, places) for tree in layout.trees)
     features = tuple(layout.features[place] for place in places)
     read, kept = replace(layout, trees=trees, features=features), [tensors[place] for place in places]
     args, kwargs = read.arguments(kept)
@@ -102,8 +100,8 @@ def _read(
     return (read, kept) if same else (layout, list(tensors))
 
 
-def _open(tree: Tree, watched: dict[int, _Watched], places: list[int]) -> Tree:
-    """The tree of what was read; `places` is told where its tensors were."""
+def _asked(tree: Tree, watched: dict[int, _Watched], places: list[int]) -> Tree:
+    """The tree of what was asked for; `places` is told where its tensors were."""
     if isinstance(tree, Leaf):
         places.append(tree.index)
         return Leaf(len(places) - 1)
@@ -112,13 +110,12 @@ def _open(tree: Tree, watched: dict[int, _Watched], places: list[int]) -> Tree:
     seen = watched.get(id(tree))
     read = tree.keys if seen is None or seen.walked else seen.read
     kept = {
-        key: _open(child, watched, places)
+        key: _asked(child, watched, places)
         for key, child in zip(tree.keys, tree.children, strict=True)
         if key in read
     }
-    return replace(
-        tree, keys=tuple(kept), children=tuple(kept.values()), open=seen is not None and not seen.walked
-    )
+    lacking = None if seen is None or seen.walked else tuple(seen.lacking)
+    return replace(tree, keys=tuple(kept), children=tuple(kept.values()), lacking=lacking)
 
 
 def _same(old: Tensor, new: Tensor) -> bool:

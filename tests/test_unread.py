@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict, UserDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,18 +67,40 @@ def test_what_is_not_looked_up_is_no_feature(also: Callable[[Batch], Any] | None
     assert torch.equal(program.answers(program.flat(batch()))[0], program.model(batch()))
 
 
-def test_so_it_is_in_an_object_around_a_dict() -> None:
-    program = Program.read(Ranker(), Columns(batch()))
+@pytest.mark.parametrize("kind", [Columns, OrderedDict, UserDict])
+def test_so_it_is_in_other_dicts_and_objects_around_one(kind: Callable[[Batch], Any]) -> None:
+    program = Program.read(Ranker(), kind(batch()))
     assert names(program) == ["user", "item"]
-    assert len(program.flat(Columns({**batch(), "more": 1}))) == 2
+    assert len(program.flat(kind({**batch(), "more": 1}))) == 2
 
 
 @pytest.mark.parametrize(
     "also",
     [
-        len, lambda x: sum(v.sum() for v in x.values() if isinstance(v, Tensor)), lambda x: [*x] and 0, lambda x: "weight" in x,
-        lambda x: x.get("weight", 0), lambda x: {**x}["user"] * 0, lambda x: dict(x)["user"] * 0, lambda x: dict(**x)["user"] * 0,
-        lambda x: (x | {"more": 1})["more"] * 0, lambda x: x.copy()["user"] * 0, lambda x: x.pop("label") * 0, lambda x: x.update(a=1) or 0,
+        lambda x: "weight" in x, lambda x: x.get("weight", 0), lambda x: x.pop("weight", 0), lambda x: x.setdefault("weight", 0),
+    ],
+)  # fmt: skip
+def test_a_key_that_is_asked_for_in_vain_stays_away_and_the_others_do_not_matter(
+    also: Callable[[Batch], Any],
+) -> None:
+    program = Program.read(Ranker(also), batch())
+    assert names(program) == ["user", "item"]
+    assert len(program.flat({**batch(), "more": 1})) == 2
+    with pytest.raises(InputError, match="unexpected 'weight'"):
+        program.flat({**batch(), "weight": torch.ones(6)})
+
+
+def test_a_key_that_is_taken_out_is_read() -> None:
+    program = Program.read(Ranker(lambda x: x.pop("label") * 0), batch())
+    assert names(program) == ["user", "label", "item"]
+    assert len(program.flat({**batch(), "more": 1})) == 3
+
+
+@pytest.mark.parametrize(
+    "also",
+    [
+        len, lambda x: sum(v.sum() for v in x.values() if isinstance(v, Tensor)), lambda x: [*x] and 0, lambda x: {**x}["user"] * 0, lambda x: dict(x)["user"] * 0, lambda x: dict(**x)["user"] * 0,
+        lambda x: (x | {"more": 1})["more"] * 0, lambda x: x.copy()["user"] * 0, lambda x: x.update(a=1) or 0,
         lambda x: nothing(str(x)), lambda x: torch.rand(()),
     ],
 )  # fmt: skip

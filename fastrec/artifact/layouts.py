@@ -170,7 +170,7 @@ def _tree_data(tree: Tree, where: str) -> Any:
         "keys": [_value_data(key, where) for key in tree.keys],
         "children": [_tree_data(child, f"{where}.{key}") for key, child in zip(tree.keys, tree.children, strict=True)],
         "extra": None if extra is None else [_value_data(item, where) for item in extra],
-        "open": tree.open,
+        "lacking": None if tree.lacking is None else [_value_data(key, where) for key in tree.lacking],
     }  # fmt: skip
 
 
@@ -184,18 +184,20 @@ def _tree(data: Any, classes: Classes, where: str, count: int, depth: int) -> Tr
     if set(data) == {"opaque"}:
         _expect(isinstance(data["opaque"], str), where, "the name of a class", data)
         return Fixed(_Unknown(data["opaque"]), opaque=True)
-    _expect(set(data) == {"kind", "type", "keys", "children", "extra", "open"}, where, "a tree", data)
-    _expect(isinstance(data["open"], bool), where, "true or false", data["open"])
+    _expect(set(data) == {"kind", "type", "keys", "children", "extra", "lacking"}, where, "a tree", data)
     _expect(data["kind"] in _KINDS, where, f"one of {', '.join(_KINDS)}", data["kind"])
     keys = tuple(_value(key, where) for key in _list(data["keys"], where))
     children = _list(data["children"], where)
     _expect(len(keys) == len(children), where, "a key for each child", keys)
     extra = None if data["extra"] is None else tuple(_value(x, where) for x in _list(data["extra"], where))
+    lacking = (
+        None if data["lacking"] is None else tuple(_value(x, where) for x in _list(data["lacking"], where))
+    )
     kind = classes.named(data["type"], where)
     made = [
         _tree(t, classes, f"{where}.{key}", count, depth + 1) for key, t in zip(keys, children, strict=True)
     ]
-    return Branch(data["kind"], kind, keys, tuple(made), extra, data["open"])
+    return Branch(data["kind"], kind, keys, tuple(made), extra, lacking)
 
 
 def _value_data(value: Any, where: str) -> Any:

@@ -49,7 +49,9 @@ def test_it_says_everything() -> None:
         "x86_64",
     ):
         assert part in text
-    assert markdown(unchanged()).startswith("## Unchanged: nothing could be done, and the original goes on serving")
+    assert markdown(unchanged()).startswith(
+        "## Unchanged: nothing could be done, and the original goes on serving"
+    )
 
 
 def test_segments_are_a_table_with_the_worst_marked() -> None:
