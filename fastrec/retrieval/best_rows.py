@@ -67,9 +67,8 @@ def _reaching(scores: Tensor, k: int, within: float) -> Rows:
     """Rows whose score is at least a bound that k scores reach, less `within`."""
     blocks = min(len(scores) // 2, max(_BLOCKS * k, 256))
     size = len(scores) // blocks
-    maxima = scores[: blocks * size].view(size, blocks).amax(0).numpy()
-    # NaN is the largest to numpy as well.
-    bound = np.partition(maxima, blocks - k)[blocks - k].item()
+    maxima = scores[: blocks * size].view(size, blocks).amax(0)
+    bound = maxima.topk(k).values[-1].item()
     limit = bound - within if within else bound
     # Written so that NaN passes.
     reaching: Rows = (~(scores.numpy() < limit)).nonzero()[0]
