@@ -129,7 +129,7 @@ def story(folder: Path, short: bool) -> list[str]:
     titles, coming = zip(*(x.tensor_split([newer - 1]) for x in tokens(texts)), strict=True)
     minilm = Tower().eval()
     words = Words(minilm).eval()
-    readers = {  # what was trained before takes a tenth of the rate
+    readers = {  # what was trained before learns at a tenth of the rate and less
         "word vectors": (words, words.rows, 2e-4),
         "MiniLM": (minilm, minilm.encoder.encoder.layer[-LAYERS:], 2e-5),
     }
