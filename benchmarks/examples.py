@@ -38,7 +38,8 @@ def main() -> None:
             told(name, "--short")
             print(f"\n{name} ended {duration(time.perf_counter() - began)} after the first began", flush=True)
         else:
-            PAGE.write_text(put(PAGE.read_text(), name, told(name)))
+            tables = told(name)  # which takes minutes: the page is read after it
+            PAGE.write_text(put(PAGE.read_text(), name, tables))
 
 
 if __name__ == "__main__":

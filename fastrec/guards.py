@@ -25,7 +25,7 @@ from .program import Program
 from .rows import take_rows
 from .subgraphs import past, subgraph
 
-__all__ = ["Bounds", "Guard", "read_guard"]
+__all__ = ["Bounds", "Guard", "extremes", "read_guard"]
 
 aten = torch.ops.aten
 NonFinite = Literal["raise", "propagate"]
@@ -96,7 +96,7 @@ class Guard:
     def __call__(self, tensors: Sequence[Tensor]) -> None:
         """Raise at the first element that does not fit."""
         for index, size in self._plain:
-            low, high = _extremes(tensors[index])
+            low, high = extremes(tensors[index])
             if high >= size or low < 0:
                 self._refuse(index, tensors[index])
         for index, limits, listed in self._columns:
@@ -105,12 +105,12 @@ class Guard:
                 numbers = ids.numpy(force=True).ravel().tolist()
                 bad = any(map(operator.ge, numbers, listed)) or min(numbers) < 0
             else:
-                bad = _extremes(ids)[0] < 0 or bool(ids.ge(limits).any())
+                bad = extremes(ids)[0] < 0 or bool(ids.ge(limits).any())
             if bad:
                 self._refuse(index, ids)
         for members, limits in self._stacks:
             together = torch.stack([tensors[index] for index in members])
-            if _extremes(together)[0] < 0 or bool(together.ge(limits).any()):
+            if extremes(together)[0] < 0 or bool(together.ge(limits).any()):
                 for index in members:
                     self._refuse(index, tensors[index])
         for index, bound in self._general:
@@ -215,7 +215,7 @@ def _allows_finite_only(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and bool(tensor.isfinite().all())
 
 
-def _extremes(tensor: Tensor) -> tuple[int, int]:
+def extremes(tensor: Tensor) -> tuple[int, int]:
     """The least and the largest of whole numbers; zeros where there are none."""
     count = tensor.numel()
     if count > _FEW:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 __all__ = ["best_rows"]
 
+Rows = npt.NDArray[np.int64]
+
 _BLOCKS = 4
 """How many blocks there are for each row wanted."""
+_FEW = 64
+"""Up to so many scores Python sorts in less than it takes to enter the kernels of a sort."""
 
 
 def best_rows(scores: Tensor, k: int, *, within: float = 0.0) -> Tensor:
@@ -25,7 +34,27 @@ def best_rows(scores: Tensor, k: int, *, within: float = 0.0) -> Tensor:
     """
     if scores.is_floating_point() and scores.element_size() < 4:
         scores = scores.float()
-    rows = torch.arange(len(scores)) if len(scores) <= 2 * _BLOCKS * k else _reaching(scores, k, within)
+    numbers = scores.numpy()
+    rows = np.arange(len(numbers)) if len(numbers) <= 2 * _BLOCKS * k else _reaching(scores, k, within)
+    if len(rows) <= _FEW:
+        values = numbers[rows].tolist()
+        # NaN compares with nothing, and makes every sum NaN.
+        if not math.isnan(sum(values)):
+            return torch.from_numpy(rows[_order(values, k, within)])
+    return _sorted(scores, torch.from_numpy(rows), k, within)
+
+
+def _order(values: list[Any], k: int, within: float) -> list[int]:
+    """The places of the k largest of a few numbers, and of those up to `within` below."""
+    order = sorted(range(len(values)), key=values.__getitem__, reverse=True)
+    if not within:
+        return order[:k]
+    least = values[order[k - 1]] - within
+    return [place for place in order if values[place] >= least]
+
+
+def _sorted(scores: Tensor, rows: Tensor, k: int, within: float) -> Tensor:
+    """The same of these rows (n,), in rising order, of which any may be NaN."""
     order = torch.sort(scores[rows], descending=True, stable=True)
     if not within:
         return rows[order.indices[:k]]
@@ -34,13 +63,13 @@ def best_rows(scores: Tensor, k: int, *, within: float = 0.0) -> Tensor:
     return rows[order.indices[kept]]
 
 
-def _reaching(scores: Tensor, k: int, within: float) -> Tensor:
+def _reaching(scores: Tensor, k: int, within: float) -> Rows:
     """Rows whose score is at least a bound that k scores reach, less `within`."""
     blocks = min(len(scores) // 2, max(_BLOCKS * k, 256))
     size = len(scores) // blocks
-    whole = blocks * size
-    maxima = scores[:whole].view(size, blocks).amax(0)
-    bound = maxima.topk(k).values[-1]
-    limit = bound.item() - within if within else bound.item()
+    maxima = scores[: blocks * size].view(size, blocks).amax(0)
+    bound = maxima.topk(k).values[-1].item()
+    limit = bound - within if within else bound
     # Written so that NaN passes.
-    return torch.from_numpy((~(scores.numpy() < limit)).nonzero()[0])
+    reaching: Rows = (~(scores.numpy() < limit)).nonzero()[0]
+    return reaching

@@ -22,6 +22,11 @@ def read_side(given: Any, features: Sequence[Feature], wanted: Sequence[int], si
     the order of the features; or the one tensor there is. Raises `InputError` naming what is missing, unknown or
     the other side's, or of another type.
     """
+    if type(given) is dict and len(given) == len(wanted):
+        # As it nearly always is: each by its own name.
+        named = {i: value for i in wanted if isinstance(value := given.get(features[i].name), Tensor)}
+        if len(named) == len(wanted):
+            return {i: cast(features[i], tensor) for i, tensor in named.items()}
     names = ", ".join(repr(features[i].name) for i in wanted)
     found: list[tuple[str, Tensor]] = []
     tree = describe(given, "", found)
@@ -92,7 +97,7 @@ def cast(feature: Feature, tensor: Tensor) -> Tensor:
             feature=feature.name,
         )
     if tensor.dtype is feature.dtype:
-        return tensor.detach()
+        return tensor.detach() if tensor.requires_grad else tensor
     whole = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
     if (
         whole

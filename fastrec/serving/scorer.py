@@ -17,14 +17,14 @@ from torch import Tensor, fx
 
 from ..backends.direct import direct
 from ..errors import IdOutOfRangeError, InputError, MeasurementError
-from ..guards import Guard
+from ..guards import Guard, extremes
 from ..inputs import Feature
 from ..program import Program
-from ..retrieval.best_rows import best_rows
 from ..rows import take_rows
 from ..trees import describe
 from .catalogue import Catalogue
 from .sides import Sides, split_sides
+from .unseen import are_near, best_unseen, filled
 
 __all__ = ["LIMIT_BYTES", "Scorer", "precompute"]
 
@@ -213,27 +213,16 @@ class Scorer:
             raise InputError(f"k is a number from 1 to the {self.candidates:,} candidates, got {k!r:.80}")
         place = self._place(output)
         flat = self._catalogue.read_request(request)
-        scores, left = self._scores(flat, place), None
-        wanted = k
-        if seen is not None:
-            unseen = torch.ones(self.candidates, dtype=torch.bool)
-            given = seen
-            if isinstance(given, Tensor) and given.dim() == 1 and not given.is_floating_point():
-                given = given[given != -1]  # what fills lists of different lengths
-            unseen[self._read_rows(given, "seen")] = False
-            left = unseen.nonzero()[:, 0]
-            scores, k = scores[left], min(k, len(left))
-            if not k:
-                return _filled(scores, left, wanted)
+        gone = None if seen is None else self._read_seen(seen)
+        scores = self._scores(flat, place)
         within = 2 * self._rounding[place] if self._layout.independent else 0.0
-        rows = best_rows(scores, k, within=within)
-        best, rows = scores[rows], rows if left is None else left[rows]
-        if within and len(rows) > 1 and len(rows) <= _RESCORED and bool((best.diff() > -within).any()):
+        best, rows = best_unseen(scores, gone, k, within)
+        if within and 1 < len(rows) <= _RESCORED and are_near(best, within):
             # Nearer than rounding: the model itself decides which comes first.
             rows = rows.sort().values
             order = self._rescored(flat, rows, place).sort(descending=True, stable=True)
             best, rows = order.values, rows[order.indices]
-        return _filled(best[:k], rows[:k], wanted)
+        return filled(best[:k], rows[:k], k)
 
     def agrees(self) -> bool:
         """Whether the answers are the model's, up to rounding, for the example's request and some candidates."""
@@ -298,17 +287,20 @@ class Scorer:
         """The scores (M,) of all candidates."""
         if self.candidates in self._catalogue.exempt:
             return self._original(flat, torch.arange(self.candidates))[place].flatten()
-        if self._step == self.candidates:
-            return self._run(flat, self._held)[place].flatten()
-        user = self._user(*[flat[i] for i in self._sides.request])
-        parts = []
-        for start in range(0, self.candidates, self._step):
-            size = min(self._step, self.candidates - start)
-            held = [
-                t.narrow(f.axis or 0, start, size) for f, t in zip(self._features, self._held, strict=True)
-            ]
-            parts.append(self._score(*user, *self._merged(flat, held))[place].flatten())
-        return torch.cat(parts)
+        # The least that torch does per kernel; nothing of it leaves as it is, as nobody could write to it.
+        with torch.inference_mode():
+            if self._step == self.candidates:
+                return self._run(flat, self._held)[place].flatten()
+            user = self._user(*[flat[i] for i in self._sides.request])
+            parts = []
+            for start in range(0, self.candidates, self._step):
+                size = min(self._step, self.candidates - start)
+                held = [
+                    t.narrow(f.axis or 0, start, size)
+                    for f, t in zip(self._features, self._held, strict=True)
+                ]
+                parts.append(self._score(*user, *self._merged(flat, held))[place].flatten())
+            return torch.cat(parts)
 
     def _place(self, output: int | str | None) -> int:
         """The number of the output meant. Raises `InputError` unless it holds one score per candidate."""
@@ -326,42 +318,45 @@ class Scorer:
         )
         raise InputError(f"{what}: output={able or 'none'} holds one number per candidate.")
 
-    def _read_rows(self, rows: Tensor | Sequence[int], name: str = "rows") -> Tensor:
-        try:
-            found = torch.as_tensor(list(rows) if isinstance(rows, (set, frozenset)) else rows)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(
-                f"{name} is a vector of row numbers, got {type(rows).__name__} {rows!r:.80}", feature=name
-            ) from error
-        if found.shape == (0,):
-            found = found.long()
-        if found.dim() != 1 or found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
-            raise InputError(
-                f"{name} is a vector of row numbers, got {found.dtype} of shape {tuple(found.shape)}",
-                feature=name,
-            )
-        found = found.long()
-        bad = (found < 0) | (found >= self.candidates)
-        if bool(bad.any()):
-            place = int(bad.nonzero()[0])
+    def _read_rows(self, rows: Tensor | Sequence[int]) -> Tensor:
+        found = _vector(rows, "rows")
+        self._refuse_others(found, "rows", 0)
+        return found
+
+    def _read_seen(self, seen: Tensor | Sequence[int]) -> Tensor:
+        """Rows that are left out; without what fills lists of different lengths."""
+        found = _vector(seen, "seen")
+        return found[found >= 0] if self._refuse_others(found, "seen", -1) < 0 else found
+
+    def _refuse_others(self, found: Tensor, name: str, least: int) -> int:
+        """The least of these rows. Raises `IdOutOfRangeError` at one that is below `least` or that the catalogue does not have."""
+        low, high = extremes(found)
+        if low < least or high >= self.candidates:
+            place = int(((found < least) | (found >= self.candidates)).nonzero()[0])
             raise IdOutOfRangeError(
                 f"{name}, position {place}: got {int(found[place])}, expected 0 <= row < {self.candidates:,}.",
                 feature=name,
                 row=place,
             )
-        return found
+        return low
 
 
-def _filled(scores: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The scores and rows, filled up to k with none."""
-    lacking = k - len(rows)
-    if not lacking:
-        return scores, rows
-    floating = scores.is_floating_point()
-    none = -math.inf if floating else torch.iinfo(scores.dtype).min
-    return torch.cat([scores, scores.new_full((lacking,), none)]), torch.cat(
-        [rows, rows.new_full((lacking,), -1)]
-    )
+def _vector(rows: Tensor | Sequence[int], name: str) -> Tensor:
+    """Row numbers as a vector. Raises `InputError` for anything else."""
+    try:
+        found = torch.as_tensor(list(rows) if isinstance(rows, (set, frozenset)) else rows)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{name} is a vector of row numbers, got {type(rows).__name__} {rows!r:.80}", feature=name
+        ) from error
+    if found.shape == (0,):
+        found = found.long()
+    if found.dim() != 1 or found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
+        raise InputError(
+            f"{name} is a vector of row numbers, got {found.dtype} of shape {tuple(found.shape)}",
+            feature=name,
+        )
+    return found.long()
 
 
 def _short(name: str) -> str:

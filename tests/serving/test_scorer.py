@@ -452,3 +452,50 @@ def test_seen_rows_are_left_out_of_the_best() -> None:
     assert case.scorer.topk(request, 2, "logit", seen=rows)[1].tolist() == [-1, -1]
     with pytest.raises(IdOutOfRangeError, match=f"seen, position 1: got {size}"):
         case.scorer.topk(request, 2, "logit", seen=[0, size])
+
+
+def test_what_fills_lists_of_seen_rows_is_none() -> None:
+    case, request = dot(), {"user": torch.tensor([1])}
+    rows = case.scorer.topk(request, 5, "logit")[1]
+    for seen in (
+        torch.tensor([-1, int(rows[0]), -1]),
+        [-1, int(rows[0])],
+        torch.tensor([-1, -1, int(rows[0])]).int(),
+    ):
+        assert torch.equal(case.scorer.topk(request, 4, "logit", seen=seen)[1], rows[1:])
+    for seen, place in (([-1, 3, 600], 2), ([-1, -2], 1)):
+        with pytest.raises(IdOutOfRangeError, match=f"seen, position {place}"):
+            case.scorer.topk(request, 4, "logit", seen=seen)
+
+
+class Popular(nn.Module):
+    """The score is the candidate's own, whoever asks."""
+
+    def forward(self, user: Tensor, sold: Tensor) -> Tensor:
+        return sold
+
+
+def test_scores_that_are_the_catalogues_own_stay_as_they_are() -> None:
+    sold = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    case = known(Popular().eval(), {"user": torch.ones(50, 2), "sold": sold.clone()}, ["user"])
+    best = sold.sort(descending=True).indices
+    assert torch.equal(case.scorer.topk(case.request, 3, seen=best[:2])[1], best[2:5])
+    values, rows = case.scorer.topk(case.request, 3)
+    assert torch.equal(rows, best[:3])
+    values.add_(1)  # the caller's
+    assert torch.equal(case.scorer.topk(case.request, 3)[0], sold[best[:3]])
+
+
+def test_answers_may_be_written_to_and_learned_from() -> None:
+    case, weight = dot(), torch.ones(3, requires_grad=True)
+    for seen in (None, [4, 7], list(range(598))):
+        values, rows = case.scorer.topk(case.request, 3, "logit", seen=seen)
+        assert not values.is_inference() and not rows.is_inference()
+        values.add_(1.0)
+        (values.nan_to_num(neginf=0.0) * weight).sum().backward()
+
+
+def test_a_request_with_a_gradient_has_an_answer_without() -> None:
+    case = known(Mixing().eval(), (torch.randn(1, 4).repeat(9, 1), torch.randn(9, 4)), ["a"])
+    request = {"a": torch.randn(1, 4, requires_grad=True)}
+    assert not case.scorer.topk(request, 3)[0].requires_grad and not case.scorer(request, [1]).requires_grad
