@@ -25,9 +25,13 @@ def fused(program: Program) -> Program:
     return program.with_model(Fuse().apply(program).model)
 
 
-def noted(user: Tensor, item: Tensor) -> list[str]:
-    plain = capture(Program.read(Scores().eval(), (user, item)))
+def advice_of(model: nn.Module, *batch: Tensor) -> list[str]:
+    plain = capture(Program.read(model.eval(), batch))
     return advice(plain, fused(plain), fused)
+
+
+def noted(user: Tensor, item: Tensor) -> list[str]:
+    return advice_of(Scores(), user, item)
 
 
 def test_agreeing_rows_are_told_with_what_they_would_save() -> None:
@@ -46,6 +50,23 @@ def test_columns_are_told_by_number() -> None:
 
 def test_rows_that_differ_are_not() -> None:
     assert noted(torch.randn(5, 6), torch.randn(5, 2)) == []
+
+
+class Masked(nn.Module):
+    """The mean of what is there of a history."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(30, 4)
+
+    def forward(self, history: Tensor, there: Tensor) -> Tensor:
+        weight = there[:, :, None].float()
+        return (self.table(history) * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+def test_what_would_save_nothing_is_not() -> None:
+    there = torch.arange(5)[:, None] < torch.arange(1, 7)  # the last place of every history is taken
+    assert advice_of(Masked(), torch.randint(30, (5, 6)), there) == []
 
 
 def test_the_report_has_the_note_and_nothing_is_assumed() -> None:
