@@ -32,7 +32,7 @@ def _reason(node: fx.Node) -> str:
     if operator_name(node) in _JOINS:
         readers = ", ".join(sorted({_name(user) for user in node.users}))
         return f"the join is read whole by {readers}: no rule takes its parts apart there"
-    return f"{_name(node)} needs the request's part in every row: no rule computes it from one"
+    return f"{_name(node)} needs what all rows share in every row: no rule computes it from one"
 
 
 def _name(node: Any) -> str:
