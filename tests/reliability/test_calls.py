@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrec import CompressedModel, FastrecError, compress
-from fastrec.backends import Eager, OnnxRuntime, onnxruntime
+from fastrec.backends import Eager, OnnxRuntime, onnx_backend, onnxruntime
 from fastrec.capture import capture
 from fastrec.measure import resident_bytes
 from fastrec.program import Program
@@ -170,7 +170,7 @@ def test_levels_of_rewriting_of_onnx_runtime_agree(name: str, monkeypatch: pytes
     model = make(entry)
     target = model if entry.entry == "forward" else getattr(model, entry.entry)
     program = Program.read(target, entry.batch(4, torch.Generator().manual_seed(4)))
-    captured, usual, export = capture(program), onnxruntime.session_options, onnxruntime.export_onnx
+    captured, usual, export = capture(program), onnxruntime.session_options, onnx_backend.export_onnx
     once: list[Any] = []
 
     def exported(*args: Any, **options: Any) -> Any:
@@ -178,7 +178,7 @@ def test_levels_of_rewriting_of_onnx_runtime_agree(name: str, monkeypatch: pytes
             once.append(export(*args, **options))
         return once[0]
 
-    monkeypatch.setattr(onnxruntime, "export_onnx", exported)
+    monkeypatch.setattr(onnx_backend, "export_onnx", exported)
     batch = program.flat(entry.batch(33, torch.Generator().manual_seed(7)))
     found = []
     for level in ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL"):
