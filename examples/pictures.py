@@ -70,13 +70,13 @@ def in_turns(
     ]
 
 
-def updated(folder: str, model: Pictured, batch: Rows, part: Rows) -> fastrec.CompressedModel:
-    """What serves after the model has learned from these rows: it, if all gates open, and what served before if not."""
+def updated(folder: str, model: Pictured, batch: Rows, part: Rows) -> fastrec.CompressedModel | None:
+    """What serves after the model has learned from these rows; None if a gate does not open, and what served before goes on."""
     try:
         return fastrec.update(folder, model, batch=batch, calibration=batches(part), evaluate=judged(part))
     except fastrec.UpdateRefused as refused:
         print(f"the model of before goes on: {refused}")
-        return fastrec.load(folder)
+        return None
 
 
 def main(short: bool = False) -> Sequence[str]:
@@ -129,7 +129,8 @@ def main(short: bool = False) -> Sequence[str]:
     # What served before knows new articles by the rows that several share, and by their pictures.
     count = len(shown)
     as_before = (history.where(history < count, 0), item.where(item < count, 1 + item % SPARE), *rest)
-    was, now = judged(as_before)(served), judged(after)(new)
+    was = judged(as_before)(served)
+    now = was if new is None else judged(after)(new)
     return [
         *(f"{name}: {fast.report.headline}. Done: {_done(fast.report)}." for name, fast in forms.items()),
         "The weeks after, the model and what was compressed (a loss below zero is a gain):\n\n"

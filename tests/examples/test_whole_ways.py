@@ -145,8 +145,9 @@ def test_what_moved_scores_is_found(with_pandas: None, example: Callable[[str], 
     assert first["between"] > 3 * first["chance"]
 
 
+@pytest.mark.parametrize("refused", [False, True])
 def test_pictures(
-    with_pandas: None, example: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+    refused: bool, with_pandas: None, example: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shop, module = example("shop"), example("pictures")
     for name in ("album", "pictured"):
@@ -154,7 +155,16 @@ def test_pictures(
     lines = shop.cleaned()
     monkeypatch.setattr(module, "cleaned", lambda: lines[lines.user % 12 == 0])
     made = shortened(monkeypatch, 50)
+    if refused:
+
+        def refuse(*_: object, **__: object) -> None:
+            raise fastrec.UpdateRefused("a gate did not open")
+
+        monkeypatch.setattr(fastrec, "update", refuse)
     told = module.main(short=True)
+    if refused:
+        was, now = zip(*(row[1:3] for row in cells(told[-1])), strict=True)
+        assert was == now, "what served before goes on"
     exact, coarse = made
     folded = [change for step in exact.report.steps for change in step.changes if change.rule == "fold norms"]
     assert len(folded) == 3, "a norm for each convolution"
