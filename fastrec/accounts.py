@@ -51,7 +51,7 @@ def account(
         recipe=recipe,
         seconds=time.perf_counter() - work.began,
         notes=tuple(work.notes),
-        counted=program.layout.rows is not None,
+        counted=program.layout.counted,
         tables=tables_of(serving.model, budget),
         p95_ms=None if budget is None else budget.p95_ms,
     )

@@ -69,6 +69,11 @@ class Layout:
     independent: bool = True
     exempt: tuple[int, ...] = ()
 
+    @property
+    def counted(self) -> bool:
+        """Whether a dimension counts rows; if none does, only the example's own shape is known."""
+        return self.rows is not None
+
     def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """The flat tensors of one call, in feature order.
 

@@ -262,7 +262,7 @@ def _measure(
     if program.layout.rows is None:
         sizes = (1,)
     for index, rows in enumerate(sizes):
-        show(f"measuring {at([rows], program.layout.rows is not None)}")
+        show(f"measuring {at([rows], program.layout.counted)}")
         parts = sizes[index:]
         before = original_call(private)
         if results and not affordable(before, fresh(rows, 0), len(sessions), work.deadline):

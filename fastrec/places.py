@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from .graph import operator_name
 
-__all__ = ["called", "line_of", "named", "place_of", "places"]
+__all__ = ["called", "line_of", "named", "place_of", "placed", "places"]
 
 _OURS = Path(__file__).parent
 _TORCH = Path(torch.__file__).parent
@@ -42,16 +42,16 @@ def place_of(node: fx.Node) -> str:
 
 def named(node: fx.Node) -> str:
     """A node and its place, as reasons say it: "linear_3 (tower.mlp.0, ranker.py:41)"."""
-    return _placed(node.name, node)
+    return placed(node.name, place_of(node))
 
 
 def called(node: fx.Node) -> str:
     """The operator that a node calls and its place: "linear (tower.mlp.0, ranker.py:41)"; nothing if it calls none."""
-    return _placed(name, node) if (name := operator_name(node)) else ""
+    return placed(name, place_of(node)) if (name := operator_name(node)) else ""
 
 
-def _placed(name: str, node: fx.Node) -> str:
-    place = place_of(node)
+def placed(name: str, place: str) -> str:
+    """A name with its place, where that is known."""
     return f"{name} ({place})" if place else name
 
 

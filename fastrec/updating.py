@@ -327,13 +327,13 @@ class _Update:
         private = program.private(buffers=False)
         before = original_call(private)
         for rows, name in zip(plan.sizes, plan.names, strict=True):
-            self._show(f"measuring {at([rows], program.layout.rows is not None)}")
+            self._show(f"measuring {at([rows], program.layout.counted)}")
             held = {name: sessions[name]} if name in sessions else {}
             after = served_call(serving(private, held, Plan((rows,), (name,)), checks, once))
             result = confirm(rows, name, before, after, fresh, seconds / len(plan.sizes))
             if result.speedup.slower and name != ORIGINAL and not self._without_original:
                 self._work.notes.append(
-                    f"{at([rows], program.layout.rows is not None)} {name} was measured slower than the new original, which serves there"
+                    f"{at([rows], program.layout.counted)} {name} was measured slower than the new original, which serves there"
                 )
                 result = as_original(result)
             results.append(result)

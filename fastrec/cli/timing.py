@@ -40,7 +40,7 @@ def benchmarked(folder: Path, *, model: str | None, batch_sizes: str | None, sec
             calls["original"] = original_call(fast.original)
         then = {size.rows: size.after.p50 for size in fast.report.sizes}
         rows, table, slower = [], [], False
-        counted = fast.original.layout.rows is not None
+        counted = fast.original.layout.counted
         messages = list(fast.notes)
         for size in sizes:
             samples = compared(size, calls, draw, _share(seconds, sizes), first=0)
@@ -126,7 +126,7 @@ def _in_turns(
         ratio = samples.ratio("a", "b")
         verdict = "slower" if _is_slower(ratio) else "faster" if ratio.faster else "no difference"
         if ratio.undecided:
-            where = at([size], a.original.layout.rows is not None)
+            where = at([size], a.original.layout.counted)
             wide.append(f"{where} the interval is too wide to tell: give more --seconds")
         rows.append({
             "rows": size, "a_p50": samples.latency("a").p50, "b_p50": samples.latency("b").p50,

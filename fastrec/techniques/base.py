@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from ..budget import Budget
 from ..errors import TechniqueError
+from ..places import placed
 from ..program import Program
 
 __all__ = ["Applied", "Change", "Skip", "Technique", "graph_of"]
@@ -34,7 +35,7 @@ class Change:
     @property
     def where(self) -> str:
         """The site and its place."""
-        return _where(self.site, self.place)
+        return placed(self.site, self.place)
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Skip:
     @property
     def where(self) -> str:
         """The site and its place."""
-        return _where(self.site, self.place)
+        return placed(self.site, self.place)
 
 
 @dataclass(frozen=True)
@@ -119,10 +120,6 @@ class Technique(abc.ABC):
     def rungs(cls, program: Program) -> tuple[Self, ...]:  # noqa: ARG003 - for those who override it
         """The approximate settings that a search tries on a program, from mild to strong: those of the ladder, unless overridden."""
         return tuple(rung for rung in cls.ladder() if not rung.exact)
-
-
-def _where(site: str, place: str) -> str:
-    return f"{site} ({place})" if place else site
 
 
 def graph_of(program: Program, technique: Technique) -> fx.GraphModule:
